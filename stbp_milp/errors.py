@@ -1,0 +1,17 @@
+"""What can go wrong, told to the user: every message says what arrived, what was expected, what to do."""
+
+
+class StbpError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InputError(StbpError, ValueError):
+    """The user's model, clip, set or option cannot be used as given (command line: exit code 2)."""
+
+
+class UnsupportedLayerError(InputError):
+    """The model holds an operator that no bounding rule exists for."""
+
+
+class SoundnessError(StbpError, AssertionError):
+    """Two methods contradict each other; the run must stop (command line: exit code 4)."""

@@ -1,0 +1,87 @@
+"""The layers a network is made of: data only, one small vocabulary.
+
+Readers translate every operator of a model into these; the rules that compute with them live in one table a
+method (`operations`, `bounds.interval`, `bounds.backward`). A *node shape* never includes the batch axis.
+
+Average pooling becomes a grouped `Convolution` (and a `Scale` where a padded window counts fewer voxels), batch
+normalisation a `Scale`. Max pooling becomes pairwise maxima, `max(a, b) = b + relu(a - b)`, so that every method,
+ReLU splits included, is complete on it without a rule of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """The clip. Always node 0, the only node without inputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """Cross-correlation over 1, 2 or 3 axes, zero padding, as `torch.nn.ConvNd`."""
+
+    weight: Tensor  # (C_out, C_in / groups, *kernel)
+    bias: Tensor  # (C_out,)
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]  # (before, after) per axis
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """`W x + b` on a flat node. With a leading axis N each batch item has its own matrix."""
+
+    weight: Tensor  # (out, in) or (N, out, in)
+    bias: Tensor  # (out,) or (N, out)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """`factor * x + offset`, elementwise; both broadcast to the node shape (no batch axis)."""
+
+    factor: Tensor
+    offset: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape:
+    """The same numbers in row-major order under another node shape."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Select:
+    """`x[..., index, ...]` along one axis of the node shape (an index may repeat or be missing)."""
+
+    axis: int
+    index: Tensor  # (n,) int64
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """`sum_i coefficients[i] * x_i` of inputs of one shape."""
+
+    coefficients: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ReLU:
+    """`max(x, 0)`, elementwise: the only layer that is not affine."""
+
+
+@dataclass(frozen=True, eq=False)
+class Maximum:
+    """`max(a, b)` with inputs `(a, b, relu(a - b))`; its value is `b + relu(a - b)`.
+
+    As a linear map it ignores `a`; interval rules use `a`, because `[max(l_a, l_b), max(u_a, u_b)]` is exact
+    for independent operands where `b + relu(a - b)` is not.
+    """
+
+
+Layer = Input | Convolution | Linear | Scale | Reshape | Select | Add | ReLU | Maximum
