@@ -1,0 +1,29 @@
+"""Linear programs with integer variables, and the solvers that settle them. Knows no network and no tensor.
+
+`choose(program, "auto")` picks a backend that accepts the program; `backend.solve(program, limits)` answers with
+what is *proved* (`Solution.dual_bound`) and, kept apart from it, with a point that was *found*.
+"""
+
+from solvers.backend import Backend, RefusedError, Solution, SolveLimits, Termination
+from solvers.gurobi import Gurobi
+from solvers.highs import Highs
+from solvers.program import MixedIntegerProgram
+from solvers.relaxation import LinearRelaxation, dual_bound
+from solvers.scip import Scip
+from solvers.select import Preference, choose
+
+__all__ = [
+    "Backend",
+    "Gurobi",
+    "Highs",
+    "LinearRelaxation",
+    "MixedIntegerProgram",
+    "Preference",
+    "RefusedError",
+    "Scip",
+    "Solution",
+    "SolveLimits",
+    "Termination",
+    "choose",
+    "dual_bound",
+]

@@ -1,0 +1,25 @@
+"""Network, set and bounds as a mixed-integer program: exact, for what bounds and branching leave undecided."""
+
+from stbp_milp.milp.cuts import strengthen
+from stbp_milp.milp.encode import SLACK, Encoded, encode, relax
+from stbp_milp.milp.points import complete, extract
+from stbp_milp.milp.region import InputRegion
+from stbp_milp.milp.solve import PROOF_MARGIN, MilpResult, minimum, sign_limits
+from stbp_milp.milp.tighten import Tightened, tighten
+
+__all__ = [
+    "PROOF_MARGIN",
+    "SLACK",
+    "Encoded",
+    "InputRegion",
+    "MilpResult",
+    "Tightened",
+    "complete",
+    "encode",
+    "extract",
+    "minimum",
+    "relax",
+    "sign_limits",
+    "strengthen",
+    "tighten",
+]

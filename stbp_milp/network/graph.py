@@ -1,7 +1,7 @@
 """An immutable network: layers in topological order.
 
-`NetworkBuilder` collects named layers in any order in a networkx graph; `build` drops what the output does not
-need, sorts, and computes every node shape.
+`NetworkBuilder` collects named layers in a networkx graph and computes every node's shape; `build` keeps what the
+output needs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.errors import InputError
-from stbp_milp.network.layers import Add, Input, Layer, Maximum, ReLU
+from stbp_milp.network.layers import Add, Input, Layer, Maximum, ReLU, Scale
 from stbp_milp.network.operations import apply
 
 
@@ -99,26 +99,39 @@ def _moved(layer: Layer, target: torch.dtype | torch.device) -> Layer:
 
 
 class NetworkBuilder:
-    """Collects named layers; `add` returns the name so that readers can chain calls."""
+    """Collects named layers; `add` returns the name so that readers can chain calls.
+
+    Every node's shape is known as soon as it is added (torch's meta device computes shapes without numbers).
+    """
 
     def __init__(self, input_shape: Sequence[int], name: str = "input") -> None:
         self._graph = nx.DiGraph()
         self._input = name
-        self._shape = tuple(input_shape)
-        self._graph.add_node(name, layer=Input(), inputs=())
+        self._graph.add_node(name, layer=Input(), inputs=(), shape=tuple(input_shape))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._graph
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The node's shape, without the batch axis."""
+        shape: tuple[int, ...] = self._graph.nodes[name]["shape"]
+        return shape
 
     def add(self, name: str, layer: Layer, *inputs: str) -> str:
-        """Add `layer` reading the named nodes.
+        """Add `layer` reading the named nodes, which must be there already.
 
         Raises:
-            InputError: an operand does not exist or the name is taken.
+            InputError: an operand does not exist, the name is taken or the operands' shapes do not fit.
         """
         if name in self._graph:
             raise InputError(f"two nodes are named {name!r}; give every node of the model its own name")
         missing = [i for i in inputs if i not in self._graph]
         if missing:
-            raise InputError(f"node {name!r} reads {missing[0]!r}, which no earlier node produces; export the model again")
-        self._graph.add_node(name, layer=layer, inputs=inputs)
+            raise InputError(
+                f"node {name!r} reads {missing[0]!r}, which no earlier node produces; export the model again"
+            )
+        shape = _shape_after(name, layer, [self.shape(i) for i in inputs])
+        self._graph.add_node(name, layer=layer, inputs=inputs, shape=shape)
         self._graph.add_edges_from((i, name) for i in inputs)
         return name
 
@@ -130,22 +143,33 @@ class NetworkBuilder:
 
     def build(self, output: str) -> Network:
         """The network that computes node `output` (its shape must be flat: `(K,)`)."""
+        if len(self.shape(output)) != 1:
+            raise InputError(
+                f"the network's output {output!r} has shape {self.shape(output)}; "
+                "expected one flat vector of scores, add a Flatten at the end"
+            )
         needed = nx.ancestors(self._graph, output) | {output, self._input}
-        order = [self._input, *(n for n in nx.topological_sort(self._graph.subgraph(needed)) if n != self._input)]
-        order.remove(output)
-        order.append(output)
+        # Operands are added before their readers, so the order of insertion is topological (and, unlike
+        # networkx's own sort, the same in every run).
+        order = [name for name in self._graph if name in needed]
         position = {name: i for i, name in enumerate(order)}
-        nodes: list[Node] = []
-        probe = [torch.zeros((1, *self._shape), dtype=torch.float64)]
-        for name in order:
-            layer, inputs = self._graph.nodes[name]["layer"], tuple(position[i] for i in self._graph.nodes[name]["inputs"])
-            if name != self._input:
-                try:
-                    probe.append(apply(_moved(layer, torch.float64), [probe[i] for i in inputs]))
-                except RuntimeError as error:
-                    shapes = ", ".join(str(tuple(probe[i].shape[1:])) for i in inputs)
-                    raise InputError(f"node {name!r} ({type(layer).__name__}) cannot take operands of shape {shapes}: {error}") from error
-            nodes.append(Node(name, layer, inputs, tuple(probe[-1].shape[1:])))
-        if len(nodes[-1].shape) != 1:
-            raise InputError(f"the network's output has shape {nodes[-1].shape}; expected one flat vector of scores, add a Flatten at the end")
-        return Network(tuple(nodes))
+        return Network(tuple(self._node(name, position) for name in order))
+
+    def _node(self, name: str, position: dict[str, int]) -> Node:
+        entry = self._graph.nodes[name]
+        return Node(name, entry["layer"], tuple(position[i] for i in entry["inputs"]), entry["shape"])
+
+
+_SAME_SHAPE = (Scale, Add, ReLU, Maximum)  # torch would broadcast what the linear rules cannot
+
+
+def _shape_after(name: str, layer: Layer, operands: list[tuple[int, ...]]) -> tuple[int, ...]:
+    arrived = f"node {name!r} ({type(layer).__name__}) cannot take operands of shape " + ", ".join(map(str, operands))
+    try:
+        probes = [torch.empty((1, *shape), dtype=torch.float64, device="meta") for shape in operands]
+        shape = tuple(apply(_moved(_moved(layer, torch.float64), torch.device("meta")), probes).shape[1:])
+    except (RuntimeError, IndexError) as error:
+        raise InputError(f"{arrived}: {error}") from error
+    if isinstance(layer, _SAME_SHAPE) and any(operand != shape for operand in operands):
+        raise InputError(f"{arrived}: expected operands of its own shape {shape}; broadcast them with Select first")
+    return shape

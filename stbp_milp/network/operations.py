@@ -131,18 +131,22 @@ def transpose(layer: object, operand: int, form: Tensor, operand_shape: tuple[in
 @transpose.register
 def _(layer: Convolution, operand: int, form: Tensor, operand_shape: tuple[int, ...]) -> Tensor:
     axes = len(layer.stride)
-    before = [p for p, _ in layer.padding]
-    spatial = operand_shape[1:]
-    outputs = form.shape[3:]
-    # The transposed convolution yields the padded operand as far as the last kernel position reaches: cut the
-    # padding off, and add zeros where the stride left the end of the operand unread.
-    reached = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(outputs, layer.stride, layer.dilation, layer.weight.shape[2:], strict=True)]
+    even = all(before == after for before, after in layer.padding)
+    # torch's own padding is the same on both sides; otherwise go back to the padded operand and cut it.
+    cut = [(0, 0) if even else pair for pair in layer.padding]
+    padding = [before if even else 0 for before, _ in layer.padding]
+    padded = [size + before + after for size, (before, after) in zip(operand_shape[1:], cut, strict=True)]
+    # The last kernel position need not reach the end of the operand: what the stride leaves unread gets zeros.
+    unread = [
+        size - ((outputs - 1) * stride - 2 * margin + dilation * (kernel - 1) + 1)
+        for size, outputs, stride, margin, dilation, kernel in zip(
+            padded, form.shape[3:], layer.stride, padding, layer.dilation, layer.weight.shape[2:], strict=True
+        )
+    ]
     flat = form.reshape(form.shape[0] * form.shape[1], *form.shape[2:])
-    back = _CONV_TRANSPOSE[axes](flat, layer.weight, stride=layer.stride, dilation=layer.dilation, groups=layer.groups)
-    grow: list[int] = []
-    for axis in reversed(range(axes)):
-        grow += [-before[axis], spatial[axis] + before[axis] - reached[axis]]
-    back = F.pad(back, grow)
+    back = _CONV_TRANSPOSE[axes](flat, layer.weight, None, layer.stride, padding, unread, layer.groups, layer.dilation)
+    if not even:
+        back = F.pad(back, [-side for pair in reversed(cut) for side in pair])
     return back.reshape(*form.shape[:2], *operand_shape)
 
 

@@ -1,0 +1,24 @@
+"""Where the attacker may act: the box every voxel may move in, and the choice of the voxels that move."""
+
+from stbp_milp.sets.blocks import Blocks
+from stbp_milp.sets.choice import Choice, ChoiceProgram
+from stbp_milp.sets.moving_patch import MovingPatch
+from stbp_milp.sets.patch import Patch
+from stbp_milp.sets.perturbation import InputSet, PerturbationSet, VoxelBox, concatenate, inner, support
+from stbp_milp.sets.specification import SetSpecification, parse_set
+
+__all__ = [
+    "Blocks",
+    "Choice",
+    "ChoiceProgram",
+    "InputSet",
+    "MovingPatch",
+    "Patch",
+    "PerturbationSet",
+    "SetSpecification",
+    "VoxelBox",
+    "concatenate",
+    "inner",
+    "parse_set",
+    "support",
+]

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""A complete verdict on one clip, or the shipped demonstration; `--help` explains."""
+
+import sys
+
+from stbp_milp.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Rigorous bounds from linear relaxations, and one relaxation asked many times with different objectives.
+
+By weak duality *any* multipliers of the rows give a valid lower bound, so nothing that a solver says needs to be
+believed: it only proposes the multipliers.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from solvers.backend import SolveLimits
+from solvers.highs import highs_model
+from solvers.program import MixedIntegerProgram
+
+
+def dual_bound(program: MixedIntegerProgram, cost: np.ndarray, row_duals: np.ndarray) -> float:
+    """A proved lower bound of `min cost @ x` over the linear relaxation, from multipliers `(m,)` of the rows.
+
+    With `y` the multipliers and `r = cost - rows^T y`, every feasible x has
+
+        cost @ x = y @ (rows @ x) + r @ x >= sum_i min(y_i row_lower_i, y_i row_upper_i) + sum_j min(r_j l_j, r_j u_j),
+
+    where the first minimum is over the side that the sign of `y_i` picks. This holds for every y; a multiplier that
+    picks an infinite side is set to zero first. The sum of all magnitudes times the unit roundoff and the number
+    of terms is subtracted, so the value is a bound in spite of float64 rounding. The program's offset is not included.
+
+    Raises:
+        ValueError: a variable is unbounded, or a multiplier is NaN.
+    """
+    if not (np.isfinite(program.lower).all() and np.isfinite(program.upper).all()):
+        raise ValueError("a variable has an infinite bound; the dual bound needs a box around every variable")
+    if np.isnan(row_duals).any():
+        raise ValueError("a row's multiplier is NaN; pass zeros when the solver has none")
+    side = np.where(row_duals > 0, program.row_lower, program.row_upper)
+    usable = np.isfinite(side) & np.isfinite(row_duals)
+    multipliers = np.where(usable, row_duals, 0.0)
+    row_terms = multipliers * np.where(usable, side, 0.0)
+    reduced = cost - program.rows.T @ multipliers
+    box_terms = np.minimum(reduced * program.lower, reduced * program.upper)
+    reach = np.maximum(np.abs(program.lower), np.abs(program.upper))
+    magnitude = np.abs(row_terms).sum() + ((np.abs(cost) + abs(program.rows).T @ np.abs(multipliers)) * reach).sum()
+    terms = sum(program.rows.shape) + 8
+    rounding = terms * np.finfo(np.float64).eps * magnitude
+    return float(row_terms.sum() + box_terms.sum() - rounding)
+
+
+class LinearRelaxation:
+    """The linear relaxation of a program, asked for the minimum of many linear forms from one basis to the next.
+
+    Law: `minimum(cost, seconds) <= min cost @ x` over the relaxation, whatever ended the run. Mutable and not safe
+    to share between threads: it holds a solver.
+
+    Raises:
+        ValueError: a variable is unbounded.
+    """
+
+    def __init__(self, program: MixedIntegerProgram, seed: int = 0) -> None:
+        if not (np.isfinite(program.lower).all() and np.isfinite(program.upper).all()):
+            raise ValueError("a variable has an infinite bound; the relaxation needs a box around every variable")
+        self._program = program
+        self._highs = highs_model(program, SolveLimits(seed=seed), relaxed=True)
+        self._columns = np.arange(program.variables, dtype=np.int32)
+        # Presolve throws the basis away; every run but the first starts from it.
+        self._highs.setOptionValue("presolve", "off")
+
+    def minimum(self, cost: np.ndarray, seconds: float) -> float:
+        """A proved lower bound of `min cost @ x`, `cost` of shape `(n,)`; the minimum itself when time suffices.
+
+        The bound is plus infinity never: an empty relaxation still gives a finite value.
+        """
+        return dual_bound(self._program, cost, self._duals(cost, seconds))
+
+    def point(self) -> np.ndarray:
+        """Where the last run ended, `(n,)`: a vertex of the relaxation when it ended in time."""
+        return np.array(self._highs.getSolution().col_value)
+
+    def _duals(self, cost: np.ndarray, seconds: float) -> np.ndarray:
+        began = time.monotonic()
+        self._highs.changeColsCost(self._columns.size, self._columns, cost)
+        # The solver's clock runs on over repeated runs, so the limit is absolute.
+        left = max(seconds - (time.monotonic() - began), 0.0)
+        self._highs.setOptionValue("time_limit", self._highs.getRunTime() + left)
+        self._highs.run()
+        solution = self._highs.getSolution()
+        duals = np.array(solution.row_dual)
+        usable = solution.dual_valid and duals.size == self._program.rows.shape[0] and not np.isnan(duals).any()
+        return duals if usable else np.zeros(self._program.rows.shape[0])

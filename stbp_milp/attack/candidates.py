@@ -1,0 +1,32 @@
+"""From any points to clips that count: exactly in the set, and exactly what a float32 model is given.
+
+A *candidate* is a clip of the set whose voxels are float32 values. Attacks, maximisers of bounds and solvers all
+produce points that are nearly one; this module does the last step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stbp_milp.sets import PerturbationSet
+
+
+def representable(perturbation: PerturbationSet, clips: Tensor) -> Tensor:
+    """Clips of the set rounded to float32 inside it, `(B, C, T, H, W) -> (B, C, T, H, W)` float32.
+
+    Expects the set in float64 and a clean clip of float32 values (a query's is). Where rounding to nearest leaves the
+    box, the next float32 value towards the centre lies in it, because the centre is itself a float32 value on that
+    side. Voxels that equal the clean clip stay equal, so the clip's cover stays good.
+    """
+    lower, upper = perturbation.lower, perturbation.upper
+    clips = clips.to(lower.dtype).clamp(lower, upper)
+    rounded = clips.to(torch.float32)
+    infinity = torch.full_like(rounded, torch.inf)
+    rounded = torch.where(rounded > upper, torch.nextafter(rounded, -infinity), rounded)
+    return torch.where(rounded < lower, torch.nextafter(rounded, infinity), rounded)
+
+
+def candidates_from_points(perturbation: PerturbationSet, points: Tensor) -> Tensor:
+    """Points `(B, C, T, H, W)` from anywhere (solvers, maximisers of bounds) as candidates of part 0, float32."""
+    return representable(perturbation, perturbation.nearest(points.to(perturbation.clip.dtype)))

@@ -1,0 +1,124 @@
+"""What an attack minimises, and where it may move: the float32 side of a query.
+
+A *target* is one clause of the property: the property breaks as soon as one clause does, and driving a single
+clause down is a smoother goal than the margin, which is the least of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stbp_milp.network.graph import Network
+from stbp_milp.properties import Property
+from stbp_milp.sets import Choice, PerturbationSet
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """Clause values of a network's output and their slopes.
+
+    Attributes:
+        per_clip: numbers the network computes for one clip.
+        rows: how many clips go through the network at once.
+    """
+
+    network: Network
+    property: Property
+    per_clip: int
+    rows: int
+
+    @classmethod
+    def of(cls, network: Network, property: Property, dtype: torch.dtype, values: int) -> Objective:
+        """In `dtype`, with at most `values` intermediate numbers at a time (a backward pass keeps all of them)."""
+        per_clip = sum(torch.Size(node.shape).numel() for node in network.nodes)
+        cast = replace(property, rows=property.rows.to(dtype), offset=property.offset.to(dtype))
+        return cls(network.to(dtype), cast, per_clip, max(1, values // per_clip))
+
+    def affordable(self, values: int) -> int:
+        """How many clips (at least one) `values` numbers pay for."""
+        return max(1, values // self.per_clip)
+
+    def clauses(self, clips: Tensor) -> Tensor:
+        """Clause values `(B, clauses)` of clips `(B, C, T, H, W)`; their least is the margin."""
+        outputs = self.network(clips)
+        return self.property.clause_bounds(outputs @ self.property.rows.T + self.property.offset)
+
+    def values(self, clips: Tensor) -> Tensor:
+        """Like `clauses`, in batches and without slopes."""
+        with torch.no_grad():
+            return torch.cat([self.clauses(chunk) for chunk in torch.split(clips, self.rows)])
+
+    def slopes(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Clause values `(B, clauses)` and the slope of each clip's target, `(B, C, T, H, W)`."""
+        with torch.enable_grad():
+            at = clips.detach().requires_grad_(True)
+            values = self.clauses(at)
+            chosen = values.gather(1, targets.unsqueeze(1)).sum()
+            (slope,) = torch.autograd.grad(chosen, at)
+        return values.detach(), slope
+
+
+@dataclass(frozen=True, eq=False)
+class Room:
+    """Where clips may move, in float32: the box and the choice of one part."""
+
+    clip: Tensor  # (C, T, H, W)
+    lower: Tensor
+    upper: Tensor
+    choice: Choice
+
+    @classmethod
+    def of(cls, perturbation: PerturbationSet) -> Room:
+        one = perturbation.select(torch.tensor([0])).to(torch.float32)
+        return cls(one.clip, one.lower, one.upper, one.choice)
+
+    def gain(self, slope: Tensor) -> Tensor:
+        """First-order decrease per voxel when it leaves the clean clip, `(B, C, T, H, W) -> (B, T, H, W)`, >= 0."""
+        return torch.maximum(slope * (self.clip - self.lower), slope * (self.clip - self.upper)).sum(1)
+
+    def cover(self, gain: Tensor) -> Tensor:
+        """The covers with the largest gains, `(B, T, H, W) -> (B, 1, T, H, W)` bool."""
+        return self.choice.best(gain.unsqueeze(0))[1].squeeze(0).unsqueeze(1)
+
+    def vertex(self, slope: Tensor, cover: Tensor) -> Tensor:
+        """The corner of every cover's box that slopes `(B, C, T, H, W)` point down to."""
+        corner = torch.where(slope > 0, self.lower, torch.where(slope < 0, self.upper, self.clip))
+        return torch.where(cover, corner, self.clip)
+
+    def step(self, clips: Tensor, slope: Tensor, cover: Tensor, width: float) -> Tensor:
+        """Covered voxels moved down the sign of the slope by `width` of their box."""
+        moved = (clips - width * (self.upper - self.lower) * slope.sign()).clamp(self.lower, self.upper)
+        return torch.where(cover, moved, self.clip)
+
+
+def single_members(choice: Choice, limit: int) -> tuple[Choice, ...]:
+    """All members of all parts as parts of their own, in batches; empty if there are more than `limit`.
+
+    Also empty where splitting takes too many rounds, as it does for families that a split takes one block off.
+    """
+    if float(choice.members().sum()) > limit:
+        return ()
+    singles: list[Choice] = []
+    pending = choice
+    for _ in range(_ROUNDS):
+        alone = pending.members() <= 1
+        if bool(alone.any()):
+            singles.append(pending.select(alone.nonzero().flatten()))
+        if bool(alone.all()):
+            return tuple(singles)
+        pending = pending.select((~alone).nonzero().flatten())
+        pending = pending.split(torch.zeros(pending.parts, *pending.voxels))[0]
+    return ()
+
+
+def in_chunks(choice: Choice, size: int) -> Iterator[Choice]:
+    """The parts of a choice, `size` at a time."""
+    for index in torch.split(torch.arange(choice.parts), size):
+        yield choice.select(index)
+
+
+_ROUNDS = 64

@@ -1,0 +1,298 @@
+"""Attacks: clips of the set with a margin as small as we can find.
+
+Every search is a generator of *trials*, batches of clips of the set with their margins; `attack` and `sweep` draw
+trials until one breaks the property, time is up or nothing is left to try. A search has three stages:
+
+1. *screen*: where the set has few members, the first-order best corner of every member;
+2. *explore*: jump from corner to corner of the set, choosing the cover anew each time from the slope where we are
+   (Frank-Wolfe with full steps), with random preferences for some places so that restarts differ;
+3. *refine*: signed-gradient steps of decreasing width inside one cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stbp_milp.attack.candidates import representable
+from stbp_milp.attack.objective import Objective, Room, in_chunks, single_members
+from stbp_milp.network.graph import Network
+from stbp_milp.properties import Property
+from stbp_milp.sets import PerturbationSet
+
+
+@dataclass(frozen=True)
+class AttackConfiguration:
+    """How long to try.
+
+    Attributes:
+        restarts: starting points a target.
+        targets: clauses to drive down one by one, the ones nearest to breaking first.
+        explore_steps: covers chosen a start.
+        refine_steps: signed-gradient steps a start.
+        members: sets with more members than this are not screened.
+        screen_values: intermediate numbers of the network that screening may compute; the best members by
+            first-order gain go first.
+        batch_values: intermediate numbers of the network held at once.
+        stop_below: a margin that ends the run.
+    """
+
+    restarts: int = 8
+    targets: int = 6
+    explore_steps: int = 6
+    refine_steps: int = 30
+    members: int = 20_000
+    screen_values: int = 1 << 28
+    batch_values: int = 1 << 25
+    stop_below: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """The best clip found.
+
+    Attributes:
+        clip: (C, T, H, W) float32, exactly in the set.
+        margin: the network's margin on it in float64; at most 0 if it breaks the property.
+        trials: clips tried.
+    """
+
+    clip: Tensor
+    margin: float
+    trials: int
+
+
+@dataclass(frozen=True, eq=False)
+class SweepResult:
+    """The best clip found, and how far every part's first-order corner lowers the margin, (N,) float32."""
+
+    best: AttackResult
+    margins: Tensor
+
+
+Trial = tuple[Tensor, Tensor]  # clips of the set (B, C, T, H, W), their margins (B,)
+Expired = Callable[[], bool]
+
+
+def never() -> bool:
+    """For runs without a deadline."""
+    return False
+
+
+def attack(
+    network: Network,
+    perturbation: PerturbationSet,
+    property: Property,
+    generator: torch.Generator,
+    expired: Expired = never,
+    configuration: AttackConfiguration = AttackConfiguration(),
+) -> AttackResult:
+    """Tries to break the property inside part 0 of the set (float64); ends at the first clip that does."""
+    objective = Objective.of(network, property, torch.float32, configuration.batch_values)
+    best = _Best.of(network, property, perturbation)
+    trials = _trials(objective, Room.of(perturbation), generator, configuration)
+    while best.result.margin > configuration.stop_below and not expired():
+        trial = next(trials, None)
+        if trial is None:
+            break
+        best = best.after(*trial)
+    return best.result
+
+
+def sweep(
+    network: Network,
+    perturbation: PerturbationSet,
+    property: Property,
+    expired: Expired = never,
+    configuration: AttackConfiguration = AttackConfiguration(),
+) -> SweepResult:
+    """Tries one corner of every part and target, meant for sets whose N parts have a single member each.
+
+    The corner is the first-order best one at the clean clip. Parts that were not reached keep a margin of infinity.
+    """
+    objective = Objective.of(network, property, torch.float32, configuration.batch_values)
+    room = Room.of(perturbation)
+    targets, slopes = _nearest_targets(objective, room, configuration.targets)
+    best = _Best.of(network, property, perturbation)
+    margins = torch.full((perturbation.parts,), torch.inf)
+    reached = 0
+    for part in in_chunks(perturbation.choice, max(1, objective.rows // targets.numel())):
+        if best.result.margin <= configuration.stop_below or expired():
+            break
+        gain = room.gain(slopes).unsqueeze(0).expand(part.parts, -1, -1, -1, -1)
+        covers = part.best(gain)[1].flatten(0, 1).unsqueeze(1)
+        clips = room.vertex(slopes.repeat(part.parts, 1, 1, 1, 1), covers)
+        tried = objective.values(clips).amin(1)
+        best = best.after(clips, tried)
+        margins[reached : reached + part.parts] = tried.view(part.parts, -1).amin(1)
+        reached += part.parts
+    return SweepResult(best.result, margins)
+
+
+@dataclass(frozen=True, eq=False)
+class _Best:
+    """The best result so far, and what it takes to judge another: the query in float64."""
+
+    result: AttackResult
+    seen: float  # smallest margin seen in float32
+    objective: Objective
+    perturbation: PerturbationSet
+
+    @classmethod
+    def of(cls, network: Network, property: Property, perturbation: PerturbationSet) -> _Best:
+        """The clean clip is the first candidate."""
+        objective = Objective.of(network, property, torch.float64, 1)
+        clean = representable(perturbation, perturbation.centre)
+        margin = float(objective.values(clean.to(torch.float64)).amin())
+        return cls(AttackResult(clean[0], margin, 1), margin, objective, perturbation)
+
+    def after(self, clips: Tensor, margins: Tensor) -> _Best:
+        value, at = margins.min(0)
+        result, seen = self.result, min(self.seen, float(value))
+        clip, margin = result.clip, result.margin
+        if seen < self.seen:
+            candidate = representable(self.perturbation, clips[at].unsqueeze(0))
+            exact = float(self.objective.values(candidate.to(torch.float64)).amin())
+            if exact < margin:
+                clip, margin = candidate[0], exact
+        return _Best(AttackResult(clip, margin, result.trials + len(clips)), seen, self.objective, self.perturbation)
+
+
+def _nearest_targets(objective: Objective, room: Room, count: int) -> tuple[Tensor, Tensor]:
+    """The clauses nearest to breaking at the clean clip, `(targets,)`, and their slopes, `(targets, C, T, H, W)`."""
+    values = objective.values(room.clip.unsqueeze(0)).squeeze(0)
+    targets = values.argsort()[:count]
+    parts = [
+        objective.slopes(room.clip.expand(len(t), -1, -1, -1, -1), t)[1] for t in torch.split(targets, objective.rows)
+    ]
+    return targets, torch.cat(parts)
+
+
+def _trials(
+    objective: Objective, room: Room, generator: torch.Generator, configuration: AttackConfiguration
+) -> Generator[Trial]:
+    targets, slopes = _nearest_targets(objective, room, configuration.targets)
+    corners = room.vertex(slopes, room.cover(room.gain(slopes)))
+    yield corners, objective.values(corners).amin(1)
+
+    screened = yield from _screen(objective, room, targets, slopes, configuration)
+    if screened:
+        clips, covers, aims = screened
+        for chunk in torch.split(torch.arange(len(clips)), objective.rows):
+            yield from _refine(objective, room, clips[chunk], covers[chunk], aims[chunk], configuration.refine_steps)
+
+    aims = targets.repeat(configuration.restarts)
+    first = torch.arange(aims.numel()) < targets.numel()
+    for chunk in torch.split(torch.arange(aims.numel()), objective.rows):
+        explored = yield from _explore(objective, room, aims[chunk], first[chunk], generator, configuration)
+        yield from _refine(objective, room, *explored, aims[chunk], configuration.refine_steps)
+
+
+def _screen(
+    objective: Objective, room: Room, targets: Tensor, slopes: Tensor, configuration: AttackConfiguration
+) -> Generator[Trial, None, tuple[Tensor, Tensor, Tensor] | None]:
+    """Tries members one by one; returns the best clips, their covers and targets.
+
+    None where there is nothing to choose, or too much.
+    """
+    limit = min(configuration.members, _COVER_VOXELS // room.clip[0].numel())
+    members = single_members(room.choice, limit)
+    if sum(batch.parts for batch in members) <= 1:
+        return None
+    gain = room.gain(slopes).flatten(1)  # (targets, voxels)
+    covers = [batch.union() for batch in members]
+    cover = torch.cat(covers)  # (members, T, H, W)
+    scores = torch.cat(
+        [part.flatten(1).to(gain.dtype) @ gain.T for part in torch.split(cover, _SCORED)]
+    )  # (members, targets)
+    pairs = scores.flatten().argsort(descending=True)[: objective.affordable(configuration.screen_values)]
+    values: list[Tensor] = []
+    for chunk in torch.split(pairs, objective.rows):
+        member, target = chunk // targets.numel(), chunk % targets.numel()
+        clips = room.vertex(slopes[target], cover[member].unsqueeze(1))
+        clauses = objective.values(clips)
+        yield clips, clauses.amin(1)
+        values.append(clauses.gather(1, targets[target].unsqueeze(1)).squeeze(1))
+    best = pairs[torch.cat(values).argsort()[: configuration.restarts * targets.numel()]]
+    member, target = best // targets.numel(), best % targets.numel()
+    chosen = cover[member].unsqueeze(1)
+    return room.vertex(slopes[target], chosen), chosen, targets[target]
+
+
+_COVER_VOXELS = 1 << 27  # covers of all members are held as booleans
+_SCORED = 1024
+
+
+def _explore(
+    objective: Objective,
+    room: Room,
+    targets: Tensor,
+    first: Tensor,
+    generator: torch.Generator,
+    configuration: AttackConfiguration,
+) -> Generator[Trial, None, tuple[Tensor, Tensor]]:
+    """Jumps between corners of the set; returns every row's best clip and its cover.
+
+    Rows that are `first` for their target start at the clean clip and have no preference for places. The others
+    start at a random point of the box, which need not be in the set: only the slope there is used.
+    """
+    count = targets.numel()
+    everywhere = room.lower + torch.rand((count, *room.clip.shape), generator=generator) * (room.upper - room.lower)
+    preference = _preference(count, room.clip.shape[1:], generator)
+    still = first.view(-1, 1, 1, 1)
+    clips = torch.where(still.unsqueeze(1), room.clip, everywhere)
+    preference = torch.where(still, torch.ones_like(preference), preference)
+    _, slope = objective.slopes(clips, targets)
+    best, best_value = clips, torch.full((count,), torch.inf)
+    best_cover = torch.zeros(count, 1, *room.clip.shape[1:], dtype=torch.bool)
+    for step in range(configuration.explore_steps):
+        weight = preference ** (1 - step / configuration.explore_steps)
+        cover = room.cover(room.gain(slope) * weight)
+        clips = room.vertex(slope, cover)
+        values, slope = objective.slopes(clips, targets)
+        yield clips, values.amin(1)
+        aimed = values.gather(1, targets.unsqueeze(1)).squeeze(1)
+        better = (aimed < best_value).view(-1, 1, 1, 1, 1)
+        best, best_cover = torch.where(better, clips, best), torch.where(better, cover, best_cover)
+        best_value = torch.minimum(best_value, aimed)
+    return best, best_cover
+
+
+def _preference(count: int, voxels: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Random weights `(count, T, H, W)` in (0, 1]: a factor a frame, a coarse one a region and a fine one a voxel.
+
+    Noise a voxel alone would average out under a patch or a frame, and every restart would choose the same place.
+    """
+    coarse = tuple(min(n, 4) for n in voxels)
+    region = torch.rand((count, 1, *coarse), generator=generator)
+    region = F.interpolate(region, size=voxels, mode="trilinear", align_corners=False).squeeze(1)
+    frame = torch.rand((count, voxels[0], 1, 1), generator=generator)
+    voxel = torch.rand((count, *voxels), generator=generator)
+    return frame * region * (0.5 + 0.5 * voxel) + 1e-6
+
+
+_WIDTHS = (1.0, 0.4, 0.15, 0.06, 0.025, 0.01)
+
+
+def _refine(
+    objective: Objective, room: Room, clips: Tensor, covers: Tensor, targets: Tensor, steps: int
+) -> Generator[Trial]:
+    """Signed-gradient steps; each narrower width starts from the best clip of the row so far."""
+    best, best_value = clips, torch.full((len(clips),), torch.inf)
+    best_slope = torch.zeros_like(clips)
+    for width in _WIDTHS:
+        for step in range(max(1, steps // len(_WIDTHS))):
+            values, slope = objective.slopes(clips, targets)
+            yield clips, values.amin(1)
+            aimed = values.gather(1, targets.unsqueeze(1)).squeeze(1)
+            better = (aimed < best_value).view(-1, 1, 1, 1, 1)
+            best, best_slope = torch.where(better, clips, best), torch.where(better, slope, best_slope)
+            best_value = torch.minimum(best_value, aimed)
+            if step == 0:
+                clips, slope = best, best_slope
+            clips = room.step(clips, slope, covers, width)
+    yield clips, objective.values(clips).amin(1)

@@ -1,0 +1,93 @@
+"""Backward linear bounds: a linear form on a node becomes a linear form on the input plus a constant.
+
+    <form, value(node)> >= <form, clean(node)> + <input_form, x - centre> + constant   for every x of the set,
+
+and the input's support function ends it: `min = ... - deviation(-input_form)`, exactly for that form and set.
+Affine layers transpose the form; a ReLU multiplies it by its lower slope where positive, its upper slope where
+negative (CROWN, Zhang et al. 2018), and adds `-sign * multiplier * z` for split neurons (beta-CROWN, Wang et al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stbp_milp.bounds.relaxation import Relaxation
+from stbp_milp.network.graph import Network
+from stbp_milp.network.layers import ReLU
+from stbp_milp.network.operations import reads, transpose
+from stbp_milp.sets import InputSet, inner
+
+
+@dataclass(frozen=True, eq=False)
+class InputForm:
+    """`value >= constant + <form, x - centre>` on the set; form `(N, M, *input_shape)`, constant `(N, M)`."""
+
+    form: Tensor
+    constant: Tensor
+
+    def lower(self, inputs: InputSet) -> Tensor:
+        """The least value over each set, `(N, M)`."""
+        return self.constant - inputs.deviation(-self.form)
+
+
+def input_form(
+    network: Network,
+    clean: Sequence[Tensor],
+    relaxations: Mapping[int, Relaxation],
+    node: int,
+    form: Tensor,
+    multipliers: Mapping[int, Tensor] | None = None,
+    record: dict[int, Tensor] | None = None,
+) -> InputForm:
+    """Push forms `(N, M, *shape of node)` back to the input.
+
+    Args:
+        clean: values of all nodes at the centre, each `(N or 1, *shape)`.
+        relaxations: one for every ReLU node before `node`.
+        multipliers: for ReLU nodes with split neurons the signed multiplier `sign * beta`, `(N, M, *shape)`: the bound
+            holds where `sign * z >= 0`.
+        record: if given, receives the form on every ReLU's output, for branching scores.
+    """
+    pending: dict[int, Tensor] = {node: form}
+    constant = inner(form, clean[node])
+    for position in range(node, 0, -1):
+        current = pending.pop(position, None)
+        if current is None:
+            continue
+        layer, operands = network.nodes[position].layer, network.nodes[position].inputs
+        if isinstance(layer, ReLU):
+            operand = operands[0]
+            if record is not None:
+                record[position] = current.detach()
+            back, gap = _through_relu(current, relaxations[position])
+            constant = constant + gap
+            if multipliers is not None and position in multipliers:
+                back = back - multipliers[position]
+                constant = constant - inner(multipliers[position], clean[operand])
+            _accumulate(pending, operand, back)
+            continue
+        for i, operand in enumerate(operands):
+            if reads(layer, i):
+                _accumulate(pending, operand, transpose(layer, i, current, network.nodes[operand].shape))
+    if 0 not in pending:  # the node does not depend on the input
+        pending[0] = form.new_zeros(*form.shape[:2], *network.input_shape)
+    return InputForm(pending[0], constant)
+
+
+def _accumulate(pending: dict[int, Tensor], operand: int, form: Tensor) -> None:
+    pending[operand] = pending[operand] + form if operand in pending else form
+
+
+def _through_relu(form: Tensor, relaxation: Relaxation) -> tuple[Tensor, Tensor]:
+    """The form on the operand and the constant the two lines contribute."""
+    lower_slope, lower_gap = (
+        x if x.dim() == form.dim() else x.unsqueeze(1) for x in (relaxation.lower_slope, relaxation.lower_gap)
+    )
+    positive = form >= 0
+    slope = torch.where(positive, lower_slope, relaxation.upper_slope.unsqueeze(1))
+    gap = torch.where(positive, lower_gap, relaxation.upper_gap.unsqueeze(1))
+    return form * slope, (form * gap).flatten(2).sum(-1)

@@ -1,0 +1,153 @@
+"""Bounds of every ReLU's operand, layer by layer: the closed form first, then intervals, then backward passes.
+
+A quick bound comes before an expensive one: only neurons that intervals leave undecided get a backward pass, in
+chunks under a memory budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stbp_milp.bounds.backward import input_form
+from stbp_milp.bounds.first_layer import first_layer
+from stbp_milp.bounds.interval import Interval, interval
+from stbp_milp.bounds.problem import Preactivations, Problem
+from stbp_milp.bounds.relaxation import Relaxation, relax
+from stbp_milp.network.graph import Network
+from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape, Scale
+from stbp_milp.sets import PerturbationSet, VoxelBox
+
+_FORMS_ALIVE = 4  # copies of a batch of forms that a backward pass holds at once (form, slope, product, transpose)
+
+
+@dataclass(frozen=True)
+class BoundingOptions:
+    """How operands of ReLUs are bounded.
+
+    Attributes:
+        deep: "backward" for a backward pass on undecided neurons, "interval" for intervals only.
+        memory_bytes: what the forms of one chunk may take.
+    """
+
+    deep: Literal["backward", "interval"] = "backward"
+    memory_bytes: int = 512 << 20
+
+
+@torch.no_grad()
+def preactivations(
+    problem: Problem, options: BoundingOptions, known: Preactivations | None = None, fresh_from: int = 0
+) -> dict[int, Interval]:
+    """Bounds of the operand of every ReLU.
+
+    Args:
+        known: bounds that hold already (a parent's, with the phases of split neurons); the result is never weaker.
+        fresh_from: ReLUs at node positions below it keep their known bounds as they are.
+    """
+    network = problem.network
+    affine = network.affine_depth()
+    lower, upper = problem.inputs.hull()
+    values: dict[int, Interval] = {0: Interval(lower, upper)}
+    bounds: dict[int, Interval] = {}
+    relaxations: dict[int, Relaxation] = {}
+    for position, node in enumerate(network.nodes):
+        if position == 0:
+            continue
+        if not isinstance(node.layer, ReLU):
+            values[position] = interval(node.layer, [values[i] for i in node.inputs])
+            continue
+        operand = node.inputs[0]
+        if known is not None and position < fresh_from:
+            own = known[position]
+        else:
+            own = values[operand] if known is None else values[operand].meet(known[position])
+            if affine[operand]:
+                own = own.meet(_exact(problem, operand, own, options))
+            elif options.deep == "backward":
+                own = _backward(problem, operand, own, relaxations, options)
+        bounds[position] = own
+        values[operand] = own
+        relaxations[position] = relax(own, problem.clean[operand])
+        values[position] = interval(node.layer, [own])
+    return bounds
+
+
+def empty(bounds: Preactivations, tolerance: float = 1e-9) -> Tensor:
+    """`(N,)` bool: the bounds of some neuron contradict its phase, so no input of the item's set remains."""
+    return torch.stack([(b.lower > b.upper + tolerance).flatten(1).any(1) for b in bounds.values()]).any(0)
+
+
+def _exact(problem: Problem, operand: int, own: Interval, options: BoundingOptions) -> Interval:
+    """Bounds of an affine function of the input: the closed form, or every row's support."""
+    if isinstance(problem.inputs, VoxelBox) and _one_mixing_layer(problem.network, operand):
+        return own  # intervals are exact for one linear form over a box
+    if isinstance(problem.inputs, PerturbationSet):
+        closed = first_layer(problem.network, problem.clean[operand], problem.inputs, operand, options.memory_bytes)
+        if closed is not None:
+            return closed
+    everything = Interval(torch.full_like(own.lower, -1.0), torch.full_like(own.upper, 1.0))
+    fresh = _backward(problem, operand, everything, {}, options, exact=True)
+    return fresh
+
+
+def _one_mixing_layer(network: Network, node: int) -> bool:
+    mixing = 0
+    while node:
+        layer = network.nodes[node].layer
+        if isinstance(layer, Convolution | Linear):
+            mixing += 1
+        elif not isinstance(layer, Scale | Reshape):
+            return False
+        (node,) = network.nodes[node].inputs
+    return mixing <= 1
+
+
+def _backward(
+    problem: Problem,
+    operand: int,
+    own: Interval,
+    relaxations: dict[int, Relaxation],
+    options: BoundingOptions,
+    exact: bool = False,
+) -> Interval:
+    """`own` with every undecided neuron bounded by a backward pass of its own (`exact`: and nothing else counts)."""
+    shape = own.lower.shape[1:]
+    lower, upper = own.lower.flatten(1).clone(), own.upper.flatten(1).clone()
+    undecided = (lower < 0) & (upper > 0)
+    counts = undecided.sum(1)
+    most = int(counts.max())
+    if not most:
+        return own
+    largest = max(node_size(problem.network, i) for i in range(operand + 1))
+    affordable = max(1, options.memory_bytes // (2 * _FORMS_ALIVE * largest * lower.element_size()))
+    items_at_once = max(1, min(problem.parts, affordable // most))
+    rows_at_once = min(most, affordable)
+    # The undecided neurons of every item come first in its order; items with fewer pad with neurons that are decided.
+    order = undecided.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    for items in torch.arange(problem.parts).split(items_at_once):
+        part = problem if items_at_once >= problem.parts else problem.select(items)
+        lines = relaxations if items_at_once >= problem.parts else {k: _select(r, items) for k, r in relaxations.items()}
+        for neurons in order[items, : int(counts[items].max())].split(rows_at_once, dim=1):
+            form = lower.new_zeros(len(items), neurons.shape[1], lower.shape[1]).scatter_(2, neurons.unsqueeze(-1), 1.0)
+            form = torch.cat([form, -form], 1).unflatten(2, shape)
+            value = input_form(part.network, part.clean, lines, operand, form).lower(part.inputs)
+            low, high = value[:, : neurons.shape[1]], -value[:, neurons.shape[1] :]
+            if not exact:
+                low = torch.maximum(low, lower[items].gather(1, neurons))
+                high = torch.minimum(high, upper[items].gather(1, neurons))
+            lower[items] = lower[items].scatter(1, neurons, low)
+            upper[items] = upper[items].scatter(1, neurons, high)
+    return Interval(lower.view_as(own.lower), upper.view_as(own.upper))
+
+
+def _select(relaxation: Relaxation, index: Tensor) -> Relaxation:
+    return Relaxation(*(x[index] for x in (
+        relaxation.lower_slope, relaxation.lower_gap, relaxation.upper_slope, relaxation.upper_gap
+    )))
+
+
+def node_size(network: Network, position: int) -> int:
+    return int(torch.tensor(network.nodes[position].shape).prod())

@@ -1,0 +1,88 @@
+"""Which ReLU to split: a score from the bound's own relaxation, then a look ahead at the best few.
+
+The score is what a neuron's triangle can have cost the bound (in the spirit of BaBSR, Bunel et al. 2020); the few
+best candidates are split for trial with the parent's slopes, and the one whose worse child is best wins (filtered
+smart branching, De Palma et al. 2021).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.objective import ObjectiveBound, bound_once
+from stbp_milp.branching.piece import Batch
+
+
+def scores(bounds: dict[int, Interval], found: ObjectiveBound) -> dict[int, Tensor]:
+    """How much each undecided neuron's relaxation can have cost the weakest form, `(N, *shape)`; 0 if decided."""
+    weakest = found.lower.argmin(1)
+    items = torch.arange(weakest.shape[0])
+    result = {}
+    for relu, interval in bounds.items():
+        if relu not in found.relu_forms:
+            continue
+        form = found.relu_forms[relu][items, weakest]
+        lower, upper = interval.lower, interval.upper
+        unstable = (lower < 0) & (upper > 0)
+        # The upper line is highest above the ReLU at 0; the lower line is furthest below it at one of the ends.
+        above = torch.where(unstable, -lower * upper / (upper - lower).clamp(min=1e-12), 0.0)
+        slope = found.duals.slopes.get(relu)
+        alpha = slope[items, weakest] if slope is not None else (upper > -lower).to(form.dtype)
+        below = torch.where(unstable, torch.maximum(-alpha * lower, (1 - alpha) * upper), 0.0)
+        result[relu] = form.clamp(max=0).abs() * above + form.clamp(min=0) * below
+    return result
+
+
+def candidates(score: dict[int, Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best `count` neurons of every item: ReLU position, flat neuron index, score; each `(N, count)`."""
+    relus = torch.cat([torch.full((s[0].numel(),), relu) for relu, s in score.items()])
+    neurons = torch.cat([torch.arange(s[0].numel()) for s in score.values()])
+    values, at = torch.cat([s.flatten(1) for s in score.values()], 1).topk(count, dim=1)
+    return relus[at], neurons[at], values
+
+
+def split_phase(batch: Batch, relu: Tensor, neuron: Tensor, sign: float) -> Batch:
+    """The batch with one neuron of every item made active (+1) or inactive (-1)."""
+    bounds, phases = dict(batch.bounds), dict(batch.phases)
+    for position in relu.unique().tolist():
+        rows = (relu == position).nonzero().flatten()
+        old = bounds[position]
+        lower, upper = old.lower.flatten(1).clone(), old.upper.flatten(1).clone()
+        phase = phases.get(position, torch.zeros_like(old.lower)).flatten(1).clone()
+        at = (rows, neuron[rows])
+        if sign > 0:
+            lower[at] = lower[at].clamp(min=0)
+        else:
+            upper[at] = upper[at].clamp(max=0)
+        phase[at] = sign
+        bounds[position] = Interval(lower.view_as(old.lower), upper.view_as(old.upper))
+        phases[position] = phase.view_as(old.lower)
+    return Batch(batch.problem, bounds, phases, batch.clauses, batch.duals)
+
+
+def choose(batch: Batch, found: ObjectiveBound, rows: Tensor, offset: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A neuron to split for every item: `(relu (N,), neuron (N,), any (N,))`; `any` is False where none is undecided.
+
+    Args:
+        width: candidates to look ahead at; 1 takes the best score.
+    """
+    score = scores(batch.bounds, found)
+    total = sum(s[0].numel() for s in score.values())
+    relu, neuron, value = candidates(score, min(width, total))
+    undecided = torch.stack([((b.lower < 0) & (b.upper > 0)).flatten(1).any(1) for b in batch.bounds.values()]).any(0)
+    # An undecided neuron may have no score (the form does not see it): then any undecided one will do, none helps.
+    exists = undecided & (value[:, 0] > 0)
+    if relu.shape[1] == 1:
+        return relu[:, 0], neuron[:, 0], exists
+    n, k = relu.shape
+    wide = batch.select(torch.arange(n).repeat_interleave(k))
+    worse: Tensor | None = None
+    for sign in (1.0, -1.0):
+        child = split_phase(wide, relu.flatten(), neuron.flatten(), sign)
+        lower = bound_once(child.problem, child.bounds, rows, offset, child.duals, child.phases).lower.amin(1).view(n, k)
+        worse = lower if worse is None else torch.minimum(worse, lower) + 1e-3 * torch.maximum(worse, lower)
+    assert worse is not None
+    pick = torch.where(value > 0, worse, -torch.inf).argmax(1, keepdim=True)
+    return relu.gather(1, pick).squeeze(1), neuron.gather(1, pick).squeeze(1), exists

@@ -1,0 +1,152 @@
+"""A piece: part of the set, with the phases of some ReLUs fixed. The node of the branch and bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stbp_milp.bounds.footprint import Footprint
+from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.objective import Duals
+from stbp_milp.bounds.problem import Problem
+from stbp_milp.bounds.relaxation import adaptive_slope
+from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox, concatenate
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Pieces that share a network: the whole one, or the restricted ones of some members.
+
+    Attributes:
+        problem: the network; of restricted ones, item i belongs to member i.
+        whole: the set the query asks about.
+        footprint: where the restricted inputs lie in the clip; None for the whole network.
+        members: the members that the items of a restricted family stand for.
+    """
+
+    problem: Problem
+    whole: PerturbationSet
+    footprint: Footprint | None = None
+    members: PerturbationSet | None = None
+
+    def clips(self, items: Tensor, inputs: Tensor) -> Tensor:
+        """Inputs of the family's network `(B, *input_shape)` as clips `(B, C, T, H, W)`."""
+        if self.footprint is None:
+            return inputs
+        clips = self.whole.clip.flatten().expand(len(items), -1).clone()
+        index, valid = self.footprint.index[items], self.footprint.valid[items]
+        # Padded entries repeat a valid one, so writing them twice writes the same value.
+        return clips.scatter_(1, torch.where(valid, index, index[:, :1]), torch.where(valid, inputs, inputs[:, :1])).view(
+            -1, *self.whole.clip.shape
+        )
+
+    def describe(self, item: int, inputs: InputSet) -> dict[str, Any]:
+        """The part of the set that a piece stands for."""
+        if self.members is not None:
+            return self.members.choice.describe(item)
+        assert isinstance(inputs, PerturbationSet)
+        return inputs.choice.describe(0)
+
+
+def whole_family(problem: Problem, whole: PerturbationSet) -> Family:
+    return Family(problem, whole)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One node.
+
+    Attributes:
+        family, item: whose network (`family.problem` at `item`).
+        inputs: the part of the set, one part.
+        bounds: of every ReLU's operand, `(1, *shape)`.
+        phases: split ReLUs as `Phases`, only layers that have any, `(1, *shape)`.
+        clauses: proved lower bounds of the property's open clauses, `(clauses,)`.
+        duals: slopes and multipliers to start children from.
+        splits: number of ReLUs split.
+        members: members of the part.
+        tried: the MILP has been tried on this piece or an ancestor with about as many undecided ReLUs.
+    """
+
+    family: Family
+    item: int
+    inputs: InputSet
+    bounds: dict[int, Interval]
+    phases: dict[int, Tensor]
+    clauses: Tensor
+    duals: Duals
+    splits: int
+    members: float
+    unstable: int
+    tried: int = 1 << 30
+    method: str = "split"
+
+    @property
+    def lower(self) -> float:
+        return float(self.clauses.min())
+
+    @property
+    def group(self) -> int:
+        return id(self.family)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pieces of one family side by side."""
+
+    problem: Problem
+    bounds: dict[int, Interval]
+    phases: dict[int, Tensor]
+    clauses: Tensor  # (N, clauses)
+    duals: Duals
+
+    def select(self, index: Tensor) -> Batch:
+        return Batch(
+            self.problem.select(index),
+            {k: v.select(index) for k, v in self.bounds.items()},
+            {k: v[index] for k, v in self.phases.items()},
+            self.clauses[index],
+            self.duals.select(index),
+        )
+
+
+def stack(pieces: Sequence[Piece]) -> Batch:
+    """The pieces (of one family) as a batch, in order."""
+    family = pieces[0].family
+    inputs = concatenate([p.inputs for p in pieces])  # type: ignore[type-var]
+    if family.footprint is None:
+        problem = family.problem.with_inputs(inputs)
+    else:
+        problem = family.problem.select(torch.tensor([p.item for p in pieces])).with_inputs(inputs)
+    bounds = {
+        relu: Interval(torch.cat([p.bounds[relu].lower for p in pieces]), torch.cat([p.bounds[relu].upper for p in pieces]))
+        for relu in pieces[0].bounds
+    }
+    clauses = torch.stack([p.clauses for p in pieces])
+    m = clauses.shape[1]
+    split = sorted({relu for p in pieces for relu in p.phases})
+    phases = {k: torch.cat([p.phases.get(k, torch.zeros_like(p.bounds[k].lower)) for p in pieces]) for k in split}
+    sloped = sorted({relu for p in pieces for relu in p.duals.slopes})
+    multiplied = sorted({relu for p in pieces for relu in p.duals.multipliers})
+
+    def slope(piece: Piece, relu: int) -> Tensor:
+        own = piece.duals.slopes.get(relu)
+        return adaptive_slope(piece.bounds[relu]).unsqueeze(1).expand(1, m, *piece.bounds[relu].lower.shape[1:]) if own is None else own
+
+    def multiplier(piece: Piece, relu: int) -> Tensor:
+        own = piece.duals.multipliers.get(relu)
+        return piece.clauses.new_zeros(1, m, *piece.bounds[relu].lower.shape[1:]) if own is None else own
+
+    duals = Duals(
+        {relu: torch.cat([slope(p, relu) for p in pieces]) for relu in sloped},
+        {relu: torch.cat([multiplier(p, relu) for p in pieces]) for relu in multiplied},
+    )
+    return Batch(problem, bounds, phases, clauses, duals)
+
+
+def is_box(inputs: InputSet) -> bool:
+    return isinstance(inputs, VoxelBox)

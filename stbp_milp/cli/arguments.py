@@ -1,0 +1,160 @@
+"""The options of the command line, and what `--help` says about them.
+
+Only words are checked here, so that a mistyped option is reported at once; torch is not imported for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stbp_milp.errors import InputError
+
+_HELP = """Prove that a 3D CNN keeps its answer on a clip, or show a clip that breaks it.
+
+A clip is a short video or a volume, (C, T, H, W). An attacker may change a part of it (some frames, a patch, a few
+pixels) by at most eps. The verifier answers for ALL such clips at once: "verified" with a proof, "falsified" with a
+counterexample that the model itself confirms, or "unknown" when the time is over. Without --model it runs the shipped
+demonstration: 12 instances on three small networks, under two minutes.
+
+\b
+Examples:
+  python scripts/verify_complete.py
+  python scripts/verify_complete.py --model net.onnx --input clip.npy --set window:2 --eps 4/255
+  python scripts/verify_complete.py --model net.onnx --input clips.npz:test[7] --label 3 \\
+      --set patch:3x3@2 --eps 1 --timeout 120
+  python scripts/verify_complete.py --model steer.onnx --input road.npz --tolerance 5 \\
+      --set any-frames:2 --eps 0.02
+
+\b
+Sets, where the attacker may act (indices start at 0):
+  everywhere              every voxel of the clip
+  frames:3,4              these frames
+  any-frames:2            any 2 frames, which ones is the attacker's choice
+  window:2                any 2 consecutive frames
+  patch:3x3@2             3x3 pixels in place through 2 consecutive frames, anywhere
+  moving-patch:3x3@2      3x3 pixels through 2 consecutive frames, free to jump in between
+  patch-at:t,i,j:3x3@2    3x3 pixels through 2 frames from frame t, row i, column j
+  pixels:5                any 5 pixels of the clip, with all their channels
+  pixels-per-frame:1      any 1 pixel of every frame
+
+\b
+Exit codes:
+  0  verified           (demonstration: every instance came out as expected)
+  1  falsified
+  2  bad input          (one sentence says what to do)
+  3  unknown            (demonstration: an instance stayed open)
+  4  contradiction      (two methods disagree: a bug, please report it)
+  70 any other error in the program, 130 interrupted by Ctrl-C
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line as it was given; None where an option was not."""
+
+    model: Path | None
+    input: str | None
+    label: int | None
+    top_k: int | None
+    tolerance: float | None
+    set: str | None
+    epsilon: str | None
+    domain: str | None
+    timeout: float | None
+    solver: str
+    seed: int
+    threads: int
+    memory: str | None
+    out: Path
+    quiet: bool
+    as_json: bool
+    verbose: int
+
+
+_FILE = click.Path(path_type=Path)
+_SOLVERS = click.Choice(["auto", "scip", "gurobi", "highs", "none"])
+_COUNT = click.IntRange(min=1)
+
+
+@click.command("verify_complete", help=_HELP, context_settings={"max_content_width": 100})
+@click.option("--model", type=_FILE, metavar="FILE", help="The network, .onnx or .onnx.gz.")
+@click.option(
+    "--input",
+    metavar="FILE",
+    help="The clip: clip.npy, clips.npy[7], clips.npz, clips.npz:key or clips.npz:key[7] for item 7 of array key. "
+    "Shape (C,T,H,W); (T,H,W) is taken as one channel. Floats in the data domain, or uint8, which is divided by 255.",
+)
+@click.option("--set", metavar="SET", help="Where the attacker may act, see above.")
+@click.option("--eps", "epsilon", metavar="NUMBER", help="How far a value may move: 4/255 or 0.03; 1 allows any value.")
+@click.option("--label", type=int, metavar="CLASS", help="The class that must stay first. Default: the model's answer.")
+@click.option("--top-k", type=_COUNT, metavar="K", help="The class need only stay among the first K. Default: 1.")
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="NUMBER",
+    help="For regression: every output stays within this distance of the output on the clip.",
+)
+@click.option("--domain", metavar="LOW,HIGH", help="Smallest and largest value of the data. Default: 0,1.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Time limit. Default: 60; in the demonstration every instance has its own.",
+)
+@click.option("--solver", type=_SOLVERS, default="auto", show_default=True, help="MILP solver; none: bounds only.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice.")
+@click.option("--threads", type=_COUNT, default=2, show_default=True, help="For torch and the solvers.")
+@click.option("--memory", metavar="SIZE", help="What batches of subproblems may take, as 4G or 512M. Default: 2G.")
+@click.option("--out", type=_FILE, default="results", show_default=True, help="Folder of records, clips and pictures.")
+@click.option("--quiet", "-q", is_flag=True, help="Print one line with the verdict.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record to stdout and all else to stderr.")
+@click.option("--verbose", "-v", count=True, help="Log to stderr; twice for details.")
+@click.version_option(package_name="stbp-milp", prog_name="stbp-milp", message="%(prog)s %(version)s")
+@click.help_option("--help", "-h")
+def _command(**given: Any) -> Options:
+    return Options(**given)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options | None:
+    """The options in `arguments` (by default the process's); None where `--help` or `--version` was answered.
+
+    Raises:
+        InputError: an unknown option, a value of the wrong type, options that do not go together.
+    """
+    try:
+        # Without standalone mode click returns what the command returned, or 0 after --help and --version.
+        parsed = _command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except click.ClickException as error:
+        raise InputError(f"{error.format_message().rstrip('.')}; see --help") from error
+    if not isinstance(parsed, Options):
+        return None
+    _check_together(parsed)
+    return parsed
+
+
+def _check_together(options: Options) -> None:
+    about_one_clip = {
+        "--input": options.input,
+        "--label": options.label,
+        "--top-k": options.top_k,
+        "--tolerance": options.tolerance,
+        "--set": options.set,
+        "--eps": options.epsilon,
+        "--domain": options.domain,
+    }
+    if options.model is None:
+        given = [name for name, value in about_one_clip.items() if value is not None]
+        if given:
+            raise InputError(f"{given[0]} is given without --model; give the ONNX file of the network too")
+        return
+    for name, example in (("--input", "clip.npy"), ("--set", "window:2"), ("--eps", "4/255")):
+        if about_one_clip[name] is None:
+            raise InputError(f"{name} is missing; --model needs --input, --set and --eps, such as {name} {example}")
+    if options.tolerance is not None and (options.label is not None or options.top_k is not None):
+        other = "--label" if options.label is not None else "--top-k"
+        raise InputError(f"--tolerance is for regression and {other} for classification; give one of them")

@@ -1,0 +1,164 @@
+"""The verdict on one clip: read what was given, verify, show and keep what came out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from stbp_milp import verify as verifier
+from stbp_milp.cli.arguments import Options
+from stbp_milp.cli.screen import Screen
+from stbp_milp.errors import InputError, UnsupportedLayerError
+from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip
+from stbp_milp.network.model import Model, load_model
+from stbp_milp.properties import Property, top_k, within_tolerance
+from stbp_milp.query import Configuration, Query, SolverName
+from stbp_milp.records import Record, make_record, prepare_folder, query_key, run_stem, write_record
+from stbp_milp.report.pictures import save_counterexample
+from stbp_milp.report.terminal import LiveLine, progress_text, question, summary, verdict_line
+from stbp_milp.sets import SetSpecification
+from stbp_milp.verdict import Falsified, Outcome
+
+EXIT_CODES = {"verified": 0, "falsified": 1, "unknown": 3}
+
+
+def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
+    """Verify the clip that `options` name; the exit code says the verdict.
+
+    Raises:
+        InputError: what was given cannot be used.
+        SoundnessError: two methods contradict each other.
+    """
+    folder = prepare_folder(options.out)
+    query, clean_outputs = read_query(options)
+    configuration = read_configuration(options)
+    screen.say(question(query, clean_outputs))
+    began = datetime.now(UTC)
+    live = LiveLine(screen.errors, configuration.timeout, shown=not screen.quiet)
+    try:
+        with live:
+            outcome = verifier.verify(query, configuration, live.update)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: {progress_text(live.latest, configuration.timeout)}", err=True)
+        return 130
+    try:
+        kept = keep(query, configuration, outcome, folder, str(options.input), arguments, began)
+    except InputError:
+        screen.say(summary(query, outcome, {}))  # the verdict is not lost with the disk full
+        raise
+    show(query, outcome, kept, screen)
+    return EXIT_CODES[outcome.word]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a run left behind."""
+
+    record: Record
+    files: dict[str, Path]
+
+
+def keep(
+    query: Query,
+    configuration: Configuration,
+    outcome: Outcome,
+    folder: Path,
+    clip_source: str,
+    arguments: Sequence[str],
+    began: datetime,
+    label: str = "",
+) -> Kept:
+    """Write the counterexample's files and the record to `folder`; their names begin with time, label and key."""
+    stem = run_stem(query_key(query, configuration), began, label)
+    files: dict[str, Path] = {}
+    if isinstance(outcome.verdict, Falsified) and outcome.verdict.counterexample.stage != "clean":
+        files = save_counterexample(query, outcome.verdict.counterexample, outcome.clean_outputs, folder, stem)
+    command = shlex.join(["verify_complete", *arguments])
+    record = make_record(
+        query, configuration, outcome, clip_source=clip_source, command=command, files=files, date=began
+    )
+    write_record(record, folder / f"{stem}.json")
+    return Kept(record, files | {"record": folder / f"{stem}.json"})
+
+
+def show(query: Query, outcome: Outcome, kept: Kept, screen: Screen) -> None:
+    """Print the summary, the verdict alone or the record, as asked for."""
+    screen.say("", summary(query, outcome, kept.files))
+    if screen.as_json:
+        click.echo(kept.record.to_json(), nl=False)
+    elif screen.quiet:
+        click.echo(verdict_line(outcome))
+
+
+def read_configuration(options: Options, timeout: float = 60.0) -> Configuration:
+    """How to search; `timeout` (seconds) where the user gave none.
+
+    Raises:
+        InputError: the memory limit is no size.
+    """
+    solver: SolverName = options.solver  # type: ignore[assignment]  # one of click's choices
+    memory = Configuration.memory_bytes if options.memory is None else parse_bytes(options.memory)
+    limit = timeout if options.timeout is None else options.timeout
+    return Configuration(limit, solver, options.seed, options.threads, memory)
+
+
+def read_query(options: Options) -> tuple[Query, list[float]]:
+    """What is asked, and the model's scores on the clean clip.
+
+    Raises:
+        InputError: model, clip, set and property do not exist or do not fit together.
+    """
+    assert options.model is not None
+    assert options.input is not None
+    assert options.set is not None
+    assert options.epsilon is not None
+    domain = (0.0, 1.0) if options.domain is None else parse_domain(options.domain)
+    specification = SetSpecification(options.set, parse_epsilon(options.epsilon), domain)
+    clip = read_clip(options.input)
+    specification.build(clip)  # raises before the model is loaded
+    model = _load(options.model, clip)
+    outputs = _outputs(model, clip)
+    return Query(model, clip, specification, _property(options, outputs)), outputs.tolist()
+
+
+def _load(path: Path, clip: Tensor) -> Model:
+    """The model, if it takes the clip; where the file leaves axes of its input open, the clip settles them."""
+    try:
+        model = load_model(path)
+    except UnsupportedLayerError:
+        raise
+    except InputError:
+        model = load_model(path, tuple(clip.shape))
+    expected, arrived = model.network.input_shape, tuple(clip.shape)
+    if arrived != expected:
+        hint = "reorder its axes" if sorted(arrived) == sorted(expected) else "give a clip that was made for this model"
+        raise InputError(f"the clip has shape {arrived}, model {str(path)!r} expects {expected} as (C, T, H, W); {hint}")
+    return model
+
+
+def _outputs(model: Model, clip: Tensor) -> Tensor:
+    scores = model.predict(clip.unsqueeze(0).numpy().astype(np.float32))[0]
+    if not np.isfinite(scores).all():
+        raise InputError(f"model {model.name} answers the clip with {scores.tolist()}; expected finite scores")
+    return torch.from_numpy(scores.astype(np.float64)).flatten()
+
+
+def _property(options: Options, outputs: Tensor) -> Property:
+    classes = outputs.numel()
+    if options.tolerance is not None:
+        return within_tolerance(outputs, options.tolerance)
+    if classes == 1:
+        raise InputError(
+            f"the model has one output (here {outputs.item():.6g}), so it is no classifier; "
+            "give --tolerance, how far the output may move"
+        )
+    label = int(outputs.argmax()) if options.label is None else options.label
+    return top_k(label, options.top_k or 1, classes)

@@ -1,0 +1,217 @@
+"""What the user hands over as text: a clip in a numpy file, a radius, a data domain.
+
+`read_clip` takes `clip.npy`, `clips.npy[7]`, `clips.npz`, `clips.npz:key`, `clips.npz:key[7]`: a file, the *key* of an
+array in it and the *item* along the array's first axis, the last two only where there is a choice.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.lib.format as npy_format
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stbp_milp.errors import InputError
+
+_PLACE = re.compile(r"(?P<path>.+?\.np[yz])(?::(?P<key>[^\[\]]+))?(?:\[(?P<item>-?\d+)\])?", re.IGNORECASE)
+# Exponents are short: Fraction would spend minutes on 1e999999999.
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,2})?", re.IGNORECASE)
+_FRACTION = re.compile(r"\d{1,40}/\d{1,40}")
+
+# What numpy and zipfile raise on damaged files.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def read_clip(text: str) -> Tensor:
+    """The clip (C, T, H, W) that `text` names: float64, but every value one that float32 can hold.
+
+    An array (T, H, W), such as one volume of a file (N, T, H, W), becomes a clip of one channel. uint8 is divided
+    by 255.
+
+    Raises:
+        InputError: no such file, key or item; not a numpy file; not three or four axes; not finite numbers.
+    """
+    place = _PLACE.fullmatch(text)
+    if place is None:
+        raise InputError(
+            f"input {text!r} is not understood; expected a .npy or .npz file, such as clip.npy or clips.npz:key[7]"
+        )
+    path, key = Path(place["path"]), place["key"]
+    item = None if place["item"] is None else int(place["item"])
+    if not path.is_file():
+        raise InputError(f"there is no file {str(path)!r}; give the path of a .npy or .npz file after --input")
+    try:
+        array = _from_archive(path, key) if path.suffix.lower() == ".npz" else _from_file(path, key)
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{str(path)!r} cannot be read as a numpy file ({reason}); save the clip again with numpy.savez"
+        ) from error
+    return _to_clip(_one_item(array, item, text), text)
+
+
+def parse_epsilon(text: str) -> float:
+    """A radius in the unit of the data, from a fraction ("4/255") or a decimal ("0.03", "1").
+
+    Raises:
+        InputError: not a number, or negative.
+    """
+    compact = "".join(text.split())
+    if _FRACTION.fullmatch(compact) or (_NUMBER.fullmatch(compact) and len(compact) <= 40):
+        numerator, _, denominator = compact.partition("/")
+        if denominator and int(denominator) == 0:
+            raise InputError(f"eps {text!r} divides by zero; give a fraction such as 4/255")
+        value = float(Fraction(numerator) / Fraction(denominator or 1))
+        if value >= 0:
+            return value
+    raise InputError(f"eps {text!r} is not a radius; expected a number of 0 or more, such as 4/255, 0.03 or 1")
+
+
+def parse_domain(text: str) -> tuple[float, float]:
+    """The smallest and largest value of the data, from "0,1".
+
+    Raises:
+        InputError: not two finite numbers, or the first is not smaller.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) == 2 and all(_NUMBER.fullmatch(part) for part in parts):
+        low, high = float(parts[0]), float(parts[1])
+        if low < high:
+            return low, high
+    raise InputError(
+        f"domain {text!r} is not an interval; expected the smallest and the largest value of the data: 0,1 or -1,1"
+    )
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes, from "4G", "512M" or "1.5G" (powers of 1024).
+
+    Raises:
+        InputError: not a positive number with K, M, G or T.
+    """
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2].upper()))) if match else 0
+    if size <= 0:
+        raise InputError(f"memory {text!r} is not a size; expected a number with K, M, G or T, such as 512M or 4G")
+    return size
+
+
+@dataclass(frozen=True)
+class _Header:
+    key: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.shape}"
+
+
+def _from_file(path: Path, key: str | None) -> NDArray[Any]:
+    if key is not None:
+        raise InputError(f"{str(path)!r} holds one array without a key; leave out ':{key}'")
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(f"{str(path)!r} is an archive of several arrays; rename it to .npz")
+    return array
+
+
+def _from_archive(path: Path, key: str | None) -> NDArray[Any]:
+    archive = np.load(path, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise InputError(f"{str(path)!r} holds one array, not an archive; rename it to .npy")
+    with archive:
+        chosen = key if key is not None else _only_clip(path, archive)
+        if chosen not in archive.files:
+            raise InputError(f"{str(path)!r} has no array {chosen!r}; it has {_listed(archive.files)}")
+        array: NDArray[Any] = archive[chosen]
+        return array
+
+
+def _only_clip(path: Path, archive: np.lib.npyio.NpzFile) -> str:
+    """The only array of the archive, or the only one with four or five axes; headers alone are read."""
+    if len(archive.files) == 1:
+        return archive.files[0]
+    headers = [header for key in archive.files if (header := _header(archive, key)) is not None]
+    fitting = [header.key for header in headers if len(header.shape) in (4, 5)]
+    if len(fitting) == 1:
+        return fitting[0]
+    raise InputError(
+        f"{str(path)!r} holds several arrays; choose one, as {path.name}:key, of {_listed(list(map(str, headers)))}"
+    )
+
+
+def _header(archive: np.lib.npyio.NpzFile, key: str) -> _Header | None:
+    assert archive.zip is not None
+    with archive.zip.open(f"{key}.npy") as stream:
+        version = npy_format.read_magic(stream)
+        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+        shape, _, _ = read(stream)
+        return _Header(key, shape)
+
+
+def _one_item(array: NDArray[Any], item: int | None, text: str) -> NDArray[Any]:
+    if item is None:
+        if array.ndim == 5 and array.shape[0] != 1:
+            raise InputError(
+                f"{text!r} holds {array.shape[0]} clips of shape {array.shape[1:]}; choose one, as {text}[0]"
+            )
+        return array[0] if array.ndim == 5 else array
+    if array.ndim not in (4, 5):
+        raise InputError(
+            f"{text!r} takes an item of an array of shape {array.shape}; expected (N, C, T, H, W) or (N, T, H, W)"
+        )
+    count = array.shape[0]
+    if not 0 <= item < count:
+        raise InputError(f"{text!r} asks for item {item} of {count}; give a number from 0 to {count - 1}")
+    selected: NDArray[Any] = array[item]
+    return selected
+
+
+def _to_clip(array: NDArray[Any], text: str) -> Tensor:
+    if array.ndim == 3:
+        array = array[None]
+    if array.ndim != 4 or 0 in array.shape:
+        raise InputError(
+            f"{text!r} has shape {array.shape}; expected a clip (C, T, H, W), or (T, H, W) for one channel"
+        )
+    if array.dtype == np.uint8:
+        array = array.astype(np.float32) / np.float32(255)
+    elif not np.issubdtype(array.dtype, np.floating):
+        raise InputError(
+            f"{text!r} holds values of type {array.dtype}; expected floats in the data domain, or uint8 from 0 to 255"
+        )
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+        single = array.astype(np.float32)
+    wrong = int((~np.isfinite(single)).sum())
+    if wrong:
+        raise InputError(
+            f"{text!r} holds {wrong} values that are NaN, infinite or too large; expected finite numbers"
+        )
+    return torch.from_numpy(single.astype(np.float64))
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "no arrays"

@@ -1,0 +1,345 @@
+"""Network, set and bounds as one mixed-integer program: one rule per kind of neuron.
+
+With `z` a neuron's pre-activation in `[l, u]` and `y = max(z, 0)`:
+
+- constant, inactive (`u <= 0`): a number;
+- active (`l >= 0`): `y = z`, substituted, or a column of its own where substitution would cost more entries;
+- nearly stable (`u` or `-l` within a few slacks): no binary. `y` in `[0, u]`, or `y = z + e` with `e` in `[0, -l]`;
+- unstable: `y >= 0`, `y >= z`, `y <= u b`, `y <= z - l (1 - b)` with a binary b (Tjeng, Xiao, Tedrake 2019, eq. 6);
+  without binaries the last two become the chord `y <= u (z - l) / (u - l)`, their projection.
+
+Bounds that arrive are widened outwards by `SLACK` before use; bounds that the columns' own boxes imply are met with
+them. Only the cone of influence of the objective is encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from solvers import MixedIntegerProgram
+from stbp_milp.errors import SoundnessError
+from stbp_milp.milp.assembly import Affine, Assembly
+from stbp_milp.milp.region import InputRegion
+from stbp_milp.network.normal_form import Stage
+
+SLACK = 1e-6  # bounds move outwards by SLACK * (1 + |bound|): solvers keep their rows to about as much
+_NEARLY = 4 * SLACK  # a relaxation this thin needs no binary
+
+Boxes = Mapping[int, tuple[np.ndarray, np.ndarray]]  # ReLU node position -> bounds of its operand, each (size,)
+Phases = Mapping[int, np.ndarray]  # ReLU node position -> (size,) int: 1 active, -1 inactive, 0 undecided
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronColumns:
+    """Where the encoded neurons of one ReLU are in the program; -1 where a neuron has no such column or row."""
+
+    relu: int  # node position
+    neuron: np.ndarray  # (n,) flat positions
+    pre: np.ndarray  # z
+    post: np.ndarray  # y
+    binary: np.ndarray  # b
+    excess: np.ndarray  # e
+    definition: np.ndarray  # the row `expression - z = 0`
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """The program and what its columns mean.
+
+    Law: for every input of the region (and of the fixed phases), the completed point is feasible up to rounding
+    and its objective is the smallest value that dominates every row `form @ f(x) + offset`.
+    """
+
+    program: MixedIntegerProgram
+    stages: tuple[Stage, ...]
+    region: InputRegion
+    entries: np.ndarray  # flat input positions that have a column
+    entry_columns: np.ndarray
+    choice_columns: np.ndarray
+    neurons: tuple[NeuronColumns, ...]
+    split: bool  # were phases fixed beyond what the bounds say?
+    empty: bool  # the fixed phases contradict the bounds: no input remains
+    value_column: int  # the column that dominates several rows; -1 with one row
+    form: np.ndarray  # (R, K)
+    offset: np.ndarray  # (R,)
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxed:
+    """The linear relaxation of all neurons below some affine targets."""
+
+    program: MixedIntegerProgram
+    targets: Affine
+    empty: bool
+
+
+def encode(
+    stages: tuple[Stage, ...],
+    region: InputRegion,
+    boxes: Boxes,
+    form: np.ndarray,
+    offset: np.ndarray | float,
+    phases: Phases | None = None,
+) -> Encoded:
+    """Minimise `max over rows of form @ f(x) + offset` over the region.
+
+    Args:
+        stages: the network's normal form.
+        region: the inputs.
+        boxes: bounds of ReLU operands, valid on the region (and the phases); a missing one is derived.
+        form: (K,), or (R, K) for the largest of several rows.
+        offset: a number, or (R,).
+        phases: decisions of a branching; they become rows, unlike signs that the bounds show.
+
+    Raises:
+        SoundnessError: bounds contradict each other although no phase was fixed.
+    """
+    form = np.atleast_2d(np.asarray(form, dtype=float))
+    offset = np.broadcast_to(np.asarray(offset, dtype=float), form.shape[0])
+    encoder = _Encoder(stages, region, boxes, phases or {}, binaries=True)
+    targets = encoder.targets(len(stages) - 1, sp.csr_matrix(form), offset)
+    assembly = encoder.assembly
+    value_column = -1
+    if form.shape[0] == 1:
+        cost, constant = assembly.widened(targets.matrix).toarray()[0], float(targets.constant[0])
+    else:
+        lower, upper = assembly.interval(targets)
+        value_column = int(assembly.add_columns(lower.max(keepdims=True), upper.max(keepdims=True))[0])
+        value = assembly.terms((np.full(form.shape[0], value_column), -1.0))
+        assembly.add_rows(Affine(assembly.sum(targets.matrix, value), targets.constant), -np.inf, 0.0)
+        cost, constant = np.zeros(assembly.columns), 0.0
+        cost[value_column] = 1.0
+    return Encoded(
+        assembly.program(cost, constant),
+        stages,
+        region,
+        encoder.entries,
+        encoder.entry_columns,
+        encoder.choice_columns,
+        tuple(encoder.neurons),
+        encoder.split,
+        encoder.empty,
+        value_column,
+        form,
+        np.array(offset),
+    )
+
+
+def relax(
+    stages: tuple[Stage, ...],
+    region: InputRegion,
+    boxes: Boxes,
+    target: int,
+    rows: np.ndarray,
+    phases: Phases | None = None,
+) -> Relaxed:
+    """The linear relaxation below `rows` of `stages[target]`, which become the targets."""
+    size = stages[target].bias.size
+    encoder = _Encoder(stages, region, boxes, phases or {}, binaries=False)
+    targets = encoder.targets(target, sp.identity(size, format="csr")[rows], np.zeros(rows.size))
+    program = encoder.assembly.program(np.zeros(encoder.assembly.columns), 0.0)
+    return Relaxed(program, Affine(encoder.assembly.widened(targets.matrix), targets.constant), encoder.empty)
+
+
+def widen(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both bounds moved outwards by the slack."""
+    return lower - SLACK * (1 + np.abs(lower)), upper + SLACK * (1 + np.abs(upper))
+
+
+class _Encoder:
+    """One pass from the input to the targets. `sources` maps a node position to its value over the columns."""
+
+    def __init__(
+        self, stages: tuple[Stage, ...], region: InputRegion, boxes: Boxes, phases: Phases, binaries: bool
+    ) -> None:
+        self.assembly = Assembly()
+        self.neurons: list[NeuronColumns] = []
+        self.split = any(bool(np.any(phase)) for phase in phases.values())
+        self.empty = False
+        self._stages, self._region, self._phases, self._binaries = stages, region, phases, binaries
+        self._boxes = {relu: widen(*box) for relu, box in boxes.items()}
+        self._sources: dict[int, Affine] = {}
+        self._uses: dict[int, np.ndarray] = {}
+        self.entries = self.entry_columns = self.choice_columns = np.zeros(0, dtype=np.int64)
+
+    def targets(self, target: int, combination: sp.csr_matrix, offset: np.ndarray) -> Affine:
+        """`combination @ (the value of stages[target]) + offset`, with everything below it encoded."""
+        stage = self._stages[target]
+        weights = {source: combination @ matrix for source, matrix in stage.weights.items()}
+        self._count_uses(target, weights)
+        self._encode_input()
+        for earlier in self._stages[:target]:
+            self._encode_relu(earlier)
+        return self._value(weights, combination @ stage.bias + offset)
+
+    def _count_uses(self, target: int, weights: dict[int, sp.csr_matrix]) -> None:
+        """For every source entry the number of encoded rows that read it; zero is outside the cone of influence."""
+        self._uses = {0: np.zeros(self._region.centre.size, dtype=np.int64)}
+        for stage in self._stages[:target]:
+            assert stage.relu is not None
+            self._uses[stage.relu] = np.zeros(stage.bias.size, dtype=np.int64)
+        self._count(weights)
+        for stage in reversed(self._stages[:target]):
+            assert stage.relu is not None
+            phase = self._phase(stage)
+            needed = ((self._uses[stage.relu] > 0) & ~self._inactive(stage)) | (phase != 0)
+            rows = np.flatnonzero(needed)
+            self._count({source: matrix[rows] for source, matrix in stage.weights.items()})
+
+    def _count(self, weights: dict[int, sp.csr_matrix]) -> None:
+        for source, matrix in weights.items():
+            self._uses[source] += np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1])
+
+    def _phase(self, stage: Stage) -> np.ndarray:
+        phase = self._phases.get(stage.relu) if stage.relu is not None else None
+        return np.zeros(stage.bias.size, dtype=np.int64) if phase is None else np.asarray(phase)
+
+    def _inactive(self, stage: Stage) -> np.ndarray:
+        box = self._boxes.get(stage.relu) if stage.relu is not None else None
+        return np.zeros(stage.bias.size, dtype=bool) if box is None else box[1] <= 0
+
+    def _encode_input(self) -> None:
+        region, assembly = self._region, self.assembly
+        self.entries = np.flatnonzero((region.upper > region.lower) & (self._uses[0] > 0))
+        lower, upper = region.lower[self.entries], region.upper[self.entries]
+        self.entry_columns = assembly.add_columns(lower, upper)
+        if region.choice is not None:
+            self._encode_choice()
+        matrix = sp.csr_matrix(
+            (np.ones(self.entries.size), (self.entries, self.entry_columns)),
+            shape=(region.centre.size, assembly.columns),
+        )
+        constant = region.centre.copy()
+        constant[self.entries] = 0.0
+        self._sources[0] = Affine(matrix, constant)
+
+    def _encode_choice(self) -> None:
+        """`c - (c - l) (cover z) <= x <= c + (u - c) (cover z)` for every entry that moves."""
+        region, assembly, choice = self._region, self.assembly, self._region.choice
+        assert choice is not None
+        count = choice.cover.shape[1]
+        self.choice_columns = assembly.add_columns(np.zeros(count), np.ones(count), integer=self._binaries)
+        first = int(self.choice_columns[0]) if count else assembly.columns
+        left = sp.csr_matrix((choice.rows.shape[0], first))
+        rows = sp.hstack([left, choice.rows], format="csr")
+        assembly.add_rows(Affine(rows, np.zeros(rows.shape[0])), choice.row_lower, choice.row_upper)
+        centre = region.centre[self.entries]
+        up, down = region.upper[self.entries] - centre, centre - region.lower[self.entries]
+        cover = choice.cover[self.entries % choice.cover.shape[0]]
+        cover = sp.hstack([sp.csr_matrix((cover.shape[0], first)), cover], format="csr")
+        for reach, low, high in ((-up, -np.inf, 0.0), (down, 0.0, np.inf)):
+            rows = assembly.sum(assembly.terms((self.entry_columns, 1.0)), sp.diags(reach, format="csr") @ cover)
+            assembly.add_rows(Affine(rows, -centre), low, high)
+
+    def _value(self, weights: dict[int, sp.csr_matrix], constant: np.ndarray) -> Affine:
+        matrix = sp.csr_matrix((constant.size, self.assembly.columns))
+        for source, weight in weights.items():
+            value = self._sources[source]
+            matrix = matrix + weight @ self.assembly.widened(value.matrix)
+            constant = constant + weight @ value.constant
+        matrix = matrix.tocsr()
+        matrix.eliminate_zeros()
+        return Affine(matrix, constant)
+
+    def _encode_relu(self, stage: Stage) -> None:
+        assert stage.relu is not None
+        phase = self._phase(stage)
+        index = np.flatnonzero(((self._uses[stage.relu] > 0) & ~self._inactive(stage)) | (phase != 0))
+        value = self._value({source: matrix[index] for source, matrix in stage.weights.items()}, stage.bias[index])
+        phase = phase[index]
+        lower, upper = self._bounds(stage.relu, index, value)
+        crossed = lower > upper
+        if crossed.any():
+            if not self.split:
+                worst = int(index[np.argmax(lower - upper)])
+                gap = float((lower - upper).max())
+                raise SoundnessError(
+                    f"neuron {worst} of ReLU node {stage.relu} has a lower bound {gap:.3g} above its upper bound "
+                    "although no phase was fixed; two bounding methods contradict each other"
+                )
+            self.empty = True
+            lower, upper = np.minimum(lower, upper), np.maximum(lower, upper)
+        self._fix_phases(value, phase)
+        constant = np.diff(value.matrix.indptr) == 0
+        inactive = ~constant & ((phase < 0) | ((phase == 0) & (upper <= 0)))
+        active = ~constant & ~inactive & ((phase > 0) | (lower >= 0))
+        open_ = ~constant & ~inactive & ~active
+        nearly_inactive = open_ & (upper <= _NEARLY)
+        nearly_active = open_ & ~nearly_inactive & (-lower <= _NEARLY)
+        unstable = open_ & ~nearly_inactive & ~nearly_active
+        entries, uses = np.diff(value.matrix.indptr), self._uses[stage.relu][index]
+        kept = active & (entries * uses > 2 * (entries + uses))
+        missing = np.full(index.size, -1)
+        pre, post, binary, excess, definition = (missing.copy() for _ in range(5))
+        assembly = self.assembly
+        own = unstable | kept
+        pre[own] = assembly.add_columns(lower[own], upper[own])
+        minus = assembly.terms((pre[own], -1.0))
+        defined = value.select(own)
+        definition[own] = assembly.add_rows(Affine(assembly.sum(defined.matrix, minus), defined.constant), 0.0, 0.0)
+        excess[nearly_active] = assembly.add_columns(np.zeros(nearly_active.sum()), -lower[nearly_active])
+        positive = unstable | nearly_inactive
+        post[positive] = assembly.add_columns(np.zeros(positive.sum()), upper[positive])
+        if self._binaries:
+            count = int(unstable.sum())
+            binary[unstable] = assembly.add_columns(np.zeros(count), np.ones(count), integer=True)
+        self._relate(pre[unstable], post[unstable], binary[unstable], lower[unstable], upper[unstable])
+        post[kept] = pre[kept]
+        self.neurons.append(NeuronColumns(stage.relu, index, pre, post, binary, excess, definition))
+        substituted = (active & ~kept) | nearly_active
+        self._sources[stage.relu] = self._post_activation(
+            stage.bias.size, index, value, substituted, constant & (phase >= 0), post, excess
+        )
+
+    def _bounds(self, relu: int, index: np.ndarray, value: Affine) -> tuple[np.ndarray, np.ndarray]:
+        lower, upper = self.assembly.interval(value)
+        if relu in self._boxes:
+            given_lower, given_upper = self._boxes[relu]
+            lower, upper = np.maximum(lower, given_lower[index]), np.minimum(upper, given_upper[index])
+        return lower, upper
+
+    def _fix_phases(self, value: Affine, phase: np.ndarray) -> None:
+        """A decision of the branching restricts the inputs; the sign that bounds show is already implied."""
+        for sign, low, high in ((1, -SLACK, np.inf), (-1, -np.inf, SLACK)):
+            fixed = np.flatnonzero(phase == sign)
+            if fixed.size:
+                self.assembly.add_rows(value.select(fixed), low, high)
+
+    def _relate(self, z: np.ndarray, y: np.ndarray, b: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
+        assembly, none = self.assembly, np.zeros(z.size)
+        assembly.add_rows(Affine(assembly.terms((y, 1.0), (z, -1.0)), none), 0.0, np.inf)
+        if self._binaries:
+            assembly.add_rows(Affine(assembly.terms((y, 1.0), (b, -upper)), none), -np.inf, 0.0)
+            assembly.add_rows(Affine(assembly.terms((y, 1.0), (z, -1.0), (b, -lower)), lower), -np.inf, 0.0)
+        else:
+            slope = upper / (upper - lower)
+            assembly.add_rows(Affine(assembly.terms((y, 1.0), (z, -slope)), slope * lower), -np.inf, 0.0)
+
+    def _post_activation(
+        self,
+        size: int,
+        index: np.ndarray,
+        value: Affine,
+        substituted: np.ndarray,
+        constant: np.ndarray,
+        post: np.ndarray,
+        excess: np.ndarray,
+    ) -> Affine:
+        expressions = value.matrix[substituted].tocoo()
+        rows, columns, data = [index[substituted][expressions.row]], [expressions.col], [expressions.data]
+        for position in (post, excess):
+            present = position >= 0
+            rows.append(index[present])
+            columns.append(position[present])
+            data.append(np.ones(int(present.sum())))
+        matrix = sp.csr_matrix(
+            (np.concatenate(data), (np.concatenate(rows), np.concatenate(columns))), shape=(size, self.assembly.columns)
+        )
+        offset = np.zeros(size)
+        offset[index[substituted]] = value.constant[substituted]
+        offset[index[constant]] = np.maximum(value.constant[constant], 0.0)
+        return Affine(matrix, offset)

@@ -1,0 +1,87 @@
+"""From clips to points of a program and back.
+
+*Completing* a clip gives every column the value that the forward pass implies; *extracting* reads the input columns of
+a point and brings them into the set.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+from solvers import Highs, MixedIntegerProgram, SolveLimits
+from stbp_milp.milp.encode import Encoded
+
+_COVER_SECONDS = 5.0
+
+
+def complete(encoded: Encoded, clip: np.ndarray) -> np.ndarray:
+    """The point `(columns,)` of a clip `(*shape)`; NaN at the choice's binaries if no cover is found for the clip.
+
+    The clip should lie in the region; otherwise the point breaks rows, which does a solver's start no harm.
+    """
+    clip = np.asarray(clip, dtype=float).reshape(-1)
+    point = np.full(encoded.program.variables, np.nan)
+    point[encoded.entry_columns] = clip[encoded.entries]
+    if encoded.choice_columns.size:
+        point[encoded.choice_columns] = _cover(encoded, clip)
+    values, output = _forward(encoded, clip)
+    for neurons in encoded.neurons:
+        z = values[neurons.relu][neurons.neuron]
+        y = np.maximum(z, 0.0)
+        # A kept active neuron has one column for both; its pre-activation is written last.
+        for columns, value in ((neurons.post, y), (neurons.pre, z), (neurons.binary, z > 0), (neurons.excess, y - z)):
+            present = columns >= 0
+            point[columns[present]] = value[present]
+    if encoded.value_column >= 0:
+        point[encoded.value_column] = (encoded.form @ output + encoded.offset).max()
+    return point
+
+
+def extract(encoded: Encoded, point: np.ndarray) -> np.ndarray:
+    """The clip `(*shape)` of a point, in the box exactly, and off centre only where the point's cover lets it be."""
+    region = encoded.region
+    clip = region.centre.copy()
+    values = point[encoded.entry_columns]
+    if region.choice is not None:
+        cover = region.choice.cover @ np.round(point[encoded.choice_columns])
+        covered = cover[encoded.entries % cover.size] > 0.5
+        values = np.where(covered, values, region.centre[encoded.entries])
+    clip[encoded.entries] = values
+    inside: np.ndarray = np.clip(clip, region.lower, region.upper)
+    return inside.reshape(region.shape)
+
+
+def _forward(encoded: Encoded, clip: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """The operand of every ReLU, and the output."""
+    sources: dict[int, np.ndarray] = {0: clip}
+    operands: dict[int, np.ndarray] = {}
+    value = clip
+    for stage in encoded.stages:
+        value = stage.bias + sum(matrix @ sources[source] for source, matrix in stage.weights.items())
+        if stage.relu is not None:
+            operands[stage.relu], sources[stage.relu] = value, np.maximum(value, 0.0)
+    return operands, value
+
+
+def _cover(encoded: Encoded, clip: np.ndarray) -> np.ndarray:
+    """Binaries of a member that covers every entry the clip changes; NaN when there is none."""
+    choice = encoded.region.choice
+    assert choice is not None
+    changed = (clip != encoded.region.centre).reshape(encoded.region.channels, -1).any(0)
+    count = choice.cover.shape[1]
+    program = MixedIntegerProgram(
+        cost=-(choice.cover.T @ changed.astype(float)),
+        rows=sp.csr_matrix(choice.rows),
+        row_lower=choice.row_lower,
+        row_upper=choice.row_upper,
+        lower=np.zeros(count),
+        upper=np.ones(count),
+        integer=np.ones(count, dtype=bool),
+    )
+    solution = Highs().solve(program, SolveLimits(seconds=_COVER_SECONDS))
+    if solution.point is None:
+        return np.full(count, np.nan)
+    chosen: np.ndarray = np.round(solution.point)
+    covered = choice.cover @ chosen > 0.5
+    return chosen if bool((covered | ~changed).all()) else np.full(count, np.nan)

@@ -1,0 +1,115 @@
+"""Optimisation-based bound tightening: two small linear programs a neuron bound its pre-activation.
+
+Layer by layer: the relaxation of a layer uses the bounds, and the stable neurons, found below it. First-layer
+operands are affine in the input, where bounds that use the support function are exact already: they are left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers import LinearRelaxation
+from stbp_milp.errors import SoundnessError
+from stbp_milp.milp.encode import SLACK, Boxes, Phases, Relaxed, relax
+from stbp_milp.milp.region import InputRegion
+from stbp_milp.network.normal_form import Stage
+
+_LOG = logging.getLogger(__name__)
+_ROUNDING = 1e-9  # of composing the layers' matrices in float64, relative and absolute
+
+
+@dataclass(frozen=True, eq=False)
+class Tightened:
+    """Bounds, each at least as tight as before."""
+
+    boxes: Mapping[int, tuple[np.ndarray, np.ndarray]]  # ReLU node position -> (lower, upper), each (size,)
+    improved: int  # neurons whose box shrank
+    stabilised: int  # neurons that were unstable and are not any more
+    finished: bool  # False: the time ran out first
+    empty: bool  # the fixed phases leave no input
+
+
+def tighten(
+    stages: tuple[Stage, ...],
+    region: InputRegion,
+    boxes: Boxes,
+    seconds: float,
+    phases: Phases | None = None,
+) -> Tightened:
+    """Shrink the boxes of unstable neurons from the second layer on; stops where it is when the time is over.
+
+    Args:
+        stages: the network's normal form.
+        region: the inputs.
+        boxes: bounds `(size,)` of every ReLU's operand, valid on the region (and the phases).
+        seconds: wall-clock limit.
+        phases: decisions of a branching, as in `encode`.
+
+    Raises:
+        SoundnessError: a relaxation contradicts the bounds although no phase was fixed.
+    """
+    deadline = time.monotonic() + seconds
+    split = any(bool(np.any(phase)) for phase in (phases or {}).values())
+    current = {
+        relu: (np.array(lower, dtype=float), np.array(upper, dtype=float)) for relu, (lower, upper) in boxes.items()
+    }
+    improved = stabilised = 0
+    empty = False
+    for target, stage in enumerate(stages):
+        if stage.relu is None or set(stage.weights) <= {0}:
+            continue
+        if time.monotonic() >= deadline:
+            break
+        lower, upper = current[stage.relu]
+        rows = np.flatnonzero((lower < 0) & (upper > 0))
+        if not rows.size:
+            continue
+        relaxed = relax(stages, region, current, target, rows, phases)
+        empty = empty or relaxed.empty
+        new_lower, new_upper = _bounds(relaxed, lower[rows], upper[rows], deadline)
+        crossed = new_lower > new_upper
+        if crossed.any():
+            gap = float((new_lower - new_upper).max())
+            if not split and gap > SLACK * (1 + float(np.abs(new_lower[crossed]).max())):
+                raise SoundnessError(
+                    f"a relaxation puts a neuron of ReLU node {stage.relu} {gap:.3g} outside bounds found before "
+                    "although no phase was fixed; two bounding methods contradict each other"
+                )
+            empty = empty or split
+            new_lower, new_upper = np.where(crossed, lower[rows], new_lower), np.where(crossed, upper[rows], new_upper)
+        improved += int(((new_lower > lower[rows]) | (new_upper < upper[rows])).sum())
+        stabilised += int(((new_lower >= 0) | (new_upper <= 0)).sum())
+        lower[rows], upper[rows] = new_lower, new_upper
+    finished = time.monotonic() < deadline
+    _LOG.debug("tightened %d neurons, %d became stable, finished: %s", improved, stabilised, finished)
+    return Tightened(current, improved, stabilised, finished, empty)
+
+
+def _bounds(relaxed: Relaxed, lower: np.ndarray, upper: np.ndarray, deadline: float) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of every target met with those known, both rigorous: the relaxation's value is a dual bound."""
+    lower, upper = lower.copy(), upper.copy()
+    if relaxed.empty:
+        return lower, upper
+    relaxation = LinearRelaxation(relaxed.program)
+    for i in range(lower.size):
+        cost = relaxed.targets.matrix[[i]].toarray()[0]
+        constant = float(relaxed.targets.constant[i])
+        # The side nearer to zero first: if the neuron turns out stable, the other side hardly matters.
+        for sign in (1.0, -1.0) if -lower[i] <= upper[i] else (-1.0, 1.0):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return lower, upper
+            bound = relaxation.minimum(sign * cost, left) + sign * constant
+            bound -= _ROUNDING * (1 + abs(bound))
+            if sign > 0:
+                lower[i] = max(lower[i], bound)
+            else:
+                upper[i] = min(upper[i], -bound)
+            if lower[i] >= 0 or upper[i] <= 0:
+                break
+    return lower, upper

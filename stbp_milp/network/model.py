@@ -1,0 +1,185 @@
+"""The user's model twice: as a network to bound, and as the original to ask for predictions.
+
+Nothing is verified on a network that does not agree with its original on sample inputs; counterexamples are judged
+by the original alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from torch import Tensor, nn
+
+from stbp_milp.errors import InputError
+from stbp_milp.network.graph import Network
+from stbp_milp.network.onnx_file import OnnxFile, open_onnx
+from stbp_milp.network.onnx_reader import read_onnx_file
+from stbp_milp.network.torch_reader import private_copy, read_module
+
+AGREEMENT = 1e-4  # float32 rounding of the original, relative to 1 + |score|
+
+Predict = Callable[[np.ndarray], np.ndarray]  # (N, *input_shape) float32 -> (N, K)
+
+_REFUSED = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    network: Network  # float64
+    predict: Predict  # the original model
+    name: str
+    digest: str  # sha256 of the file, or of the layers read from a module
+    source: str  # the path, or the class of the module
+
+
+def load_model(source: str | Path | nn.Module, input_shape: Sequence[int] | None = None) -> Model:
+    """Read a model and check the reading against the original.
+
+    `input_shape` excludes the batch axis; a torch module needs it, a file only where it leaves axes open.
+
+    Raises:
+        UnsupportedLayerError: an operator has no rule.
+        InputError: the model cannot be read, or the network read from it disagrees with the original.
+    """
+    model = _load_module(source, input_shape) if isinstance(source, nn.Module) else _load_onnx(source, input_shape)
+    _check_reading(model)
+    return model
+
+
+def _load_module(module: nn.Module, input_shape: Sequence[int] | None) -> Model:
+    name = type(module).__name__
+    if input_shape is None:
+        raise InputError(f"the input shape of module {name} is unknown; give input_shape, as in (1, 8, 16, 16)")
+    network = read_module(module, input_shape)
+    return Model(network, _module_predict(module), name, _network_digest(network), f"torch module {name}")
+
+
+def _load_onnx(path: str | Path, input_shape: Sequence[int] | None) -> Model:
+    file = open_onnx(path, input_shape)
+    name = file.path.name.removesuffix(".gz").removesuffix(".onnx")
+    return Model(read_onnx_file(file), _onnx_predict(file), name, file.digest, str(path))
+
+
+# --- the original -----------------------------------------------------------------------------------------
+
+
+def _module_predict(module: nn.Module) -> Predict:
+    own = private_copy(module)
+    sample = next(itertools.chain(own.parameters(), own.buffers()), torch.empty(0))
+    dtype = sample.dtype if sample.is_floating_point() else torch.float32
+
+    def predict(clips: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            scores = own(torch.from_numpy(np.array(clips)).to(sample.device, dtype))
+        result: np.ndarray = scores.cpu().numpy()
+        return result
+
+    return predict
+
+
+def _onnx_predict(file: OnnxFile) -> Predict:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong arrives as an exception; nothing is printed
+    try:
+        session = onnxruntime.InferenceSession(
+            str(file.path) if file.external else file.content, options, providers=["CPUExecutionProvider"]
+        )
+    except _REFUSED as error:
+        raise InputError(f"onnxruntime cannot load {file.path}: {error}; export the model again") from error
+
+    def run(clips: np.ndarray) -> np.ndarray:
+        scores: np.ndarray = session.run([file.output_name], {file.input_name: clips.astype(file.dtype)})[0]
+        return scores
+
+    group = file.batch if file.batch is not None else _group(run, file.input_shape)
+    return run if group is None else _in_groups(run, group)
+
+
+def _group(run: Predict, input_shape: tuple[int, ...]) -> int | None:
+    """1 where the file leaves the batch axis open but works for one clip only (a fixed Reshape), else None."""
+    try:
+        scores = run(np.zeros((2, *input_shape), dtype=np.float32))
+    except _REFUSED:
+        return 1
+    return None if scores.shape[:1] == (2,) else 1
+
+
+def _in_groups(run: Predict, group: int) -> Predict:
+    def predict(clips: np.ndarray) -> np.ndarray:
+        missing = -len(clips) % group
+        filled = np.concatenate([clips, np.repeat(clips[-1:], missing, axis=0)])
+        parts = [run(filled[start : start + group]) for start in range(0, len(filled), group)]
+        return np.concatenate(parts)[: len(clips)]
+
+    return predict
+
+
+# --- checks -----------------------------------------------------------------------------------------------
+
+
+def _check_reading(model: Model) -> None:
+    samples = _samples(model.network.input_shape)
+    try:
+        expected = model.predict(samples)
+    except (*_REFUSED, RuntimeError) as error:
+        raise InputError(
+            f"{model.source} cannot run on clips of shape {model.network.input_shape}: {error}; "
+            "check the input shape and that the model takes several clips at once"
+        ) from error
+    # In float32 and clip by clip: convolutions of video in float64 are several times slower and larger.
+    single = model.network.to(torch.float32)
+    with torch.no_grad():
+        scores = [single(torch.from_numpy(sample[None]))[0] for sample in samples]
+    read = torch.stack(scores).numpy()
+    if expected.shape != read.shape:
+        raise InputError(
+            f"{model.source} returns shape {expected.shape} for {len(samples)} clips, the network read from it "
+            f"{read.shape}; expected one flat row of scores per clip"
+        )
+    difference = np.abs(read - expected)
+    excess = difference - AGREEMENT * (1.0 + np.abs(expected))
+    if np.isfinite(excess).all() and excess.max() <= 0.0:
+        return
+    clip, output = np.unravel_index(np.argmax(np.nan_to_num(excess, nan=np.inf)), excess.shape)
+    raise InputError(
+        f"the network read from {model.source} disagrees with the original at output {output} of sample clip {clip}: "
+        f"{read[clip, output]:.6g} instead of {expected[clip, output]:.6g} (difference {difference[clip, output]:.3g}, "
+        f"allowed {AGREEMENT:g} * (1 + |score|)); the model uses an operator in a way that is read wrongly, report it"
+    )
+
+
+def _samples(input_shape: tuple[int, ...]) -> np.ndarray:  # (4, *input_shape) float32
+    """Three clips in the usual domain [0, 1] and one around it."""
+    generator = np.random.default_rng(0)
+    inside = generator.random((3, *input_shape), dtype=np.float32)
+    return np.concatenate([inside, generator.standard_normal((1, *input_shape), dtype=np.float32)])
+
+
+def _network_digest(network: Network) -> str:
+    digest = hashlib.sha256()
+    for node in network.nodes:
+        digest.update(repr((type(node.layer).__name__, node.inputs, node.shape)).encode())
+        for field in fields(node.layer):
+            setting = getattr(node.layer, field.name)
+            if isinstance(setting, Tensor):
+                digest.update(repr((field.name, tuple(setting.shape), str(setting.dtype))).encode())
+                digest.update(setting.cpu().contiguous().numpy().tobytes())
+            else:
+                digest.update(repr((field.name, setting)).encode())
+    return digest.hexdigest()

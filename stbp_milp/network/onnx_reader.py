@@ -1,0 +1,100 @@
+"""Reads an ONNX file operator by operator; `onnx_rules` says what the operators mean.
+
+What does not depend on the input (initialisers, shapes, arithmetic on them) is folded into constants with ONNX's own
+reference implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from stbp_milp.errors import InputError, UnsupportedLayerError
+from stbp_milp.network.assembly import Site, Value
+from stbp_milp.network.graph import Network, NetworkBuilder
+from stbp_milp.network.onnx_file import OnnxFile, open_onnx
+from stbp_milp.network.onnx_rules import RULES, SUPPORTED, Operator
+
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+
+
+def read_onnx(path: str | Path, input_shape: Sequence[int] | None = None) -> Network:
+    """The model of an `.onnx` or `.onnx.gz` file as a float64 network.
+
+    The first axis of the input is the batch axis. `input_shape` (without it) is needed only where the file leaves
+    other axes open.
+
+    Raises:
+        UnsupportedLayerError: an operator has no rule.
+        InputError: the file is missing, damaged, or not of one input and one flat output.
+    """
+    return read_onnx_file(open_onnx(path, input_shape))
+
+
+def read_onnx_file(file: OnnxFile) -> Network:
+    builder = NetworkBuilder(file.input_shape, file.input_name)
+    results: dict[str, Value | np.ndarray] = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in file.model.graph.initializer
+    }
+    results[file.input_name] = Value(file.input_name, file.input_shape)
+    for node in _needed(file.model.graph, file.output_name):
+        results[node.output[0]] = _read(file, builder, node, results)
+    output = results.get(file.output_name)
+    if not isinstance(output, Value):
+        raise InputError(f"output {file.output_name!r} of {file.path} does not depend on the input; export it again")
+    return builder.build(output.name)
+
+
+def _needed(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
+    needed, kept = {output}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _read(
+    file: OnnxFile, builder: NetworkBuilder, node: onnx.NodeProto, results: dict[str, Value | np.ndarray]
+) -> Value | np.ndarray:
+    described = f"node {node.name or node.output[0]!r} ({node.op_type})"
+    site = Site(builder, node.output[0], described)
+    missing = [name for name in node.input if name and name not in results]
+    if missing:
+        raise site.unsupported(f"reads {missing[0]!r}, a second output of another operator or of a subgraph")
+    operands = tuple(results[name] if name else None for name in node.input)
+    if not any(isinstance(operand, Value) for operand in operands):
+        return _folded(file, site, node, results)
+    if node.op_type == "Shape" and isinstance(operands[0], Value):
+        settings = {attribute.name: attribute.i for attribute in node.attribute}
+        whole = np.array([file.batch or 1, *operands[0].shape], dtype=np.int64)
+        return whole[settings.get("start", 0) : settings.get("end", len(whole))]
+    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None:
+        raise _no_rule(site)
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return rule(Operator(site, operands, attributes, file.batch or 1))
+
+
+def _folded(file: OnnxFile, site: Site, node: onnx.NodeProto, results: dict[str, Value | np.ndarray]) -> np.ndarray:
+    if node.op_type in _RANDOM:
+        raise _no_rule(site)
+    names = [name for name in dict.fromkeys(node.input) if name]
+    untyped = [helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in names]
+    results_info = [helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UNDEFINED, None)]
+    graph = helper.make_graph([node], "constant", untyped, results_info)
+    alone = helper.make_model(graph, opset_imports=file.model.opset_import, functions=file.model.functions)
+    try:
+        (value,) = ReferenceEvaluator(alone).run(None, {name: results[name] for name in names})
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise site.unsupported(f"a constant that cannot be computed: {error}") from error
+    return np.asarray(value)
+
+
+def _no_rule(site: Site) -> UnsupportedLayerError:
+    return site.unsupported(f"no bounding rule exists for this operator. Supported are: {SUPPORTED}")

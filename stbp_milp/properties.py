@@ -1,0 +1,98 @@
+"""What must hold of the output: linear rows in conjunctive normal form.
+
+Row r of output y is `rows[r] @ y + offset[r]`. A *clause* is a set of rows of which one must be positive; the
+property holds at y when every clause does. Its *margin* is `min over clauses of max over its rows`: positive exactly
+when the property holds. Every bound in this package is a lower bound of rows or margins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import torch
+from torch import Tensor
+
+from stbp_milp.errors import InputError
+
+_CLAUSE_LIMIT = 5_000
+
+
+@dataclass(frozen=True, eq=False)
+class Property:
+    """A property of outputs (K,).
+
+    Attributes:
+        rows: (M, K) float64.
+        offset: (M,) float64.
+        clauses: row indices of every clause.
+        text: the property in words.
+    """
+
+    rows: Tensor
+    offset: Tensor
+    clauses: tuple[tuple[int, ...], ...]
+    text: str
+
+    def margin(self, outputs: Tensor) -> Tensor:
+        """`(B, K) -> (B,)`: positive exactly where the property holds."""
+        values = outputs.to(self.rows.dtype) @ self.rows.T + self.offset
+        return self.clause_bounds(values).amin(-1)
+
+    def clause_bounds(self, row_bounds: Tensor) -> Tensor:
+        """Lower bounds of rows `(..., M)` become lower bounds of clauses `(..., clauses)`."""
+        if all(len(clause) == 1 for clause in self.clauses):
+            return row_bounds[..., [clause[0] for clause in self.clauses]]
+        return torch.stack([row_bounds[..., list(clause)].amax(-1) for clause in self.clauses], -1)
+
+    def forms(self) -> tuple[Tensor, Tensor]:
+        """Forms worth bounding: one per clause, its only row or the mean of its rows, `(clauses, K)`, `(clauses,)`.
+
+        A clause holds wherever any convex combination of its rows is positive, so a lower bound of the mean is a
+        lower bound of the clause.
+        """
+        weight = self.rows.new_zeros(len(self.clauses), self.rows.shape[0])
+        for i, clause in enumerate(self.clauses):
+            weight[i, list(clause)] = 1 / len(clause)
+        return weight @ self.rows, weight @ self.offset
+
+
+def same_class(label: int, classes: int) -> Property:
+    """Class `label` keeps a strictly larger score than every other class."""
+    return top_k(label, 1, classes)
+
+
+def top_k(label: int, k: int, classes: int) -> Property:
+    """Fewer than k classes reach the score of class `label`.
+
+    One clause per set of k other classes: not all of them may reach it.
+
+    Raises:
+        InputError: label or k outside the network's classes, or too many clauses.
+    """
+    if not 0 <= label < classes:
+        raise InputError(f"label {label} is not one of the network's {classes} classes (0 to {classes - 1})")
+    if not 1 <= k < classes:
+        raise InputError(f"top-k with k = {k} says nothing about {classes} classes; give a k from 1 to {classes - 1}")
+    if comb(classes - 1, k) > _CLAUSE_LIMIT:
+        raise InputError(f"top-{k} of {classes} classes has {comb(classes - 1, k)} clauses, more than {_CLAUSE_LIMIT}; give a smaller k")
+    others = [c for c in range(classes) if c != label]
+    rows = torch.zeros(classes - 1, classes, dtype=torch.float64)
+    rows[:, label] = 1.0
+    rows[range(classes - 1), others] = -1.0
+    clauses = tuple(combinations(range(classes - 1), k))
+    text = f"class {label} stays first" if k == 1 else f"class {label} stays among the first {k}"
+    return Property(rows, torch.zeros(classes - 1, dtype=torch.float64), clauses, text)
+
+
+def within_tolerance(reference: Tensor, tolerance: float) -> Property:
+    """Every output stays within +-tolerance (in the output's unit) of `reference` (K,)."""
+    if not tolerance > 0:
+        raise InputError(f"the tolerance is {tolerance}; expected a positive number in the unit of the network's output")
+    reference = reference.to(torch.float64)
+    identity = torch.eye(reference.numel(), dtype=torch.float64)
+    rows = torch.cat([identity, -identity])
+    offset = torch.cat([tolerance - reference, tolerance + reference])
+    clauses = tuple((r,) for r in range(rows.shape[0]))
+    return Property(rows, offset, clauses, f"output stays within {tolerance:g} of {[round(v, 6) for v in reference.tolist()]}")

@@ -1,0 +1,47 @@
+"""One question to the verifier, and how to go about answering it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from stbp_milp.network.model import Model
+from stbp_milp.properties import Property
+from stbp_milp.sets import SetSpecification
+
+SolverName = Literal["auto", "scip", "gurobi", "highs", "none"]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Does `property` hold of the model's output on every clip of the set around `clip`?
+
+    Attributes:
+        clip: (C, T, H, W), float64, in the data domain.
+    """
+
+    model: Model
+    clip: Tensor
+    set: SetSpecification
+    property: Property
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How to search. Saved with every result.
+
+    Attributes:
+        timeout: wall-clock limit in seconds.
+        solver: which MILP solver may be used, "none" for bounds and branching only.
+        seed: of the attack and of every random choice.
+        threads: threads that torch and the solvers may use.
+        memory_bytes: what batches of subproblems may take at once.
+    """
+
+    timeout: float = 60.0
+    solver: SolverName = "auto"
+    seed: int = 0
+    threads: int = 2
+    memory_bytes: int = 2 << 30

@@ -1,0 +1,291 @@
+"""The JSON record of a run: what was asked, what came out, on what evidence, by which versions.
+
+`results/README.md` documents every field. A record is written once: a temporary file, fsync, and a hard link to its
+name, so that a reader never sees half a record and no run replaces another's.
+
+The *key* is the same for the same question asked in the same way: sha256 over model digest, clip, set, property and
+configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from stbp_milp.errors import InputError
+from stbp_milp.properties import Property
+from stbp_milp.query import Configuration, Query
+from stbp_milp.verdict import Certificate, Falsified, Outcome, Unknown, Verified
+
+SCHEMA = 1
+
+_ELSEWHERE = "give another folder with --out"
+_DISTRIBUTIONS = ("stbp-milp", "torch", "numpy", "scipy", "onnx", "onnxruntime", "pyscipopt", "gurobipy", "highspy")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, as plain JSON values; infinite numbers are the strings "inf" and "-inf".
+
+    Fields as in `results/README.md`.
+    """
+
+    schema: int
+    key: str
+    date: str
+    command: str
+    model: dict[str, Any]
+    clip: dict[str, Any]
+    set: dict[str, Any]
+    property: dict[str, Any]
+    configuration: dict[str, Any]
+    verdict: str
+    reason: str | None
+    margin: dict[str, Any]
+    clean_outputs: list[Any]
+    decided_by: str | None
+    seconds: float
+    stage_seconds: dict[str, Any]
+    counts: dict[str, Any]
+    certificate: dict[str, Any] | None
+    counterexample: dict[str, Any] | None
+    versions: dict[str, Any]
+    machine: dict[str, Any]
+
+    def bounds(self) -> tuple[float, float]:
+        """The margin's least value over the set, proved from below (-inf: nothing) and seen (inf: nothing)."""
+        return float(self.margin["lower"]), float(self.margin["upper"])
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def make_record(
+    query: Query,
+    configuration: Configuration,
+    outcome: Outcome,
+    *,
+    clip_source: str,
+    command: str = "",
+    files: Mapping[str, Path] | None = None,
+    date: datetime | None = None,
+) -> Record:
+    """The record of `outcome`.
+
+    Args:
+        clip_source: where the clip came from, in words or as the user wrote it.
+        command: the command line that can repeat the run.
+        files: the counterexample's files by kind ("clip", "picture", "animation"), in the record's folder.
+        date: when the run began; now by default.
+    """
+    verdict = outcome.verdict
+    return Record(
+        schema=SCHEMA,
+        key=query_key(query, configuration),
+        date=(date or datetime.now(UTC)).isoformat(timespec="milliseconds"),
+        command=command,
+        model={"name": query.model.name, "digest": query.model.digest, "source": str(query.model.source)},
+        clip={"source": clip_source, "sha256": clip_digest(query.clip), "shape": list(query.clip.shape)},
+        set={"text": query.set.text, "epsilon": query.set.epsilon, "domain": list(query.set.domain)},
+        property={"text": query.property.text, "sha256": property_digest(query.property)},
+        configuration=_plain(asdict(configuration)),
+        verdict=outcome.word,
+        reason=verdict.reason if isinstance(verdict, Unknown) else None,
+        margin=_plain({"lower": outcome.lower, "upper": outcome.upper}),
+        clean_outputs=_plain(outcome.clean_outputs),
+        decided_by=outcome.decided_by,
+        seconds=outcome.seconds,
+        stage_seconds=_plain(outcome.stage_seconds),
+        counts=_plain(outcome.counts),
+        certificate=_certificate(verdict.certificate) if isinstance(verdict, Verified) else None,
+        counterexample=_counterexample(verdict, files or {}) if isinstance(verdict, Falsified) else None,
+        versions=versions(),
+        machine={"node": platform.node(), "system": platform.platform(), "cores": os.cpu_count()},
+    )
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Write `record` to the new file `path`.
+
+    Raises:
+        InputError: the file is already there, or its folder cannot be written to.
+    """
+    write_new_file(path, record.to_json().encode())
+
+
+def read_record(path: str | Path) -> Record:
+    """The record in file `path`.
+
+    Raises:
+        InputError: no such file, or not a record of this schema.
+    """
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{str(path)!r} cannot be read as a record ({reason}); give JSON that a run wrote") from error
+    schema = entries.get("schema") if isinstance(entries, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f"{str(path)!r} has record schema {schema!r}; this version reads schema {SCHEMA}")
+    names = {field.name for field in fields(Record)}
+    if names != entries.keys():
+        odd = ", ".join(sorted(names ^ entries.keys()))
+        raise InputError(f"{str(path)!r} is not a record of schema {SCHEMA}: missing or unknown fields {odd}")
+    return Record(**entries)
+
+
+def write_new_file(path: Path, content: bytes) -> None:
+    """Write a file that was not there before, whole or not at all.
+
+    Raises:
+        InputError: the file is already there, or its folder cannot be written to.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
+            _take_name(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"{str(path)!r} is already there, written by another run; {_ELSEWHERE}") from error
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written ({error.strerror or error}); {_ELSEWHERE}") from error
+
+
+def _take_name(temporary: str, path: Path) -> None:
+    """Give the finished file its name; unlike a rename, a link fails where the name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with path.open("xb"):
+            pass
+        os.replace(temporary, path)
+
+
+def prepare_folder(folder: Path) -> Path:
+    """Make sure that results can be written to `folder`, before a run spends its time.
+
+    Raises:
+        InputError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"results cannot be written to {str(folder)!r} ({reason}); {_ELSEWHERE}") from error
+
+
+def run_stem(key: str, began: datetime, label: str = "") -> str:
+    """The name that a run's files share: when it began, perhaps a label, and the first 8 letters of its key."""
+    moment = began.astimezone(UTC).strftime("%Y%m%dT%H%M%S") + f"{began.microsecond // 1000:03d}Z"
+    words = "".join(letter if letter.isalnum() else "-" for letter in label.lower()).strip("-")
+    return "-".join(part for part in (moment, words, key[:8]) if part)
+
+
+def query_key(query: Query, configuration: Configuration) -> str:
+    """sha256 of the question and the way of answering it, as 64 hexadecimal digits."""
+    question = {
+        "model": query.model.digest,
+        "clip": clip_digest(query.clip),
+        "set": [query.set.text, query.set.epsilon, list(query.set.domain)],
+        "property": property_digest(query.property),
+        "configuration": asdict(configuration),
+    }
+    return hashlib.sha256(json.dumps(_plain(question), sort_keys=True).encode()).hexdigest()
+
+
+def clip_digest(clip: Tensor) -> str:
+    """sha256 of the clip's shape (as "C,T,H,W\\n") and its values as little-endian float64 in C order."""
+    values = clip.detach().cpu().double().contiguous().numpy().astype("<f8")
+    return hashlib.sha256(",".join(map(str, clip.shape)).encode() + b"\n" + values.tobytes()).hexdigest()
+
+
+def property_digest(property: Property) -> str:
+    """sha256 of the property's rows, offset and clauses as JSON."""
+    parts = [property.rows.tolist(), property.offset.tolist(), [list(clause) for clause in property.clauses]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, Any]:
+    """Versions of python, of this package (and its git commit, where it runs from a checkout) and of what it uses."""
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found | {"commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "+changes" where files of the package differ from it."""
+    here = Path(__file__).resolve().parent
+    try:
+        # Fails where the package is installed inside somebody else's checkout.
+        _git(here, "ls-files", "--error-unmatch", "errors.py")
+        changes = _git(here, "status", "--porcelain", "--untracked-files=no", ".", "../solvers")
+        return _git(here, "rev-parse", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _certificate(certificate: Certificate) -> dict[str, Any]:
+    plain: dict[str, Any] = _plain(asdict(certificate))
+    return plain
+
+
+def _counterexample(verdict: Falsified, files: Mapping[str, Path]) -> dict[str, Any]:
+    found = verdict.counterexample
+    plain: dict[str, Any] = _plain(
+        {
+            "margin": found.margin,
+            "outputs": found.outputs,
+            "stage": found.stage,
+            "clip_sha256": clip_digest(found.clip),
+            "files": {kind: path.name for kind, path in files.items()},
+        }
+    )
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can say it, without NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

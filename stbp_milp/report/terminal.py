@@ -1,0 +1,204 @@
+"""What a run shows in the terminal: a live line while it works, a summary and tables when it is done.
+
+Bounds are of the *margin*: positive means that the property holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from stbp_milp.query import Query
+from stbp_milp.report.pictures import answer, as_fraction
+from stbp_milp.verdict import Falsified, Outcome, Progress, Unknown, Verified
+
+_COLOURS = {"verified": "bold green", "falsified": "bold red", "unknown": "bold yellow"}
+
+
+class LiveLine:
+    """Draws the latest progress until it is left; draws nothing where the console is no terminal.
+
+    Attributes:
+        latest: the progress that arrived last, if any.
+    """
+
+    def __init__(self, console: Console, limit: float, *, shown: bool = True) -> None:
+        self.latest: Progress | None = None
+        self._arrived = monotonic()
+        self._limit = limit
+        self._heading: RenderableType | None = None
+        self._spinner = Spinner("line")
+        self._live = Live(console=console, transient=True, refresh_per_second=8, get_renderable=self._render)
+        self._shown = shown and console.is_terminal
+
+    def start(self, limit: float, heading: RenderableType | None = None) -> None:
+        """Begin another run, limited to `limit` seconds, with `heading` above its line."""
+        self.latest, self._arrived, self._limit, self._heading = None, monotonic(), limit, heading
+
+    def update(self, progress: Progress) -> None:
+        self.latest, self._arrived = progress, monotonic()
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._shown:
+            self._live.stop()
+
+    def _render(self) -> RenderableType:
+        # Solvers report seldom; the clock goes on meanwhile.
+        since = monotonic() - self._arrived
+        text = progress_text(self.latest, self._limit, since)
+        self._spinner.update(text=Text(text, no_wrap=True, overflow="ellipsis"))
+        return Group(self._heading, self._spinner) if self._heading is not None else self._spinner
+
+
+def progress_text(progress: Progress | None, limit: float, since: float = 0.0) -> str:
+    """One line: stage, proved and seen margin, work left, `since` seconds after the progress arrived."""
+    if progress is None:
+        return f"starting  {since:.1f} s of {limit:g} s"
+    found = [
+        f"{progress.stage:<12}",
+        f"margin proved {_number(progress.lower)}, seen {_number(progress.upper)}",
+        f"{progress.parts:,} parts left",
+        f"{progress.subproblems:,} subproblems",
+        f"{progress.seconds + since:.1f} s of {limit:g} s",
+    ]
+    return "  ".join(found)
+
+
+def question(query: Query, clean_outputs: Sequence[float]) -> RenderableType:
+    """What is asked, in a few lines."""
+    low, high = query.set.domain
+    return _pairs(
+        ("model", f"{query.model.name}, input {'x'.join(map(str, query.clip.shape))}"),
+        ("clean clip", answer(query, clean_outputs)),
+        ("set", f"{query.set.text}, eps {as_fraction(query.set.epsilon)}, domain [{low:g}, {high:g}]"),
+        ("property", query.property.text),
+    )
+
+
+def summary(query: Query, outcome: Outcome, files: Mapping[str, Path]) -> RenderableType:
+    """The verdict, its margin bounds, where the time went and where the files are."""
+    times = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in outcome.stage_seconds.items())
+    work = ", ".join(f"{count:,} {name}" for name, count in outcome.counts.items())
+    return _pairs(
+        ("verdict", Text(outcome.word, style=_COLOURS[outcome.word])),
+        ("", explanation(query, outcome)),
+        ("margin", f"{_interval(outcome.lower, outcome.upper)} is where its least value over the set lies"),
+        ("seconds", f"{outcome.seconds:.2f}" + (f": {times}" if times else "")),
+        *([("work", work)] if work else []),
+        *((kind, Text(str(path), overflow="fold")) for kind, path in files.items()),
+    )
+
+
+def explanation(query: Query, outcome: Outcome) -> str:
+    """The verdict in a sentence."""
+    match outcome.verdict:
+        case Verified(certificate):
+            closed = ", ".join(f"{count:,} by {stage}" for stage, count in certificate.closed.items() if count)
+            pieces = sum(certificate.closed.values())
+            return f"the property holds on every clip of the set; {pieces:,} of its pieces closed: {closed}"
+        case Falsified(found) if found.stage == "clean":
+            says = answer(query, outcome.clean_outputs)
+            return f"the clean clip itself breaks the property: the model says {says} without any perturbation"
+        case Falsified(found):
+            says = answer(query, found.outputs)
+            return f"a clip of the set breaks the property: the model says {says} (found by {found.stage})"
+        case Unknown(reason):
+            return reason
+
+
+def verdict_line(outcome: Outcome) -> str:
+    """The shortest answer, for scripts: word, margin bounds, seconds."""
+    return f"{outcome.word} {_interval(outcome.lower, outcome.upper)} {outcome.seconds:.2f} s"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One instance of the demonstration; `outcome` is None while it has not run."""
+
+    name: str
+    set_text: str
+    epsilon: float
+    expected: str
+    outcome: Outcome | None = None
+
+    @property
+    def mark(self) -> str:
+        """How the verdict compares: "", "ok", "decided" (better than expected), "open" or "WRONG"."""
+        if self.outcome is None:
+            return ""
+        word = self.outcome.word
+        if word == self.expected:
+            return "ok"
+        if self.expected == "unknown":
+            return "decided"
+        return "open" if word == "unknown" else "WRONG"
+
+
+def demonstration_table(rows: Sequence[Row]) -> RenderableType:
+    """A line an instance that has run, and a line of totals."""
+    done = [row for row in rows if row.outcome is not None]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, footer_style="bold")
+    as_expected = sum(row.mark in ("ok", "decided") for row in done)
+    words = [row.outcome.word for row in done if row.outcome is not None]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in _COLOURS)
+    seconds = sum(row.outcome.seconds for row in done if row.outcome is not None)
+    table.add_column("instance", footer=f"{len(done)} of {len(rows)} done")
+    table.add_column("set", footer=counts)
+    table.add_column("eps", justify="right")
+    table.add_column("verdict")
+    table.add_column("expected", footer=f"{as_expected} as expected")
+    table.add_column("margin proved, seen", justify="right")
+    table.add_column("seconds", justify="right", footer=f"{seconds:.1f}")
+    table.add_column("decided by")
+    for row in done:
+        assert row.outcome is not None
+        word = row.outcome.word
+        expected = row.expected if row.mark == "ok" else f"{row.expected}: {row.mark}"
+        table.add_row(
+            row.name,
+            row.set_text,
+            as_fraction(row.epsilon),
+            Text(word, style=_COLOURS[word]),
+            Text(expected, style="bold red" if row.mark == "WRONG" else ""),
+            f"{_number(row.outcome.lower)}, {_number(row.outcome.upper)}",
+            f"{row.outcome.seconds:.2f}",
+            row.outcome.decided_by or "-",
+        )
+    return table
+
+
+def _pairs(*rows: tuple[str, str | Text]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, value if isinstance(value, Text) else Text(value))  # brackets are no markup
+    return table
+
+
+def _interval(lower: float, upper: float) -> str:
+    return f"[{_number(lower)}, {_number(upper)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else ("-inf" if value < 0 else "inf")
+

@@ -1,0 +1,193 @@
+"""The perturbation set: a box for every voxel and a choice of the voxels that move.
+
+With centre c, box [l, u] and a linear form a, voxel v gains `g_v = sum_channels max(a (u - c), a (l - c)) >= 0`, and
+
+    support(a) = max over x in S of <a, x> = <a, c> + max over covers of sum_{v in cover} g_v,
+
+exact for every form. `InputSet` is all that bounding methods know of a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from stbp_milp.errors import InputError
+from stbp_milp.sets.choice import Choice
+
+
+class InputSet(Protocol):
+    """A batch of N sets of inputs, each with an exact support function."""
+
+    @property
+    def parts(self) -> int:
+        """N."""
+
+    @property
+    def centre(self) -> Tensor:
+        """The clean input, `(N or 1, *shape)`; in every set of the batch."""
+
+    def deviation(self, form: Tensor) -> Tensor:
+        """`max <form, x - centre>` over each set: `(N, M, *shape) -> (N, M)`, >= 0, differentiable in the form."""
+
+    def maximiser(self, form: Tensor) -> Tensor:
+        """Points that attain the support, `(N, M, *shape)`."""
+
+    def hull(self) -> tuple[Tensor, Tensor]:
+        """The smallest boxes around the sets, two `(N, *shape)`."""
+
+    def select(self, index: Tensor) -> Self:
+        """The sets at `index` (int64 `(n,)`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelBox:
+    """A batch of boxes around a centre: every input in `[lower, upper]` is in the set."""
+
+    centre: Tensor  # (N, *shape)
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def parts(self) -> int:
+        return self.centre.shape[0]
+
+    def deviation(self, form: Tensor) -> Tensor:
+        return _gain(form, self.centre, self.lower, self.upper).flatten(2).sum(-1)
+
+    def maximiser(self, form: Tensor) -> Tensor:
+        return self.centre.unsqueeze(1) + _move(form, self.centre, self.lower, self.upper)
+
+    def hull(self) -> tuple[Tensor, Tensor]:
+        return self.lower, self.upper
+
+    def select(self, index: Tensor) -> Self:
+        return replace(self, centre=self.centre[index], lower=self.lower[index], upper=self.upper[index])
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbationSet:
+    """All clips that differ from `clip` only on one cover of the choice, each voxel inside its box.
+
+    Attributes:
+        clip: the clean clip `(C, T, H, W)`, values in the data domain.
+        lower, upper: the box `(C, T, H, W)`, `lower <= clip <= upper`.
+        choice: N parts, all over the same clip and box.
+    """
+
+    clip: Tensor
+    lower: Tensor
+    upper: Tensor
+    choice: Choice
+
+    def __post_init__(self) -> None:
+        if self.clip.dim() != 4 or self.clip.shape[1:] != self.choice.voxels:
+            raise InputError(f"a clip of shape {tuple(self.clip.shape)} does not fit a choice over {self.choice.voxels} voxels; expected (C, T, H, W)")
+        if not bool(((self.lower <= self.clip) & (self.clip <= self.upper)).all()):
+            raise InputError("the clean clip lies outside its own perturbation box; check the data domain")
+
+    @property
+    def parts(self) -> int:
+        return self.choice.parts
+
+    @property
+    def centre(self) -> Tensor:
+        return self.clip.unsqueeze(0)
+
+    def deviation(self, form: Tensor) -> Tensor:
+        return self.choice.total(_gain(form, self.clip, self.lower, self.upper).sum(2))
+
+    def maximiser(self, form: Tensor) -> Tensor:
+        _, cover = self.choice.best(_gain(form, self.clip, self.lower, self.upper).sum(2))
+        return self.clip + _move(form, self.clip, self.lower, self.upper) * cover.unsqueeze(2)
+
+    def hull(self) -> tuple[Tensor, Tensor]:
+        moves = self.choice.union().unsqueeze(1).to(self.clip.device)
+        return torch.where(moves, self.lower, self.clip), torch.where(moves, self.upper, self.clip)
+
+    def select(self, index: Tensor) -> Self:
+        return replace(self, choice=self.choice.select(index))
+
+    def to(self, dtype: torch.dtype) -> Self:
+        return replace(self, clip=self.clip.to(dtype), lower=self.lower.to(dtype), upper=self.upper.to(dtype))
+
+    def contains(self, clips: Tensor) -> Tensor:
+        """Is the clip in part 0? `(B, C, T, H, W) -> (B,)` bool. Exact comparison, no tolerance.
+
+        Some cover holds every changed voxel exactly when the best cover of the changed voxels counts them all.
+        """
+        inside = ((clips >= self.lower) & (clips <= self.upper)).flatten(1).all(1)
+        changed = (clips != self.clip).any(1).to(self.clip.dtype)  # (B, T, H, W)
+        covered = self.choice.select(torch.tensor([0])).total(changed.unsqueeze(0)).squeeze(0)
+        return inside & (covered == changed.flatten(1).sum(1))
+
+    def nearest(self, clips: Tensor) -> Tensor:
+        """Clips `(B, C, T, H, W)` brought into part 0: the cover that keeps most of the change, then the box."""
+        change = clips.clamp(self.lower, self.upper) - self.clip
+        one = self.choice.select(torch.tensor([0]))
+        _, cover = one.best(change.abs().sum(1).unsqueeze(0))
+        return self.clip + change * cover.squeeze(0).unsqueeze(1)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random clips of part 0, `(count, C, T, H, W)`: random members, half of them corners of their boxes."""
+        shape = (count, *self.clip.shape)
+        gain = torch.rand((1, count, *self.clip.shape[1:]), generator=generator, dtype=self.clip.dtype)
+        _, cover = self.choice.select(torch.tensor([0])).best(gain)
+        position = torch.rand(shape, generator=generator, dtype=self.clip.dtype)
+        corner = torch.rand((count, 1, 1, 1, 1), generator=generator) < 0.5
+        value = self.lower + torch.where(corner, position.round(), position) * (self.upper - self.lower)
+        return torch.where(cover.squeeze(0).unsqueeze(1), value, self.clip).clamp(self.lower, self.upper)
+
+    def split(self, form: Tensor) -> tuple[Self, Tensor]:
+        """Children of every part with several members, guided by forms `(N, C, T, H, W)`; and their parents."""
+        gain = _gain(form.unsqueeze(1), self.clip, self.lower, self.upper).sum(2).squeeze(1)
+        children, parents = self.choice.split(gain)
+        return replace(self, choice=children), parents
+
+
+S = TypeVar("S", VoxelBox, PerturbationSet)
+
+
+def concatenate(sets: Sequence[S]) -> S:
+    """Sets of one kind as one batch; perturbation sets must share their clip and box."""
+    first = sets[0]
+    if isinstance(first, PerturbationSet):
+        return replace(first, choice=_concatenated([s.choice for s in sets]))
+    return _concatenated(sets)
+
+
+def _concatenated(items: Sequence[Any]) -> Any:
+    """Frozen dataclasses whose tensors all have the batch axis first."""
+    tensors = {f.name for f in fields(items[0]) if isinstance(getattr(items[0], f.name), Tensor)}
+    return replace(items[0], **{name: torch.cat([getattr(item, name) for item in items]) for name in tensors})
+
+
+def support(inputs: InputSet, form: Tensor) -> Tensor:
+    """`max <form, x>` over each set, `(N, M, *shape) -> (N, M)`."""
+    return inner(form, inputs.centre) + inputs.deviation(form)
+
+
+def inner(form: Tensor, centre: Tensor) -> Tensor:
+    """`<form, centre>` for `(N, M, *shape)` and `(N or 1, *shape)`."""
+    return (form.flatten(2) @ centre.flatten(1).unsqueeze(-1)).squeeze(-1)
+
+
+def _gain(form: Tensor, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """`max(a (u - c), a (l - c))`, elementwise, for forms `(N, M, *shape)` and boxes `(N, *shape)` or `(*shape)`."""
+    batched = centre.dim() == form.dim() - 1
+    up, down = upper - centre, centre - lower
+    if batched:
+        up, down = up.unsqueeze(1), down.unsqueeze(1)
+    return torch.maximum(form * up, -form * down)
+
+
+def _move(form: Tensor, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The change of every voxel that attains its gain; a voxel without influence stays."""
+    up, down = upper - centre, lower - centre
+    if centre.dim() == form.dim() - 1:
+        up, down = up.unsqueeze(1), down.unsqueeze(1)
+    return torch.where(form > 0, up, torch.where(form < 0, down, torch.zeros_like(up)))

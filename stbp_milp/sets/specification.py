@@ -1,0 +1,141 @@
+"""Perturbation sets in words: what the command line and records call them.
+
+    everywhere            frames:3,4            any-frames:2         window:2
+    patch:3x3@2           moving-patch:3x3@2    patch-at:t,i,j:3x3@2
+    pixels:5              pixels-per-frame:1
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stbp_milp.errors import InputError
+from stbp_milp.sets.blocks import Blocks
+from stbp_milp.sets.choice import Choice
+from stbp_milp.sets.moving_patch import MovingPatch
+from stbp_milp.sets.patch import Patch
+from stbp_milp.sets.perturbation import PerturbationSet
+
+FORMS = (
+    "everywhere, frames:3,4, any-frames:2, window:2, patch:3x3@2, moving-patch:3x3@2, patch-at:t,i,j:3x3@2, "
+    "pixels:5, pixels-per-frame:1"
+)
+
+Voxels = tuple[int, int, int]
+
+
+def _size(numbers: list[int], voxels: Voxels, text: str) -> Voxels:
+    h, w, m = numbers
+    if not (1 <= m <= voxels[0] and 1 <= h <= voxels[1] and 1 <= w <= voxels[2]):
+        raise InputError(f"set {text!r} needs {m} frames of {h}x{w} pixels, the clip has {voxels[0]} of {voxels[1]}x{voxels[2]}; choose a smaller patch")
+    return m, h, w
+
+
+def _everywhere(numbers: list[int], voxels: Voxels, text: str) -> Choice:
+    return Patch.of(voxels, voxels)
+
+
+def _frames(numbers: list[int], voxels: Voxels, text: str) -> Choice:
+    wrong = [n for n in numbers if n >= voxels[0]]
+    if wrong:
+        raise InputError(f"set {text!r} names frame {wrong[0]}, the clip has frames 0 to {voxels[0] - 1}")
+    return Blocks.frames(tuple(sorted(set(numbers))), voxels)
+
+
+def _counted(kind: str) -> Callable[[list[int], Voxels, str], Choice]:
+    def build(numbers: list[int], voxels: Voxels, text: str) -> Choice:
+        (k,) = numbers
+        blocks = {"frames": voxels[0], "pixels": voxels[0] * voxels[1] * voxels[2], "pixels per frame": voxels[1] * voxels[2]}[kind]
+        if not 1 <= k <= blocks:
+            raise InputError(f"set {text!r} asks for {k} {kind}, the clip has {blocks}; give a number from 1 to {blocks}")
+        return Blocks.of(kind, k, voxels)  # type: ignore[arg-type]
+
+    return build
+
+
+def _window(numbers: list[int], voxels: Voxels, text: str) -> Choice:
+    return Patch.of(_size([voxels[1], voxels[2], numbers[0]], voxels, text), voxels)
+
+
+def _patch(numbers: list[int], voxels: Voxels, text: str) -> Choice:
+    return Patch.of(_size(numbers, voxels, text), voxels)
+
+
+def _moving_patch(numbers: list[int], voxels: Voxels, text: str) -> Choice:
+    return MovingPatch.of(_size(numbers, voxels, text), voxels)
+
+
+def _patch_at(numbers: list[int], voxels: Voxels, text: str) -> Choice:
+    t, i, j = numbers[:3]
+    size = _size(numbers[3:], voxels, text)
+    if any(first + length > n for first, length, n in zip((t, i, j), size, voxels, strict=True)):
+        raise InputError(f"set {text!r} reaches outside the clip of {voxels[0]} frames of {voxels[1]}x{voxels[2]} pixels; move it or make it smaller")
+    return Patch.at((t, i, j), size, voxels)
+
+
+_PATTERNS: tuple[tuple[str, Callable[[list[int], Voxels, str], Choice]], ...] = (
+    (r"everywhere", _everywhere),
+    (r"frames:\d+(?:,\d+)*", _frames),
+    (r"any-frames:\d+", _counted("frames")),
+    (r"window:\d+", _window),
+    (r"patch:\d+x\d+@\d+", _patch),
+    (r"moving-patch:\d+x\d+@\d+", _moving_patch),
+    (r"patch-at:\d+,\d+,\d+:\d+x\d+@\d+", _patch_at),
+    (r"pixels:\d+", _counted("pixels")),
+    (r"pixels-per-frame:\d+", _counted("pixels per frame")),
+)
+
+
+@dataclass(frozen=True)
+class SetSpecification:
+    """A set without its clip: the form above, the radius and the data domain.
+
+    Attributes:
+        text: one of the forms above.
+        epsilon: radius in the units of the data; the box is clipped to the domain.
+        domain: smallest and largest value a voxel may have.
+    """
+
+    text: str
+    epsilon: float
+    domain: tuple[float, float] = (0.0, 1.0)
+
+    def build(self, clip: Tensor) -> PerturbationSet:
+        """The set around `clip` (C, T, H, W), in float64.
+
+        Raises:
+            InputError: the form is unknown, does not fit the clip, or the clip leaves the domain.
+        """
+        low, high = self.domain
+        if not low < high:
+            raise InputError(f"the data domain [{low}, {high}] is empty; give its smallest value first")
+        if not self.epsilon >= 0:
+            raise InputError(f"eps is {self.epsilon}; expected a radius of 0 or more, such as 4/255")
+        if clip.dim() != 4:
+            raise InputError(f"the clip has shape {tuple(clip.shape)}; expected (C, T, H, W)")
+        clip = clip.to(torch.float64)
+        if not bool(((clip >= low) & (clip <= high)).all()):
+            raise InputError(
+                f"the clip's values run from {float(clip.min()):g} to {float(clip.max()):g}, outside the data domain "
+                f"[{low:g}, {high:g}]; scale the clip or give --domain"
+            )
+        voxels = (clip.shape[1], clip.shape[2], clip.shape[3])
+        choice = parse_set(self.text, voxels)
+        return PerturbationSet(clip, (clip - self.epsilon).clamp(min=low), (clip + self.epsilon).clamp(max=high), choice)
+
+
+def parse_set(text: str, voxels: Voxels) -> Choice:
+    """The choice that `text` names, over a clip of `(T, H, W)` voxels.
+
+    Raises:
+        InputError: not one of the forms, or it does not fit the clip.
+    """
+    for pattern, build in _PATTERNS:
+        if re.fullmatch(pattern, text):
+            return build([int(n) for n in re.findall(r"\d+", text)], voxels, text)
+    raise InputError(f"unknown set {text!r}; expected one of: {FORMS}")

@@ -1,0 +1,359 @@
+"""The use case: a query in, a verdict with its evidence out.
+
+The order is from cheap to exact: clean prediction, attack, one bound of the whole set, members one by one where the
+set has them, branch and bound on the set and the ReLUs, the MILP on what is small. A counterexample found anywhere
+ends the run; clauses of the property that are proved are not looked at again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stbp_milp.attack import attack, representable
+from stbp_milp.bounds.objective import OptimiserOptions
+from stbp_milp.bounds.preactivation import BoundingOptions
+from stbp_milp.bounds.problem import Problem
+from stbp_milp.bounds.rounding import rounding_slack
+from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece
+from stbp_milp.branching.exact import ProgramOptions, solve_piece
+from stbp_milp.errors import InputError, SoundnessError
+from stbp_milp.milp import PROOF_MARGIN
+from stbp_milp.network.model import load_model
+from stbp_milp.network.normal_form import Stage, normal_form
+from stbp_milp.properties import Property, same_class, top_k, within_tolerance
+from stbp_milp.query import Configuration, Query
+from stbp_milp.search import Deadline, Search, SearchEnd, best_first
+from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
+from stbp_milp.verdict import Certificate, Counterexample, Falsified, Leaf, Outcome, Progress, Unknown, Verdict, Verified
+
+_LOG = logging.getLogger(__name__)
+
+OnProgress = Callable[[Progress], None]
+
+_STAGES = ("union bound", "split", "relu search", "milp")
+_LEAVES_KEPT = 1_000
+_MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
+_NORMAL_FORM_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
+_CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
+
+
+def verify(query: Query, configuration: Configuration, on_progress: OnProgress | None = None) -> Outcome:
+    """Is the property the same for every clip of the set?
+
+    Args:
+        on_progress: called a few times a second at most, from this thread.
+
+    Raises:
+        InputError: the clip does not fit the model or the set.
+        SoundnessError: two methods contradict each other.
+    """
+    if tuple(query.clip.shape) != query.model.network.input_shape:
+        raise InputError(
+            f"the clip has shape {tuple(query.clip.shape)}, the model {query.model.name} takes "
+            f"{query.model.network.input_shape}; give a clip of that shape"
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(configuration.threads)
+    try:
+        return _Run.of(query, configuration, on_progress or (lambda progress: None)).outcome()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def verify_clip(
+    model: nn.Module | str | Path,
+    clip: Tensor | np.ndarray,
+    set: str,
+    epsilon: float,
+    label: int | None = None,
+    top: int = 1,
+    tolerance: float | None = None,
+    domain: tuple[float, float] = (0.0, 1.0),
+    configuration: Configuration = Configuration(),
+    on_progress: OnProgress | None = None,
+) -> Outcome:
+    """`verify` for one clip and the usual properties.
+
+    Args:
+        model: a torch module, or the path of an ONNX file.
+        clip: (C, T, H, W), values in the data domain.
+        set: in words, as in `SetSpecification`.
+        epsilon: radius in the units of the data.
+        label: the class that must stay; the clean prediction without.
+        top: the class stays among the first `top`.
+        tolerance: for regression instead of a class: every output stays within +-tolerance of the clean output.
+    """
+    clip = torch.as_tensor(clip).to(torch.float32).to(torch.float64)
+    loaded = load_model(model, tuple(clip.shape))
+    return verify(
+        Query(loaded, clip, SetSpecification(set, epsilon, domain), property_of(loaded.predict, clip, label, top, tolerance)),
+        configuration,
+        on_progress,
+    )
+
+
+def property_of(
+    predict: Callable[[np.ndarray], np.ndarray], clip: Tensor, label: int | None, top: int, tolerance: float | None
+) -> Property:
+    """The property in the user's words: a tolerance for regression, else a class (default: the clean prediction)."""
+    outputs = torch.from_numpy(predict(clip.to(torch.float32).numpy()[None])[0]).to(torch.float64)
+    if tolerance is not None:
+        if label is not None or top != 1:
+            raise InputError("a tolerance (regression) and a label or top-k (classification) were given together; give one of them")
+        return within_tolerance(outputs, tolerance)
+    classes = outputs.numel()
+    if classes == 1:
+        raise InputError("the model has one output, a regression; give the tolerance its output may move by")
+    chosen = int(outputs.argmax()) if label is None else label
+    return same_class(chosen, classes) if top == 1 else top_k(chosen, top, classes)
+
+
+class _Judge:
+    """Keeps the smallest margin seen and the first counterexample; the original model has the last word."""
+
+    def __init__(self, query: Query, perturbation: PerturbationSet) -> None:
+        self._query, self._set = query, perturbation
+        self.least = math.inf
+        self.counterexample: Counterexample | None = None
+
+    @property
+    def found(self) -> bool:
+        return self.counterexample is not None
+
+    def __call__(self, clips: Tensor, stage: str) -> None:
+        if self.found or not len(clips):
+            return
+        candidates = representable(self._set, clips)
+        with torch.no_grad():
+            margins = self._query.property.margin(self._query.model.network(candidates.to(torch.float64)))
+        at = int(margins.argmin())
+        margin = float(margins[at])
+        inside = bool(self._set.contains(candidates[at : at + 1].to(torch.float64))[0])
+        if not inside:
+            raise SoundnessError(f"a candidate of stage {stage!r} lies outside the perturbation set; report this query")
+        self.least = min(self.least, margin)
+        if margin <= 0:
+            self._ask_the_original(candidates[at], stage)
+
+    def _ask_the_original(self, clip: Tensor, stage: str) -> None:
+        outputs = self._query.model.predict(clip.numpy()[None])[0]
+        margin = float(self._query.property.margin(torch.from_numpy(outputs).to(torch.float64)[None])[0])
+        if margin <= 0:
+            self.counterexample = Counterexample(clip, tuple(float(v) for v in outputs), margin, stage)
+        else:
+            _LOG.info("a candidate of stage %s with margin 0 in float64 keeps %g in the original model", stage, margin)
+
+
+@dataclass(eq=False)
+class _Run:
+    query: Query
+    configuration: Configuration
+    report: OnProgress
+    deadline: Deadline
+    set: PerturbationSet
+    judge: _Judge
+    slack: float
+    clean_outputs: tuple[float, ...]
+    lower: float = -math.inf
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    closed: dict[str, int] = field(default_factory=dict)
+    closed_lower: float = math.inf
+    leaves: list[Leaf] = field(default_factory=list)
+    _reported: float = 0.0
+
+    @classmethod
+    def of(cls, query: Query, configuration: Configuration, report: OnProgress) -> _Run:
+        deadline = Deadline.after(configuration.timeout)
+        perturbation = query.set.build(query.clip)
+        lower, upper = perturbation.hull()
+        slack = rounding_slack(query.model.network, lower, upper, query.property.rows, query.property.offset)
+        clean = query.model.predict(query.clip.to(torch.float32).numpy()[None])[0]
+        return cls(
+            query, configuration, report, deadline, perturbation, _Judge(query, perturbation), slack,
+            tuple(float(v) for v in clean),
+        )  # fmt: skip
+
+    def outcome(self) -> Outcome:
+        with self.timed("clean"):
+            self.judge(self.set.centre, "clean")
+        if self.judge.found:
+            return self._falsified()
+        with self.timed("attack"):
+            self._attack()
+        if self.judge.found:
+            return self._falsified()
+        end = self._prove()
+        if self.judge.found:
+            return self._falsified()
+        if self.lower > self.judge.least + _CONTRADICTION:
+            raise SoundnessError(
+                f"the proved lower bound {self.lower:g} of the margin exceeds the margin {self.judge.least:g} of a clip in the set; report this query"
+            )
+        if end is SearchEnd.CLOSED:
+            decided = max(self.closed, key=_STAGES.index)
+            certificate = Certificate(self.lower, self.slack, dict(self.closed), tuple(self.leaves))
+            return self._outcome(Verified(certificate), decided)
+        return self._outcome(Unknown(self._reason(end)), None)
+
+    # --- stages ---------------------------------------------------------------------------------------------
+
+    def _attack(self) -> None:
+        generator = torch.Generator().manual_seed(self.configuration.seed)
+        limit = self.deadline.within(0.15 * self.configuration.timeout)
+        self._tell("attack", 0)
+        result = attack(self.query.model.network, self.set, self.query.property, generator, limit.expired)
+        self.counts["attack trials"] = result.trials
+        self.judge(result.clip.unsqueeze(0).to(torch.float64), "attack")
+
+    def _prove(self) -> SearchEnd:
+        network = self.query.model.network
+        problem = Problem.of(network, self.set)
+        family = Family(problem, self.set)
+        clauses = list(range(len(self.query.property.clauses)))
+        forms, offset = self.query.property.forms()
+        options = ExpanderOptions(
+            bounding=BoundingOptions(memory_bytes=self.configuration.memory_bytes // 8),
+            restricted_memory=self.configuration.memory_bytes // 4,
+        )
+
+        def expander(open_clauses: list[int], stages: tuple[Stage, ...] | None) -> Expander:
+            return Expander(
+                family, forms[open_clauses], offset[open_clauses], self.slack, options, self.deadline, self.judge, stages,
+                self._program(stages, open_clauses), self.timed, self.counts,
+            )  # fmt: skip
+
+        self._tell("union bound", 1)
+        with self.timed("union bound"):
+            steps = 0 if self._has_many_places() else OptimiserOptions().steps
+            (root,) = expander(clauses, None).pieces(family, self.set, "union bound", steps)
+        proved = root.clauses > self.slack
+        self.lower = root.lower
+        if bool(proved.all()):
+            self._close(root)
+            return SearchEnd.CLOSED
+        self.closed_lower = float(root.clauses[proved].min()) if bool(proved.any()) else math.inf
+        if self.judge.found or self.deadline.expired():
+            return SearchEnd.EXPIRED
+        open_clauses = [i for i in clauses if not bool(proved[i])]
+        with self.timed("split"):
+            stages = normal_form(network) if _multiplications(network) <= _NORMAL_FORM_LIMIT else None
+            expand = expander(open_clauses, stages)
+            self._tell("split", 1)
+            roots = self._roots(expand, family)
+        search: Search[Piece] = Search(self.slack, self._close)
+        search.add(roots)
+
+        def step(pieces: list[Piece]) -> object:
+            self._tell(pieces[0].method, search.open + len(pieces), search)
+            return expand(pieces)
+
+        end = best_first(search, step, self._batch(), self.deadline.expired)  # type: ignore[arg-type]
+        self.lower = max(self.lower, min(search.lower(), self.closed_lower))
+        return end
+
+    def _roots(self, expand: Expander, family: Family) -> list[Piece]:
+        """Where the search starts: all members where they are few or cheap, else the whole set."""
+        members = float(self.set.choice.members()[0])
+        if isinstance(self.set.choice, Patch) and members <= _MEMBERS_AT_ONCE:
+            alone = PerturbationSet(self.set.clip, self.set.lower, self.set.upper, self.set.choice.singletons())
+            return expand.member_pieces(alone, "split")
+        return expand.pieces(family, self.set, "split")
+
+    def _program(self, stages: tuple[Stage, ...] | None, open_clauses: list[int]) -> Callable[[Piece, Deadline], Tensor] | None:
+        solver = self.configuration.solver
+        if stages is None or solver == "none":
+            return None
+        options = ProgramOptions(solver, self.configuration.memory_bytes, self.configuration.threads, self.configuration.seed)
+        target = max(self.slack, PROOF_MARGIN)
+
+        def solve(piece: Piece, deadline: Deadline) -> Tensor:
+            def breaks(inputs: Tensor) -> bool:
+                self.judge(piece.family.clips(torch.full((len(inputs),), piece.item), inputs), "milp")
+                return self.judge.found
+
+            self._tell("milp", 1)
+            solution = solve_piece(piece, stages, self.query.property, open_clauses, self.slack, options, deadline, breaks)
+            # A solver's bound proves a sign only beyond its tolerances.
+            own = solution.clauses
+            return torch.where(own > target, own, torch.where(own > self.slack, self.slack, own - PROOF_MARGIN))
+
+        return solve
+
+    # --- bookkeeping ----------------------------------------------------------------------------------------
+
+    def _has_many_places(self) -> bool:
+        """Is one bound of the union hopeless (patches), so that effort on it is wasted?"""
+        return bool((self.set.choice.union()[0].sum((-1, -2)) > 0).any()) and float(self.set.choice.members()[0]) > 100
+
+    def _batch(self) -> int:
+        numbers = sum(math.prod(node.shape) for node in self.query.model.network.nodes)
+        return int(max(1, min(64, self.configuration.memory_bytes // (64 * 8 * numbers))))
+
+    def _close(self, piece: Piece) -> None:
+        self.closed[piece.method] = self.closed.get(piece.method, 0) + 1
+        self.closed_lower = min(self.closed_lower, piece.lower)
+        if len(self.leaves) < _LEAVES_KEPT:
+            part = piece.family.describe(piece.item, piece.inputs)
+            self.leaves.append(Leaf(part, piece.splits, piece.lower, piece.method))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
+
+    def _tell(self, stage: str, parts: int, search: Search[Piece] | None = None) -> None:
+        now = time.monotonic()
+        if search is not None:
+            self.lower = max(self.lower, min(search.lower(), self.closed_lower))
+            if now - self._reported < 0.1:
+                return
+        self._reported = now
+        self.report(
+            Progress(stage, self.lower, self.judge.least, parts, self.counts.get("subproblems", 0), self.deadline.elapsed())
+        )
+
+    def _reason(self, end: SearchEnd) -> str:
+        if end is SearchEnd.EXPIRED:
+            return f"out of time after {self.configuration.timeout:g} s"
+        return (
+            "every undecided ReLU was split and no solver was allowed to settle what is left"
+            if self.configuration.solver == "none"
+            else "the margin is too close to 0 for the tolerances of bounds and solvers"
+        )
+
+    def _falsified(self) -> Outcome:
+        assert self.judge.counterexample is not None
+        return self._outcome(Falsified(self.judge.counterexample), self.judge.counterexample.stage)
+
+    def _outcome(self, verdict: Verdict, decided_by: str | None) -> Outcome:
+        return Outcome(
+            verdict, self.lower, self.judge.least, self.clean_outputs, decided_by, self.deadline.elapsed(), dict(self.seconds), dict(self.counts)
+        )
+
+
+def _multiplications(network: object) -> int:
+    from stbp_milp.network.graph import Network
+    from stbp_milp.network.layers import Convolution, Linear
+
+    assert isinstance(network, Network)
+    total = 0
+    for node in network.nodes:
+        if isinstance(node.layer, Convolution):
+            total += math.prod(node.shape[1:]) * node.layer.weight.numel()
+        elif isinstance(node.layer, Linear):
+            total += node.layer.weight.numel()
+    return total

@@ -1,0 +1,201 @@
+"""The laws of the four tables in `operations`, on random small layers of every class.
+
+By hand: the convolution of (1, 2, 3) with the kernel (1, 10), padded by one zero before, is (10, 21, 32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stbp_milp.network.layers import Add, Convolution, Input, Layer, Linear, Maximum, ReLU, Reshape, Scale, Select
+from stbp_milp.network.operations import apply, linear, matrix, reads, transpose
+
+FOUR_TABLES = {"apply": apply, "linear": linear, "transpose": transpose, "matrix": matrix}
+
+
+@dataclass(frozen=True)
+class Sample:
+    layer: Layer
+    operand_shapes: tuple[tuple[int, ...], ...]
+    seed: int
+
+    def tensor(self, *shape: int, salt: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed + salt)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def operands(self, clips: int = 2) -> list[Tensor]:
+        return [self.tensor(clips, *shape, salt=i + 1) for i, shape in enumerate(self.operand_shapes)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(apply(self.layer, self.operands())[0].shape)
+
+
+seeds = st.integers(0, 2**31)
+shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
+
+
+def _random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Sample:
+    axes = draw(st.integers(1, 3))
+    small, padding = st.integers(1, 3), st.integers(0, 3)
+    each = st.tuples(*[small] * axes)
+    kernel, stride, dilation = draw(each), draw(each), draw(each)
+    sides = draw(st.tuples(*[st.one_of(padding.map(lambda p: (p, p)), st.tuples(padding, padding))] * axes))
+    groups, inner, outer, seed = draw(small), draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(seeds)
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    spatial = tuple(
+        max(draw(st.integers(1, 5)), r - before - after) for r, (before, after) in zip(reach, sides, strict=True)
+    )
+    weight, bias = _random(seed, groups * outer, inner, *kernel), _random(seed + 1, groups * outer)
+    return Sample(Convolution(weight, bias, stride, sides, dilation, groups), ((groups * inner, *spatial),), seed)
+
+
+@st.composite
+def linears(draw: st.DrawFn) -> Sample:
+    outputs, inputs, seed = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(seeds)
+    return Sample(Linear(_random(seed, outputs, inputs), _random(seed, outputs)), ((inputs,),), seed)
+
+
+@st.composite
+def scales(draw: st.DrawFn) -> Sample:
+    shape, seed = draw(shapes), draw(seeds)
+    flat = st.tuples(*[st.booleans()] * len(shape))
+    factor, offset = ([1 if one else n for one, n in zip(draw(flat), shape, strict=True)] for _ in range(2))
+    dropped = draw(st.integers(0, len(shape)))  # leading axes left out altogether
+    return Sample(Scale(_random(seed, *factor[dropped:]), _random(seed, *offset)), (shape,), seed)
+
+
+@st.composite
+def reshapes(draw: st.DrawFn) -> Sample:
+    shape, seed = draw(shapes), draw(seeds)
+    return Sample(Reshape(draw(st.permutations(shape).map(tuple))), (shape,), seed)
+
+
+@st.composite
+def selects(draw: st.DrawFn) -> Sample:
+    shape, seed = draw(shapes), draw(seeds)
+    axis = draw(st.integers(0, len(shape) - 1))
+    index = draw(st.lists(st.integers(0, shape[axis] - 1), min_size=1, max_size=5))
+    return Sample(Select(axis, torch.tensor(index)), (shape,), seed)
+
+
+@st.composite
+def additions(draw: st.DrawFn) -> Sample:
+    shape, seed = draw(shapes), draw(seeds)
+    coefficients = draw(st.lists(st.sampled_from([1.0, -1.0, 0.0, 2.5]), min_size=1, max_size=4))
+    return Sample(Add(tuple(coefficients)), (shape,) * len(coefficients), seed)
+
+
+@st.composite
+def maxima(draw: st.DrawFn) -> Sample:
+    return Sample(Maximum(), (draw(shapes),) * 3, draw(seeds))
+
+
+@st.composite
+def relus(draw: st.DrawFn) -> Sample:
+    return Sample(ReLU(), (draw(shapes),), draw(seeds))
+
+
+AFFINE: dict[type, Callable[[], st.SearchStrategy[Sample]]] = {
+    Convolution: convolutions,
+    Linear: linears,
+    Scale: scales,
+    Reshape: reshapes,
+    Select: selects,
+    Add: additions,
+    Maximum: maxima,
+}
+on_every_affine_layer = pytest.mark.parametrize("kind", AFFINE, ids=lambda kind: kind.__name__)
+
+
+def test_every_layer_class_has_a_sample() -> None:
+    assert {*AFFINE, ReLU, Input} == set(get_args(Layer))
+
+
+@pytest.mark.parametrize("kind", get_args(Layer), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("table", FOUR_TABLES)
+def test_every_table_has_a_rule_for_every_layer(table: str, kind: type) -> None:
+    rules = FOUR_TABLES[table]
+    # The input computes nothing, and a ReLU has no linear part.
+    expected = kind in AFFINE or (kind is ReLU and table == "apply")
+    assert (rules.dispatch(kind) is not rules.dispatch(object)) == expected, f"{table} and {kind.__name__}"
+
+
+def test_convolution_by_hand() -> None:
+    layer = Convolution(torch.tensor([[[1.0, 10.0]]]), torch.zeros(1), (1,), ((1, 0),), (1,))
+    assert apply(layer, [torch.tensor([[[1.0, 2.0, 3.0]]])]).tolist() == [[[10.0, 21.0, 32.0]]]
+
+
+@on_every_affine_layer
+@given(data=st.data())
+def test_value_is_the_sum_of_linear_parts_and_a_constant(kind: type, data: st.DataObject) -> None:
+    sample = data.draw(AFFINE[kind]())
+    operands = sample.operands()
+    constant = apply(sample.layer, [torch.zeros_like(x) for x in operands])
+    parts = sum(linear(sample.layer, i, x) for i, x in enumerate(operands))
+    torch.testing.assert_close(apply(sample.layer, operands), parts + constant)
+
+
+@on_every_affine_layer
+@given(data=st.data())
+def test_transpose_is_the_adjoint(kind: type, data: st.DataObject) -> None:
+    sample = data.draw(AFFINE[kind]())
+    form = sample.tensor(2, 3, *sample.shape)
+    for i, x in enumerate(sample.operands()):
+        back = transpose(sample.layer, i, form, sample.operand_shapes[i])
+        assert back.shape == (2, 3, *sample.operand_shapes[i])
+        here = (form * linear(sample.layer, i, x).unsqueeze(1)).flatten(2).sum(-1)
+        there = (back * x.unsqueeze(1)).flatten(2).sum(-1)
+        torch.testing.assert_close(here, there)
+
+
+@on_every_affine_layer
+@given(data=st.data())
+def test_matrix_is_the_linear_part(kind: type, data: st.DataObject) -> None:
+    sample = data.draw(AFFINE[kind]())
+    for i, x in enumerate(sample.operands(clips=1)):
+        weights = matrix(sample.layer, i, sample.operand_shapes[i], sample.shape)
+        column = x.reshape(-1).numpy()
+        np.testing.assert_allclose(weights @ column, linear(sample.layer, i, x).reshape(-1).numpy(), atol=1e-12)
+        absolute = linear(sample.layer, i, x, absolute=True).reshape(-1).numpy()
+        np.testing.assert_allclose(abs(weights) @ column, absolute, atol=1e-12)
+        assert reads(sample.layer, i) or weights.nnz == 0
+
+
+@given(seed=seeds)
+def test_linear_with_a_matrix_per_clip_is_each_clips_own_layer(seed: int) -> None:
+    weight, bias, x, form = _random(seed, 2, 3, 4), _random(seed, 2, 3), _random(seed, 2, 4), _random(seed, 2, 5, 3)
+    together = Linear(weight, bias)
+    for clip in range(2):
+        alone = Linear(weight[clip], bias[clip])
+        one = slice(clip, clip + 1)
+        torch.testing.assert_close(apply(together, [x])[one], apply(alone, [x[one]]))
+        back = transpose(together, 0, form, (4,))[one]
+        torch.testing.assert_close(back, transpose(alone, 0, form[one], (4,)))
+
+
+@given(sample=maxima())
+def test_maximum_is_the_larger_operand(sample: Sample) -> None:
+    first, second, _ = sample.operands()
+    value = apply(sample.layer, [first, second, apply(ReLU(), [first - second])])
+    torch.testing.assert_close(value, torch.maximum(first, second))
+
+
+@given(sample=relus())
+def test_relu_is_the_positive_part(sample: Sample) -> None:
+    (x,) = sample.operands()
+    assert torch.equal(apply(sample.layer, [x]), torch.relu(x))
