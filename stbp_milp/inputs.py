@@ -61,7 +61,10 @@ def read_clip(text: str) -> Tensor:
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}; give the path of a .npy or .npz file after --input")
     try:
-        array = _from_archive(path, key) if path.suffix.lower() == ".npz" else _from_file(path, key)
+        with path.open("rb") as stream:  # numpy leaves the files of damaged archives open
+            content = np.load(stream, allow_pickle=False)
+            choose = _from_archive if path.suffix.lower() == ".npz" else _from_file
+            array = choose(path, key, content)
     except InputError:
         raise
     except _UNREADABLE as error:
@@ -127,26 +130,22 @@ class _Header:
         return f"{self.key} {self.shape}"
 
 
-def _from_file(path: Path, key: str | None) -> NDArray[Any]:
+def _from_file(path: Path, key: str | None, content: object) -> NDArray[Any]:
     if key is not None:
         raise InputError(f"{str(path)!r} holds one array without a key; leave out ':{key}'")
-    array = np.load(path, allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        array.close()
+    if not isinstance(content, np.ndarray):
         raise InputError(f"{str(path)!r} is an archive of several arrays; rename it to .npz")
-    return array
+    return content
 
 
-def _from_archive(path: Path, key: str | None) -> NDArray[Any]:
-    archive = np.load(path, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
+def _from_archive(path: Path, key: str | None, content: object) -> NDArray[Any]:
+    if not isinstance(content, np.lib.npyio.NpzFile):
         raise InputError(f"{str(path)!r} holds one array, not an archive; rename it to .npy")
-    with archive:
-        chosen = key if key is not None else _only_clip(path, archive)
-        if chosen not in archive.files:
-            raise InputError(f"{str(path)!r} has no array {chosen!r}; it has {_listed(archive.files)}")
-        array: NDArray[Any] = archive[chosen]
-        return array
+    chosen = key if key is not None else _only_clip(path, content)
+    if chosen not in content.files:
+        raise InputError(f"{str(path)!r} has no array {chosen!r}; it has {_listed(content.files)}")
+    array: NDArray[Any] = content[chosen]
+    return array
 
 
 def _only_clip(path: Path, archive: np.lib.npyio.NpzFile) -> str:

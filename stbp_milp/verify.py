@@ -170,7 +170,6 @@ class _Run:
     closed: dict[str, int] = field(default_factory=dict)
     closed_lower: float = math.inf
     leaves: list[Leaf] = field(default_factory=list)
-    _reported: float = 0.0
 
     @classmethod
     def of(cls, query: Query, configuration: Configuration, report: OnProgress) -> _Run:
@@ -255,7 +254,10 @@ class _Run:
         search.add(roots)
 
         def step(pieces: list[Piece]) -> object:
-            self._tell(pieces[0].method, search.open + len(pieces), search)
+            # The batch taken is no longer in the search: its bounds count too.
+            open_lower = min(search.lower(), *(p.lower for p in pieces))
+            self.lower = max(self.lower, min(open_lower, self.closed_lower))
+            self._tell(pieces[0].method, search.open + len(pieces))
             return expand(pieces)
 
         end = best_first(search, step, self._batch(), self.deadline.expired)  # type: ignore[arg-type]
@@ -315,13 +317,7 @@ class _Run:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
 
-    def _tell(self, stage: str, parts: int, search: Search[Piece] | None = None) -> None:
-        now = time.monotonic()
-        if search is not None:
-            self.lower = max(self.lower, min(search.lower(), self.closed_lower))
-            if now - self._reported < 0.1:
-                return
-        self._reported = now
+    def _tell(self, stage: str, parts: int) -> None:
         self.report(
             Progress(stage, self.lower, self.judge.least, parts, self.counts.get("subproblems", 0), self.deadline.elapsed())
         )

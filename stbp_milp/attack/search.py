@@ -41,7 +41,7 @@ class AttackConfiguration:
         stop_below: a margin that ends the run.
     """
 
-    restarts: int = 8
+    restarts: int = 12
     targets: int = 6
     explore_steps: int = 6
     refine_steps: int = 30
@@ -216,13 +216,49 @@ def _screen(
         clips = room.vertex(slopes[target], cover[member].unsqueeze(1))
         clauses = objective.values(clips)
         yield clips, clauses.amin(1)
-        values.append(clauses.gather(1, targets[target].unsqueeze(1)).squeeze(1))
-    best = pairs[torch.cat(values).argsort()[: configuration.restarts * targets.numel()]]
+        values.append(_aimed(clauses, targets[target]))
+    best = pairs[torch.cat(values).argsort()[:_NARROWED]]
     member, target = best // targets.numel(), best % targets.numel()
-    chosen = cover[member].unsqueeze(1)
-    return room.vertex(slopes[target], chosen), chosen, targets[target]
+    chosen, aims = cover[member].unsqueeze(1), targets[target]
+    clips = room.vertex(slopes[target], chosen)
+    kept: list[Tensor] = []
+    for chunk in torch.split(torch.arange(len(clips)), objective.rows):
+        moved, reached = yield from _jump(objective, room, clips[chunk], chosen[chunk], aims[chunk])
+        clips[chunk] = moved
+        kept.append(reached)
+    order = torch.cat(kept).argsort()[: configuration.restarts * targets.numel()]
+    return clips[order], chosen[order], aims[order]
 
 
+def _jump(
+    objective: Objective, room: Room, clips: Tensor, covers: Tensor, targets: Tensor
+) -> Generator[Trial, None, tuple[Tensor, Tensor]]:
+    """A few full steps from corner to corner of every row's cover; returns the best clips and their target values.
+
+    A single first-order corner ranks members poorly where the box is wide.
+    """
+    best, best_value = clips, torch.full((len(clips),), torch.inf)
+    for _ in range(_JUMPS):
+        values, slope = objective.slopes(clips, targets)
+        yield clips, values.amin(1)
+        best, best_value = _better(best, best_value, clips, _aimed(values, targets))
+        clips = room.vertex(slope, covers)
+    return best, best_value
+
+
+def _aimed(values: Tensor, targets: Tensor) -> Tensor:
+    """Every row's own clause, `(B, clauses), (B,) -> (B,)`."""
+    return values.gather(1, targets.unsqueeze(1)).squeeze(1)
+
+
+def _better(best: Tensor, best_value: Tensor, other: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Row by row the one with the smaller value."""
+    wins = (value < best_value).view(-1, *[1] * (best.dim() - 1))
+    return torch.where(wins, other, best), torch.minimum(best_value, value)
+
+
+_NARROWED = 256  # screened members that are looked at again
+_JUMPS = 3
 _COVER_VOXELS = 1 << 27  # covers of all members are held as booleans
 _SCORED = 1024
 
@@ -255,10 +291,9 @@ def _explore(
         clips = room.vertex(slope, cover)
         values, slope = objective.slopes(clips, targets)
         yield clips, values.amin(1)
-        aimed = values.gather(1, targets.unsqueeze(1)).squeeze(1)
-        better = (aimed < best_value).view(-1, 1, 1, 1, 1)
-        best, best_cover = torch.where(better, clips, best), torch.where(better, cover, best_cover)
-        best_value = torch.minimum(best_value, aimed)
+        value = _aimed(values, targets)
+        best_cover, _ = _better(best_cover, best_value, cover, value)
+        best, best_value = _better(best, best_value, clips, value)
     return best, best_cover
 
 
@@ -288,10 +323,9 @@ def _refine(
         for step in range(max(1, steps // len(_WIDTHS))):
             values, slope = objective.slopes(clips, targets)
             yield clips, values.amin(1)
-            aimed = values.gather(1, targets.unsqueeze(1)).squeeze(1)
-            better = (aimed < best_value).view(-1, 1, 1, 1, 1)
-            best, best_slope = torch.where(better, clips, best), torch.where(better, slope, best_slope)
-            best_value = torch.minimum(best_value, aimed)
+            value = _aimed(values, targets)
+            best_slope, _ = _better(best_slope, best_value, slope, value)
+            best, best_value = _better(best, best_value, clips, value)
             if step == 0:
                 clips, slope = best, best_slope
             clips = room.step(clips, slope, covers, width)

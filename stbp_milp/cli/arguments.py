@@ -25,7 +25,7 @@ demonstration: 12 instances on three small networks, under two minutes.
 Examples:
   python scripts/verify_complete.py
   python scripts/verify_complete.py --model net.onnx --input clip.npy --set window:2 --eps 4/255
-  python scripts/verify_complete.py --model net.onnx --input clips.npz:test[7] --label 3 \\
+  python scripts/verify_complete.py --model net.onnx --input 'clips.npz:test[7]' --label 3 \\
       --set patch:3x3@2 --eps 1 --timeout 120
   python scripts/verify_complete.py --model steer.onnx --input road.npz --tolerance 5 \\
       --set any-frames:2 --eps 0.02
@@ -90,7 +90,9 @@ _COUNT = click.IntRange(min=1)
     "Shape (C,T,H,W); (T,H,W) is taken as one channel. Floats in the data domain, or uint8, which is divided by 255.",
 )
 @click.option("--set", metavar="SET", help="Where the attacker may act, see above.")
-@click.option("--eps", "epsilon", metavar="NUMBER", help="How far a value may move: 4/255 or 0.03; 1 allows any value.")
+@click.option(
+    "--eps", "epsilon", metavar="NUMBER", help="How far a value may move: 4/255 or 0.03; 1 allows any value of [0,1]."
+)
 @click.option("--label", type=int, metavar="CLASS", help="The class that must stay first. Default: the model's answer.")
 @click.option("--top-k", type=_COUNT, metavar="K", help="The class need only stay among the first K. Default: 1.")
 @click.option(

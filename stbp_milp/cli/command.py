@@ -16,7 +16,7 @@ from stbp_milp.errors import InputError, SoundnessError
 
 BAD_INPUT, CONTRADICTION, INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 4, 70, 130, 141
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except Exception as error:
         # Python's own exit code after an exception is 1, which means "falsified" here.
-        _log.exception("unexpected error")
+        logger.exception("unexpected error")
         return _fail(f"unexpected {type(error).__name__}: {error}; this is a bug, please report it", INTERNAL_ERROR)
 
 
@@ -51,11 +51,15 @@ def _run(options: Options, arguments: Sequence[str]) -> int:
 
 
 def _configure_logging(verbose: int, screen: Screen) -> None:
+    """Warnings to stderr, more with -v; on a terminal through rich, which keeps the live line apart."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    handler = RichHandler(console=screen.errors, show_path=verbose > 1, rich_tracebacks=False)
-    logging.basicConfig(level=level, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True)
-    for library in ("PIL", "matplotlib", "torch"):
-        logging.getLogger(library).setLevel(max(level, logging.WARNING))
+    handler: logging.Handler = logging.StreamHandler()
+    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    if screen.errors.is_terminal:
+        handler, layout = RichHandler(console=screen.errors, show_path=False), "%(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=layout, datefmt="%H:%M:%S", handlers=[handler], force=True)
+    for ours in ("stbp_milp", "solvers"):
+        logging.getLogger(ours).setLevel(level)
 
 
 def _fail(message: str, code: int) -> int:

@@ -10,22 +10,20 @@ from pathlib import Path
 
 import click
 import numpy as np
-import torch
 from torch import Tensor
 
-from stbp_milp import verify as verifier
 from stbp_milp.cli.arguments import Options
 from stbp_milp.cli.screen import Screen
 from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip
 from stbp_milp.network.model import Model, load_model
-from stbp_milp.properties import Property, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query, SolverName
 from stbp_milp.records import Record, make_record, prepare_folder, query_key, run_stem, write_record
 from stbp_milp.report.pictures import save_counterexample
 from stbp_milp.report.terminal import LiveLine, progress_text, question, summary, verdict_line
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Falsified, Outcome
+from stbp_milp.verify import property_of, verify
 
 EXIT_CODES = {"verified": 0, "falsified": 1, "unknown": 3}
 
@@ -45,7 +43,7 @@ def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
     live = LiveLine(screen.errors, configuration.timeout, shown=not screen.quiet)
     try:
         with live:
-            outcome = verifier.verify(query, configuration, live.update)
+            outcome = verify(query, configuration, live.update)
     except KeyboardInterrupt:
         click.echo(f"interrupted: {progress_text(live.latest, configuration.timeout)}", err=True)
         return 130
@@ -126,7 +124,8 @@ def read_query(options: Options) -> tuple[Query, list[float]]:
     specification.build(clip)  # raises before the model is loaded
     model = _load(options.model, clip)
     outputs = _outputs(model, clip)
-    return Query(model, clip, specification, _property(options, outputs)), outputs.tolist()
+    wanted = property_of(model.predict, clip, options.label, options.top_k or 1, options.tolerance)
+    return Query(model, clip, specification, wanted), outputs
 
 
 def _load(path: Path, clip: Tensor) -> Model:
@@ -139,26 +138,15 @@ def _load(path: Path, clip: Tensor) -> Model:
         model = load_model(path, tuple(clip.shape))
     expected, arrived = model.network.input_shape, tuple(clip.shape)
     if arrived != expected:
-        hint = "reorder its axes" if sorted(arrived) == sorted(expected) else "give a clip that was made for this model"
-        raise InputError(f"the clip has shape {arrived}, model {str(path)!r} expects {expected} as (C, T, H, W); {hint}")
+        same_axes = sorted(arrived) == sorted(expected)
+        hint = "reorder its axes" if same_axes else "give a clip made for this model"
+        raise InputError(f"the clip has shape {arrived}, {str(path)!r} expects {expected} as (C, T, H, W); {hint}")
     return model
 
 
-def _outputs(model: Model, clip: Tensor) -> Tensor:
+def _outputs(model: Model, clip: Tensor) -> list[float]:
     scores = model.predict(clip.unsqueeze(0).numpy().astype(np.float32))[0]
     if not np.isfinite(scores).all():
         raise InputError(f"model {model.name} answers the clip with {scores.tolist()}; expected finite scores")
-    return torch.from_numpy(scores.astype(np.float64)).flatten()
-
-
-def _property(options: Options, outputs: Tensor) -> Property:
-    classes = outputs.numel()
-    if options.tolerance is not None:
-        return within_tolerance(outputs, options.tolerance)
-    if classes == 1:
-        raise InputError(
-            f"the model has one output (here {outputs.item():.6g}), so it is no classifier; "
-            "give --tolerance, how far the output may move"
-        )
-    label = int(outputs.argmax()) if options.label is None else options.label
-    return top_k(label, options.top_k or 1, classes)
+    outputs: list[float] = scores.astype(np.float64).tolist()
+    return outputs

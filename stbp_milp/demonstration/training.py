@@ -112,7 +112,7 @@ RECIPES = (
         data.moving_shapes,
         video_network,
         F.cross_entropy,
-        (("window:2", 0.1), ("any-frames:2", 0.1), ("patch:3x3@2", 0.3), ("everywhere", 0.03)),
+        (("window:2", 0.1), ("any-frames:2", 0.1), ("patch:3x3@2", 0.1), ("everywhere", 0.03)),
         1200,
         seed=1,
     ),

@@ -114,7 +114,8 @@ def explanation(query: Query, outcome: Outcome) -> str:
         case Verified(certificate):
             closed = ", ".join(f"{count:,} by {stage}" for stage, count in certificate.closed.items() if count)
             pieces = sum(certificate.closed.values())
-            return f"the property holds on every clip of the set; {pieces:,} of its pieces closed: {closed}"
+            how = f"{pieces:,} pieces of it closed: {closed}" if pieces > 1 else f"proved by {closed.partition(' by ')[2]}"
+            return f"the property holds on every clip of the set; {how}"
         case Falsified(found) if found.stage == "clean":
             says = answer(query, outcome.clean_outputs)
             return f"the clean clip itself breaks the property: the model says {says} without any perturbation"
@@ -156,34 +157,37 @@ class Row:
 def demonstration_table(rows: Sequence[Row]) -> RenderableType:
     """A line an instance that has run, and a line of totals."""
     done = [row for row in rows if row.outcome is not None]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, footer_style="bold")
-    as_expected = sum(row.mark in ("ok", "decided") for row in done)
-    words = [row.outcome.word for row in done if row.outcome is not None]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in _COLOURS)
-    seconds = sum(row.outcome.seconds for row in done if row.outcome is not None)
-    table.add_column("instance", footer=f"{len(done)} of {len(rows)} done")
-    table.add_column("set", footer=counts)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("instance", "set"):
+        table.add_column(name, overflow="fold")
     table.add_column("eps", justify="right")
-    table.add_column("verdict")
-    table.add_column("expected", footer=f"{as_expected} as expected")
-    table.add_column("margin proved, seen", justify="right")
-    table.add_column("seconds", justify="right", footer=f"{seconds:.1f}")
-    table.add_column("decided by")
+    for name in ("verdict", "expected", "margin", "decided by"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("seconds", justify="right")
     for row in done:
         assert row.outcome is not None
         word = row.outcome.word
-        expected = row.expected if row.mark == "ok" else f"{row.expected}: {row.mark}"
+        expected = row.expected if row.mark == "ok" else f"{row.expected} ({row.mark})"
         table.add_row(
-            row.name,
+            Text(row.name),
             row.set_text,
             as_fraction(row.epsilon),
             Text(word, style=_COLOURS[word]),
             Text(expected, style="bold red" if row.mark == "WRONG" else ""),
-            f"{_number(row.outcome.lower)}, {_number(row.outcome.upper)}",
-            f"{row.outcome.seconds:.2f}",
+            Text(_interval(row.outcome.lower, row.outcome.upper)),
             row.outcome.decided_by or "-",
+            f"{row.outcome.seconds:.2f}",
         )
-    return table
+    return Group(table, Text(_totals(rows)))
+
+
+def _totals(rows: Sequence[Row]) -> str:
+    done = [row for row in rows if row.outcome is not None]
+    words = [row.outcome.word for row in done if row.outcome is not None]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in _COLOURS)
+    as_expected = sum(row.mark in ("ok", "decided") for row in done)
+    seconds = sum(row.outcome.seconds for row in done if row.outcome is not None)
+    return f"{len(done)} of {len(rows)} instances in {seconds:.1f} s: {counts}; {as_expected} as expected"
 
 
 def _pairs(*rows: tuple[str, str | Text]) -> Table:

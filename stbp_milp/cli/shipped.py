@@ -1,0 +1,66 @@
+"""The shipped demonstration: every instance in turn, compared with the verdict it should have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import click
+
+from stbp_milp.cli.arguments import Options
+from stbp_milp.cli.one_clip import keep, read_configuration
+from stbp_milp.cli.screen import Screen
+from stbp_milp.demonstration import instances
+from stbp_milp.records import Record, prepare_folder
+from stbp_milp.report.terminal import LiveLine, Row, demonstration_table, progress_text, verdict_line
+from stbp_milp.verify import verify
+
+OPEN, CONTRADICTION = 3, 4
+
+
+def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
+    """Verify all instances; 0 if every verdict is the expected one, 3 if some stayed open, 4 if one contradicts.
+
+    Raises:
+        SoundnessError: two methods contradict each other.
+    """
+    began = datetime.now(UTC)
+    folder = prepare_folder(options.out / f"demonstration-{began.strftime('%Y%m%dT%H%M%SZ')}")
+    shipped = instances()
+    rows = [Row(i.name, i.query.set.text, i.query.set.epsilon, i.expected) for i in shipped]
+    records: list[Record] = []
+    live = LiveLine(screen.errors, 0.0, shown=not screen.quiet)
+    try:
+        with live:
+            for at, instance in enumerate(shipped):
+                configuration = read_configuration(options, instance.timeout)
+                live.start(configuration.timeout, demonstration_table(rows))
+                at_start = datetime.now(UTC)
+                outcome = verify(instance.query, configuration, live.update)
+                rows[at] = replace(rows[at], outcome=outcome)
+                source, label = f"demonstration: {instance.name}", f"{at + 1:02d} {instance.name}"
+                kept = keep(instance.query, configuration, outcome, folder, source, arguments, at_start, label)
+                records.append(kept.record)
+    except KeyboardInterrupt:
+        screen.say(demonstration_table(rows))
+        click.echo(f"interrupted in instance {rows[len(records)].name}: {progress_text(live.latest, 0)}", err=True)
+        return 130
+    screen.say(demonstration_table(rows), f"records, clips and pictures: {folder}")
+    _print_for_machines(rows, records, screen)
+    return exit_code(rows)
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """0 where every instance came out as expected, 4 where one contradicts its expectation, else 3."""
+    marks = {row.mark for row in rows}
+    return CONTRADICTION if "WRONG" in marks else OPEN if "open" in marks else 0
+
+
+def _print_for_machines(rows: Sequence[Row], records: Sequence[Record], screen: Screen) -> None:
+    if screen.as_json:
+        click.echo("[\n" + ",\n".join(record.to_json().strip() for record in records) + "\n]")
+    elif screen.quiet:
+        for row in rows:
+            if row.outcome is not None:
+                click.echo(f"{row.name}: {verdict_line(row.outcome)}")
