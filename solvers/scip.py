@@ -51,6 +51,8 @@ class Scip:
             _add_start(model, variables, np.clip(start, program.lower, program.upper))
         model.optimizeNogil()
         status = model.getStatus()
+        if status == "userinterrupt":  # SCIP takes Ctrl-C for itself; the user meant the whole run
+            raise KeyboardInterrupt
         if status == "inforunbd" and np.isfinite(program.lower).all() and np.isfinite(program.upper).all():
             status = "infeasible"
         termination = _TERMINATIONS.get(status, Termination.ERROR)

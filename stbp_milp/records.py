@@ -1,7 +1,6 @@
 """The JSON record of a run: what was asked, what came out, on what evidence, by which versions.
 
-`results/README.md` documents every field. A record is written once: a temporary file, fsync, and a hard link to its
-name, so that a reader never sees half a record and no run replaces another's.
+`results/README.md` documents every field. A record is written once, and never replaces another run's.
 
 The *key* is the same for the same question asked in the same way: sha256 over model digest, clip, set, property and
 configuration.
@@ -15,7 +14,6 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -28,13 +26,13 @@ import numpy as np
 from torch import Tensor
 
 from stbp_milp.errors import InputError
+from stbp_milp.files import write_new_file
 from stbp_milp.properties import Property
 from stbp_milp.query import Configuration, Query
 from stbp_milp.verdict import Certificate, Falsified, Outcome, Unknown, Verified
 
 SCHEMA = 1
 
-_ELSEWHERE = "give another folder with --out"
 _DISTRIBUTIONS = ("stbp-milp", "torch", "numpy", "scipy", "onnx", "onnxruntime", "pyscipopt", "gurobipy", "highspy")
 
 
@@ -147,56 +145,6 @@ def read_record(path: str | Path) -> Record:
         odd = ", ".join(sorted(names ^ entries.keys()))
         raise InputError(f"{str(path)!r} is not a record of schema {SCHEMA}: missing or unknown fields {odd}")
     return Record(**entries)
-
-
-def write_new_file(path: Path, content: bytes) -> None:
-    """Write a file that was not there before, whole or not at all.
-
-    Raises:
-        InputError: the file is already there, or its folder cannot be written to.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
-            _take_name(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise InputError(f"{str(path)!r} is already there, written by another run; {_ELSEWHERE}") from error
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written ({error.strerror or error}); {_ELSEWHERE}") from error
-
-
-def _take_name(temporary: str, path: Path) -> None:
-    """Give the finished file its name; unlike a rename, a link fails where the name is taken."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        with path.open("xb"):
-            pass
-        os.replace(temporary, path)
-
-
-def prepare_folder(folder: Path) -> Path:
-    """Make sure that results can be written to `folder`, before a run spends its time.
-
-    Raises:
-        InputError: they cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"results cannot be written to {str(folder)!r} ({reason}); {_ELSEWHERE}") from error
 
 
 def run_stem(key: str, began: datetime, label: str = "") -> str:

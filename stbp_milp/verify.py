@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stbp_milp.attack import attack, representable
+from stbp_milp.attack import AttackConfiguration, attack, representable
 from stbp_milp.bounds.objective import OptimiserOptions
 from stbp_milp.bounds.preactivation import BoundingOptions
 from stbp_milp.bounds.problem import Problem
@@ -33,7 +33,7 @@ from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.properties import Property, same_class, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
 from stbp_milp.search import Deadline, Search, SearchEnd, best_first
-from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
+from stbp_milp.sets import Patch, PerturbationSet, SetSpecification, concatenate
 from stbp_milp.verdict import Certificate, Counterexample, Falsified, Leaf, Outcome, Progress, Unknown, Verdict, Verified
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ OnProgress = Callable[[Progress], None]
 
 _STAGES = ("union bound", "split", "relu search", "milp")
 _LEAVES_KEPT = 1_000
+
 _MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
 _NORMAL_FORM_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
 _CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
@@ -62,6 +63,8 @@ def verify(query: Query, configuration: Configuration, on_progress: OnProgress |
             f"the clip has shape {tuple(query.clip.shape)}, the model {query.model.name} takes "
             f"{query.model.network.input_shape}; give a clip of that shape"
         )
+    if not torch.equal(query.clip.to(torch.float32).to(query.clip.dtype), query.clip):
+        raise InputError("the clip holds values that float32 cannot hold, but models take float32; round it with .to(torch.float32) first")
     threads = torch.get_num_threads()
     torch.set_num_threads(configuration.threads)
     try:
@@ -188,14 +191,15 @@ class _Run:
             self.judge(self.set.centre, "clean")
         if self.judge.found:
             return self._falsified()
-        with self.timed("attack"):
-            self._attack()
+        # A look at the easy corners, so that the bound of a hopeless set is not waited for; the long attack comes
+        # after the bound, which settles most of what holds.
+        self._attack(AttackConfiguration(restarts=2, refine_steps=10, screen_values=1 << 24), 0.02)
         if self.judge.found:
             return self._falsified()
         end = self._prove()
         if self.judge.found:
             return self._falsified()
-        if self.lower > self.judge.least + _CONTRADICTION:
+        if self.lower > self.judge.least + _CONTRADICTION * (1 + abs(self.judge.least)):
             raise SoundnessError(
                 f"the proved lower bound {self.lower:g} of the margin exceeds the margin {self.judge.least:g} of a clip in the set; report this query"
             )
@@ -207,13 +211,16 @@ class _Run:
 
     # --- stages ---------------------------------------------------------------------------------------------
 
-    def _attack(self) -> None:
-        generator = torch.Generator().manual_seed(self.configuration.seed)
-        limit = self.deadline.within(0.15 * self.configuration.timeout)
-        self._tell("attack", 0)
-        result = attack(self.query.model.network, self.set, self.query.property, generator, limit.expired)
-        self.counts["attack trials"] = result.trials
-        self.judge(result.clip.unsqueeze(0).to(torch.float64), "attack")
+    def _attack(self, configuration: AttackConfiguration, share: float) -> None:
+        """Attack for at most `share` of the whole time."""
+        self._tell("attack", 1)
+        with self.timed("attack"):
+            generator = torch.Generator().manual_seed(self.configuration.seed)
+            limit = self.deadline.within(share * self.configuration.timeout)
+            network, property = self.query.model.network, self.query.property
+            result = attack(network, self.set, property, generator, limit.expired, configuration)
+            self.counts["attack trials"] = self.counts.get("attack trials", 0) + result.trials
+            self.judge(result.clip.unsqueeze(0).to(torch.float64), "attack")
 
     def _prove(self) -> SearchEnd:
         network = self.query.model.network
@@ -234,17 +241,18 @@ class _Run:
 
         self._tell("union bound", 1)
         with self.timed("union bound"):
-            steps = 0 if self._has_many_places() else OptimiserOptions().steps
-            (root,) = expander(clauses, None).pieces(family, self.set, "union bound", steps)
-        proved = root.clauses > self.slack
-        self.lower = root.lower
-        if bool(proved.all()):
-            self._close(root)
+            optimiser = OptimiserOptions(steps=0) if self._has_many_places() else options.root
+            union = expander(clauses, None).pieces(family, self.set, "union bound", optimiser, tighten=False)
+        self.lower = min(piece.lower for piece in union)
+        proved = [piece for piece in union if piece.lower > self.slack]
+        for piece in proved:
+            self._close(piece)
+        open_clauses = [piece.clause for piece in union if piece.lower <= self.slack]
+        if not open_clauses:
             return SearchEnd.CLOSED
-        self.closed_lower = float(root.clauses[proved].min()) if bool(proved.any()) else math.inf
+        self._attack(AttackConfiguration(), 0.15)
         if self.judge.found or self.deadline.expired():
             return SearchEnd.EXPIRED
-        open_clauses = [i for i in clauses if not bool(proved[i])]
         with self.timed("split"):
             stages = normal_form(network) if _multiplications(network) <= _NORMAL_FORM_LIMIT else None
             expand = expander(open_clauses, stages)
@@ -261,7 +269,8 @@ class _Run:
             return expand(pieces)
 
         end = best_first(search, step, self._batch(), self.deadline.expired)  # type: ignore[arg-type]
-        self.lower = max(self.lower, min(search.lower(), self.closed_lower))
+        if end is not SearchEnd.STOPPED:  # a stopped expansion does not give back what it took
+            self.lower = max(self.lower, min(search.lower(), self.closed_lower))
         return end
 
     def _roots(self, expand: Expander, family: Family) -> list[Piece]:
@@ -270,25 +279,27 @@ class _Run:
         if isinstance(self.set.choice, Patch) and members <= _MEMBERS_AT_ONCE:
             alone = PerturbationSet(self.set.clip, self.set.lower, self.set.upper, self.set.choice.singletons())
             return expand.member_pieces(alone, "split")
-        return expand.pieces(family, self.set, "split")
+        if members <= ExpanderOptions().few_members:
+            alone = self.set
+            while bool((alone.choice.members() > 1).any()):
+                done = alone.select((alone.choice.members() <= 1).nonzero().flatten())
+                alone = concatenate([done, alone.split(torch.zeros(alone.parts, *self.set.clip.shape, dtype=torch.float64))[0]])
+            return expand.member_pieces(alone, "split")
+        return expand.pieces(family, self.set, "split", ExpanderOptions().root)
 
-    def _program(self, stages: tuple[Stage, ...] | None, open_clauses: list[int]) -> Callable[[Piece, Deadline], Tensor] | None:
-        solver = self.configuration.solver
-        if stages is None or solver == "none":
+    def _program(self, stages: tuple[Stage, ...] | None, open_clauses: list[int]) -> Callable[[Piece, Deadline], float] | None:
+        configuration, property = self.configuration, self.query.property
+        if stages is None or configuration.solver == "none":
             return None
-        options = ProgramOptions(solver, self.configuration.memory_bytes, self.configuration.threads, self.configuration.seed)
-        target = max(self.slack, PROOF_MARGIN)
+        options = ProgramOptions(configuration.solver, configuration.memory_bytes, configuration.threads, configuration.seed)
 
-        def solve(piece: Piece, deadline: Deadline) -> Tensor:
-            def breaks(inputs: Tensor) -> bool:
-                self.judge(piece.family.clips(torch.full((len(inputs),), piece.item), inputs), "milp")
-                return self.judge.found
-
-            self._tell("milp", 1)
-            solution = solve_piece(piece, stages, self.query.property, open_clauses, self.slack, options, deadline, breaks)
-            # A solver's bound proves a sign only beyond its tolerances.
-            own = solution.clauses
-            return torch.where(own > target, own, torch.where(own > self.slack, self.slack, own - PROOF_MARGIN))
+        def solve(piece: Piece, deadline: Deadline) -> float:
+            rows = list(property.clauses[open_clauses[piece.clause]])
+            bound, candidate = solve_piece(piece, stages, property.rows[rows], property.offset[rows], options, deadline)
+            if candidate is not None:
+                self.judge(piece.family.clips(torch.tensor([piece.item]), candidate.unsqueeze(0)), "milp")
+            # A solver's bound counts less its tolerances.
+            return bound - PROOF_MARGIN
 
         return solve
 

@@ -16,18 +16,10 @@ from example_runs import falsified, query, unknown, verified, write_model
 
 from stbp_milp import records
 from stbp_milp.errors import InputError
+from stbp_milp.files import prepare_folder, write_new_file
 from stbp_milp.properties import top_k
 from stbp_milp.query import Configuration, Query
-from stbp_milp.records import (
-    Record,
-    make_record,
-    prepare_folder,
-    query_key,
-    read_record,
-    run_stem,
-    write_new_file,
-    write_record,
-)
+from stbp_milp.records import Record, make_record, query_key, read_record, run_stem, write_record
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +95,7 @@ def test_nothing_is_replaced_without_hard_links(tmp_path: Path, monkeypatch: pyt
     def refuse(*_: object) -> None:
         raise PermissionError("no links here")
 
-    monkeypatch.setattr("stbp_milp.records.os.link", refuse)
+    monkeypatch.setattr("stbp_milp.files.os.link", refuse)
     test_nothing_is_replaced(tmp_path)
 
 
@@ -111,7 +103,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stbp_milp.records.os.fsync", full)
+    monkeypatch.setattr("stbp_milp.files.os.fsync", full)
     with pytest.raises(InputError, match="No space left"):
         write_new_file(tmp_path / "a.json", b"content")
     assert list(tmp_path.iterdir()) == []

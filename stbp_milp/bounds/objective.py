@@ -49,6 +49,25 @@ class ObjectiveBound:
     relu_forms: dict[int, Tensor]
     duals: Duals
 
+    def updated(self, items: Tensor, other: ObjectiveBound) -> ObjectiveBound:
+        """This bound with the items at `items` replaced by `other`'s, whose lower bounds are never worse."""
+
+        def put(a: Tensor, b: Tensor) -> Tensor:
+            return a.index_copy(0, items, b)
+
+        def merge(a: dict[int, Tensor], b: dict[int, Tensor]) -> dict[int, Tensor]:
+            # A layer without undecided neurons has no slopes on one side: slopes of decided neurons do not matter.
+            return {k: put(a[k] if k in a else v.new_zeros(self.lower.shape[0], *v.shape[1:]), v) for k, v in b.items()} | {
+                k: v for k, v in a.items() if k not in b
+            }
+
+        return ObjectiveBound(
+            put(self.lower, torch.maximum(self.lower[items], other.lower)),
+            put(self.form, other.form),
+            merge(self.relu_forms, other.relu_forms),
+            Duals(merge(self.duals.slopes, other.duals.slopes), merge(self.duals.multipliers, other.duals.multipliers)),
+        )
+
 
 @dataclass(frozen=True)
 class OptimiserOptions:
@@ -68,7 +87,12 @@ Phases = Mapping[int, Tensor]
 def bound_once(
     problem: Problem, bounds: Preactivations, rows: Tensor, offset: Tensor, duals: Duals | None = None, phases: Phases | None = None
 ) -> ObjectiveBound:
-    """One backward pass for the forms `rows (M, K) @ output + offset (M,)`, adaptive slopes unless duals are given."""
+    """One backward pass for the forms `rows @ output + offset`, adaptive slopes unless duals are given.
+
+    Args:
+        rows: (M, K) for all items, or (N, M, K).
+        offset: (M,) or (N, M).
+    """
     return _pass(problem, bounds, rows, offset, duals or Duals(), phases or {})
 
 
@@ -93,7 +117,7 @@ def optimise(
     best = bound_once(problem, bounds, rows, offset, start, phases)
     if bool(settled(best.lower).all()) or options.steps == 0:
         return best
-    count, m = problem.parts, rows.shape[0]
+    count, m = problem.parts, rows.shape[-2]
     slopes = {
         relu: start.slopes.get(relu, adaptive_slope(b).unsqueeze(1).expand(count, m, *b.lower.shape[1:])).clone().requires_grad_()
         for relu, b in bounds.items()
@@ -134,7 +158,7 @@ def _pass(problem: Problem, bounds: Preactivations, rows: Tensor, offset: Tensor
     relaxations = {relu: relax(b, clean[nodes[relu].inputs[0]], duals.slopes.get(relu)) for relu, b in bounds.items()}
     multipliers = {relu: duals.multipliers[relu] * phases[relu].unsqueeze(1) for relu in duals.multipliers if relu in phases}
     output = len(nodes) - 1
-    form = rows.unsqueeze(0).expand(problem.parts, *rows.shape)
+    form = rows if rows.dim() == 3 else rows.expand(problem.parts, *rows.shape)
     record: dict[int, Tensor] = {}
     back = input_form(problem.network, clean, relaxations, output, form, multipliers, record)
     return ObjectiveBound(back.lower(problem.inputs) + offset, back.form, record, duals)

@@ -6,6 +6,7 @@ chunks under a memory budget.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +16,8 @@ from torch import Tensor
 from stbp_milp.bounds.backward import input_form
 from stbp_milp.bounds.first_layer import first_layer
 from stbp_milp.bounds.interval import Interval, interval
-from stbp_milp.bounds.problem import Preactivations, Problem
-from stbp_milp.bounds.relaxation import Relaxation, relax
+from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
+from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope, relax
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape, Scale
 from stbp_milp.sets import PerturbationSet, VoxelBox
@@ -31,21 +32,29 @@ class BoundingOptions:
     Attributes:
         deep: "backward" for a backward pass on undecided neurons, "interval" for intervals only.
         memory_bytes: what the forms of one chunk may take.
+        slope_steps: gradient steps on the slopes below every undecided neuron, each with slopes of its own
+            (alpha-CROWN on hidden layers); 0 keeps the adaptive ones.
     """
 
     deep: Literal["backward", "interval"] = "backward"
     memory_bytes: int = 512 << 20
+    slope_steps: int = 0
 
 
 @torch.no_grad()
 def preactivations(
-    problem: Problem, options: BoundingOptions, known: Preactivations | None = None, fresh_from: int = 0
+    problem: Problem,
+    options: BoundingOptions,
+    known: Preactivations | None = None,
+    fresh_from: int = 0,
+    expired: Callable[[], bool] = lambda: False,
 ) -> dict[int, Interval]:
     """Bounds of the operand of every ReLU.
 
     Args:
         known: bounds that hold already (a parent's, with the phases of split neurons); the result is never weaker.
         fresh_from: ReLUs at node positions below it keep their known bounds as they are.
+        expired: ends the gradient steps early, with the best bounds so far.
     """
     network = problem.network
     affine = network.affine_depth()
@@ -67,7 +76,7 @@ def preactivations(
             if affine[operand]:
                 own = own.meet(_exact(problem, operand, own, options))
             elif options.deep == "backward":
-                own = _backward(problem, operand, own, relaxations, options)
+                own = _backward(problem, operand, own, relaxations, bounds, options, expired)
         bounds[position] = own
         values[operand] = own
         relaxations[position] = relax(own, problem.clean[operand])
@@ -75,9 +84,14 @@ def preactivations(
     return bounds
 
 
-def empty(bounds: Preactivations, tolerance: float = 1e-9) -> Tensor:
-    """`(N,)` bool: the bounds of some neuron contradict its phase, so no input of the item's set remains."""
-    return torch.stack([(b.lower > b.upper + tolerance).flatten(1).any(1) for b in bounds.values()]).any(0)
+def empty(bounds: Preactivations, parts: int, tolerance: float = 1e-9) -> Tensor:
+    """`(N,)` bool: the bounds of some neuron contradict its phase, so no input of the item's set remains.
+
+    The tolerance is relative to the neuron's magnitude, 1 at least: bounds of a neuron that cannot move meet in one
+    number, and rounding may cross them. Says nothing where no phase was fixed.
+    """
+    crossed = [b.lower - b.upper > tolerance * (1 + torch.maximum(b.lower.abs(), b.upper.abs())) for b in bounds.values()]
+    return torch.stack([c.flatten(1).any(1) for c in crossed]).any(0)
 
 
 def _exact(problem: Problem, operand: int, own: Interval, options: BoundingOptions) -> Interval:
@@ -89,8 +103,7 @@ def _exact(problem: Problem, operand: int, own: Interval, options: BoundingOptio
         if closed is not None:
             return closed
     everything = Interval(torch.full_like(own.lower, -1.0), torch.full_like(own.upper, 1.0))
-    fresh = _backward(problem, operand, everything, {}, options, exact=True)
-    return fresh
+    return _backward(problem, operand, everything, {}, {}, options, lambda: False, exact=True)
 
 
 def _one_mixing_layer(network: Network, node: int) -> bool:
@@ -110,7 +123,9 @@ def _backward(
     operand: int,
     own: Interval,
     relaxations: dict[int, Relaxation],
+    earlier: Preactivations,
     options: BoundingOptions,
+    expired: Callable[[], bool],
     exact: bool = False,
 ) -> Interval:
     """`own` with every undecided neuron bounded by a backward pass of its own (`exact`: and nothing else counts)."""
@@ -122,7 +137,10 @@ def _backward(
     if not most:
         return own
     largest = max(node_size(problem.network, i) for i in range(operand + 1))
-    affordable = max(1, options.memory_bytes // (2 * _FORMS_ALIVE * largest * lower.element_size()))
+    per_row = _FORMS_ALIVE * largest
+    if options.slope_steps and earlier:  # slopes, their gradients and Adam's two moments, and the graph
+        per_row += 4 * sum(node_size(problem.network, relu) for relu in earlier) + 2 * per_row
+    affordable = max(1, options.memory_bytes // (2 * per_row * lower.element_size()))
     items_at_once = max(1, min(problem.parts, affordable // most))
     rows_at_once = min(most, affordable)
     # The undecided neurons of every item come first in its order; items with fewer pad with neurons that are decided.
@@ -134,6 +152,9 @@ def _backward(
             form = lower.new_zeros(len(items), neurons.shape[1], lower.shape[1]).scatter_(2, neurons.unsqueeze(-1), 1.0)
             form = torch.cat([form, -form], 1).unflatten(2, shape)
             value = input_form(part.network, part.clean, lines, operand, form).lower(part.inputs)
+            if options.slope_steps and earlier and not expired():
+                below = earlier if items_at_once >= problem.parts else select_preactivations(earlier, items)
+                value = torch.maximum(value, _ascend(part, below, operand, form, options.slope_steps, expired))
             low, high = value[:, : neurons.shape[1]], -value[:, neurons.shape[1] :]
             if not exact:
                 low = torch.maximum(low, lower[items].gather(1, neurons))
@@ -141,6 +162,36 @@ def _backward(
             lower[items] = lower[items].scatter(1, neurons, low)
             upper[items] = upper[items].scatter(1, neurons, high)
     return Interval(lower.view_as(own.lower), upper.view_as(own.upper))
+
+
+def _ascend(
+    problem: Problem, earlier: Preactivations, operand: int, form: Tensor, steps: int, expired: Callable[[], bool]
+) -> Tensor:
+    """The best lower bounds `(N, M)` of the forms that gradient ascent on their own slopes finds."""
+    clean = {relu: problem.clean[problem.network.nodes[relu].inputs[0]] for relu in earlier}
+    best = form.new_full(form.shape[:2], -torch.inf)
+    with torch.enable_grad():
+        slopes = {
+            relu: adaptive_slope(b).unsqueeze(1).repeat(1, form.shape[1], *[1] * (b.lower.dim() - 1)).requires_grad_()
+            for relu, b in earlier.items()
+            if bool(((b.lower < 0) & (b.upper > 0)).any())
+        }
+        if not slopes:
+            return best
+        adam = torch.optim.Adam(slopes.values(), lr=0.2)
+        for _ in range(steps):
+            if expired():
+                break
+            lines = {relu: relax(b, clean[relu], slopes.get(relu)) for relu, b in earlier.items()}
+            value = input_form(problem.network, problem.clean, lines, operand, form).lower(problem.inputs)
+            best = torch.maximum(best, value.detach())
+            adam.zero_grad()
+            (-value.sum()).backward()  # type: ignore[no-untyped-call]
+            adam.step()
+            with torch.no_grad():
+                for slope in slopes.values():
+                    slope.clamp_(0.0, 1.0)
+    return best
 
 
 def _select(relaxation: Relaxation, index: Tensor) -> Relaxation:

@@ -7,6 +7,9 @@ smart branching, De Palma et al. 2021).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,21 +18,22 @@ from stbp_milp.bounds.objective import ObjectiveBound, bound_once
 from stbp_milp.branching.piece import Batch
 
 
+Forms = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
 def scores(bounds: dict[int, Interval], found: ObjectiveBound) -> dict[int, Tensor]:
-    """How much each undecided neuron's relaxation can have cost the weakest form, `(N, *shape)`; 0 if decided."""
-    weakest = found.lower.argmin(1)
-    items = torch.arange(weakest.shape[0])
+    """How much each undecided neuron's relaxation can have cost the (one) form, `(N, *shape)`; 0 if decided."""
     result = {}
     for relu, interval in bounds.items():
         if relu not in found.relu_forms:
             continue
-        form = found.relu_forms[relu][items, weakest]
+        form = found.relu_forms[relu][:, 0]
         lower, upper = interval.lower, interval.upper
         unstable = (lower < 0) & (upper > 0)
         # The upper line is highest above the ReLU at 0; the lower line is furthest below it at one of the ends.
         above = torch.where(unstable, -lower * upper / (upper - lower).clamp(min=1e-12), 0.0)
         slope = found.duals.slopes.get(relu)
-        alpha = slope[items, weakest] if slope is not None else (upper > -lower).to(form.dtype)
+        alpha = slope[:, 0] if slope is not None else (upper > -lower).to(form.dtype)
         below = torch.where(unstable, torch.maximum(-alpha * lower, (1 - alpha) * upper), 0.0)
         result[relu] = form.clamp(max=0).abs() * above + form.clamp(min=0) * below
     return result
@@ -59,30 +63,53 @@ def split_phase(batch: Batch, relu: Tensor, neuron: Tensor, sign: float) -> Batc
         phase[at] = sign
         bounds[position] = Interval(lower.view_as(old.lower), upper.view_as(old.upper))
         phases[position] = phase.view_as(old.lower)
-    return Batch(batch.problem, bounds, phases, batch.clauses, batch.duals)
+    return Batch(batch.problem, bounds, phases, batch.clause, batch.lower, batch.duals)
 
 
-def choose(batch: Batch, found: ObjectiveBound, rows: Tensor, offset: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A neuron to split for every item: `(relu (N,), neuron (N,), any (N,))`; `any` is False where none is undecided.
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A neuron to split for every item, `(N,)` each.
+
+    Attributes:
+        relu, neuron: which; meaningless where `exists` is False.
+        exists: is any undecided neuron seen by the form?
+        lower: the bound of the worse child, as far as looked ahead; the parent's without a look ahead.
+    """
+
+    relu: Tensor
+    neuron: Tensor
+    exists: Tensor
+    lower: Tensor
+
+
+def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int) -> Choice:
+    """The best neuron to split.
 
     Args:
+        forms: rows and offset of clauses, `(N,) -> (N, 1, K), (N, 1)`.
         width: candidates to look ahead at; 1 takes the best score.
     """
     score = scores(batch.bounds, found)
+    n = batch.clause.shape[0]
+    if not score:
+        nothing = torch.zeros(n, dtype=torch.int64)
+        return Choice(nothing, nothing, nothing.bool(), found.lower[:, 0])
     total = sum(s[0].numel() for s in score.values())
     relu, neuron, value = candidates(score, min(width, total))
-    undecided = torch.stack([((b.lower < 0) & (b.upper > 0)).flatten(1).any(1) for b in batch.bounds.values()]).any(0)
-    # An undecided neuron may have no score (the form does not see it): then any undecided one will do, none helps.
-    exists = undecided & (value[:, 0] > 0)
-    if relu.shape[1] == 1:
-        return relu[:, 0], neuron[:, 0], exists
-    n, k = relu.shape
+    exists = value[:, 0] > 0
+    k = relu.shape[1]
+    if k == 1:
+        return Choice(relu[:, 0], neuron[:, 0], exists, found.lower[:, 0])
     wide = batch.select(torch.arange(n).repeat_interleave(k))
-    worse: Tensor | None = None
+    sides = []
     for sign in (1.0, -1.0):
         child = split_phase(wide, relu.flatten(), neuron.flatten(), sign)
-        lower = bound_once(child.problem, child.bounds, rows, offset, child.duals, child.phases).lower.amin(1).view(n, k)
-        worse = lower if worse is None else torch.minimum(worse, lower) + 1e-3 * torch.maximum(worse, lower)
-    assert worse is not None
-    pick = torch.where(value > 0, worse, -torch.inf).argmax(1, keepdim=True)
-    return relu.gather(1, pick).squeeze(1), neuron.gather(1, pick).squeeze(1), exists
+        sides.append(bound_once(child.problem, child.bounds, *forms(child.clause), child.duals, child.phases).lower.view(n, k))
+    # The worse child decides; the better one breaks ties.
+    merit = torch.minimum(*sides) + 1e-3 * torch.maximum(*sides)
+    pick = torch.where(value > 0, merit, -torch.inf).argmax(1, keepdim=True)
+
+    def at(values: Tensor) -> Tensor:
+        return values.gather(1, pick).squeeze(1)
+
+    return Choice(at(relu), at(neuron), exists, at(torch.minimum(*sides)))

@@ -1,8 +1,8 @@
-"""One piece as a mixed-integer program: clause by clause, with the bounds already known."""
+"""One piece as a mixed-integer program, with the bounds already known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,6 @@ from stbp_milp.milp import InputRegion, encode, minimum, sign_limits, strengthen
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Linear
 from stbp_milp.network.normal_form import Stage, normal_form
-from stbp_milp.properties import Property
 from stbp_milp.search import Deadline
 
 
@@ -38,58 +37,34 @@ class ProgramOptions:
     cut_rounds: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class ExactSolution:
-    """Proved lower bounds of the open clauses on a piece `(clauses,)`, and candidates `(B, *input_shape)` that may break one."""
-
-    clauses: Tensor
-    candidates: Tensor
-
-
 def solve_piece(
     piece: Piece,
-    whole_stages: tuple[Stage, ...],
-    property: Property,
-    open_clauses: list[int],
-    target: float,
+    whole_stages: Sequence[Stage],
+    rows: Tensor,
+    offset: Tensor,
     options: ProgramOptions,
     deadline: Deadline,
-    breaks: Callable[[Tensor], bool],
-) -> ExactSolution:
-    """Tighten, then minimise every clause that is still open on the piece; stops at a candidate that `breaks` the property.
+) -> tuple[float, Tensor | None]:
+    """Tighten, then minimise the piece's clause, the largest of `rows (R, K) @ output + offset (R,)`.
 
-    Args:
-        target: clauses whose bound exceeds it need no program.
-        breaks: judges candidates `(B, *input_shape)`.
+    Returns the solver's dual bound (infinity where the phases leave no input) and a candidate `(*input_shape)`.
     """
     batch = stack([piece])
-    stages = whole_stages if piece.family.footprint is None else normal_form(_single(batch.problem.network))
+    stages = tuple(whole_stages) if piece.family.footprint is None else normal_form(_single(batch.problem.network))
     region = InputRegion.of(piece.inputs)
     boxes = {relu: (_flat(b.lower), _flat(b.upper)) for relu, b in piece.bounds.items()}
     phases = {relu: _flat(p).astype(int) for relu, p in piece.phases.items()}
     tightened = tighten(stages, region, boxes, options.tighten_share * deadline.remaining(), phases)
-    clauses = piece.clauses.clone()
     if tightened.empty:
-        return ExactSolution(torch.full_like(clauses, torch.inf), piece.inputs.centre[:0])
-    candidates = []
-    for i in clauses.argsort().tolist():
-        if float(clauses[i]) > target or deadline.expired():
-            continue
-        rows = list(property.clauses[open_clauses[i]])
-        encoded = encode(stages, region, tightened.boxes, property.rows[rows].numpy(), property.offset[rows].numpy(), phases)
-        if options.cut_rounds:
-            encoded = strengthen(encoded, options.cut_rounds, 0.2 * deadline.remaining())
-        start = _descend(batch.problem, property.rows[rows].mean(0))
-        limits = sign_limits(deadline.remaining(), options.memory_bytes, options.threads, options.seed)
-        limits = replace(limits, stop_above=max(limits.stop_above or 0.0, 1.5 * target))
-        result = minimum(encoded, options.solver, limits, start.numpy())
-        clauses[i] = max(float(clauses[i]), result.dual_bound)
-        if result.candidate is not None:
-            candidate = torch.from_numpy(result.candidate).unsqueeze(0)
-            candidates.append(candidate)
-            if breaks(candidate):
-                break
-    return ExactSolution(clauses, torch.cat(candidates) if candidates else piece.inputs.centre[:0])
+        return float("inf"), None
+    encoded = encode(stages, region, tightened.boxes, rows.numpy(), offset.numpy(), phases)
+    if options.cut_rounds:
+        encoded = strengthen(encoded, options.cut_rounds, 0.2 * deadline.remaining())
+    limits = sign_limits(deadline.remaining(), options.memory_bytes, options.threads, options.seed)
+    start = _descend(batch.problem, rows.mean(0))
+    result = minimum(encoded, options.solver, limits, start.numpy())
+    candidate = None if result.candidate is None else torch.from_numpy(result.candidate)
+    return result.dual_bound, candidate
 
 
 def _descend(problem: Problem, row: Tensor, steps: int = 10) -> Tensor:
@@ -101,8 +76,8 @@ def _descend(problem: Problem, row: Tensor, steps: int = 10) -> Tensor:
             at = point.detach().requires_grad_(True)
             value = (problem.network(at) @ row).sum()
             (slope,) = torch.autograd.grad(value, at)
-        if float(value) < least:
-            best, least = point[0], float(value)
+        if float(value.detach()) < least:
+            best, least = point[0], float(value.detach())
         point = problem.inputs.maximiser(-slope.unsqueeze(1)).squeeze(1)
     return best
 

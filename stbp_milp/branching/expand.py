@@ -14,14 +14,12 @@ from stbp_milp.bounds.footprint import costs, footprints, restrict
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import Duals, ObjectiveBound, OptimiserOptions, bound_once, optimise
 from stbp_milp.bounds.preactivation import BoundingOptions, empty, preactivations
-from stbp_milp.bounds.problem import Problem, unstable_count
+from stbp_milp.bounds.problem import Problem, select_preactivations, unstable_count
 from stbp_milp.branching.choose import choose, split_phase
 from stbp_milp.branching.piece import Batch, Family, Piece, stack
 from stbp_milp.network.normal_form import Stage
 from stbp_milp.search import Deadline, Expansion
 from stbp_milp.sets import InputSet, PerturbationSet
-
-INFEASIBLE = float("inf")
 
 
 class Witness(Protocol):
@@ -35,8 +33,8 @@ class Witness(Protocol):
         """Try candidates `(B, C, T, H, W)`."""
 
 
-Program = Callable[[Piece, Deadline], Tensor]
-"""Solve one piece exactly: proved lower bounds of its open clauses, `(clauses,)`. Candidates go to the witness."""
+Program = Callable[[Piece, Deadline], float]
+"""Solve one piece exactly: a proved lower bound of its clause. Candidates go to the witness."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,23 @@ class ExpanderOptions:
 
     Attributes:
         bounding: of hidden layers.
-        optimiser: slopes and multipliers of children.
+        root, child: slopes and multipliers of first pieces and of children.
+        tighten_steps, tighten_share: slope steps on hidden layers of first pieces, and the part of the remaining
+            time they may take.
         width: candidates looked ahead at before a ReLU is split.
+        few_members: sets with at most so many members are split before any ReLU.
         program_limit: pieces with at most so many undecided ReLUs go to the MILP.
         program_seconds: its time limit on one piece.
         restricted_memory: bytes that the matrices of one family of restricted networks may take.
     """
 
     bounding: BoundingOptions = BoundingOptions()
-    optimiser: OptimiserOptions = OptimiserOptions()
+    root: OptimiserOptions = OptimiserOptions(steps=20)
+    child: OptimiserOptions = OptimiserOptions(steps=8)
+    tighten_steps: int = 12
+    tighten_share: float = 0.15
     width: int = 4
+    few_members: int = 64
     program_limit: int = 60
     program_seconds: float = 10.0
     restricted_memory: int = 1 << 30
@@ -86,39 +91,70 @@ class Expander:
 
     # --- entering the search --------------------------------------------------------------------------------
 
-    def pieces(self, family: Family, inputs: InputSet, method: str, steps: int = 0) -> list[Piece]:
-        """Fresh pieces for all parts of `inputs` on the family's network (restricted: item i is part i)."""
+    def pieces(
+        self, family: Family, inputs: InputSet, method: str, optimiser: OptimiserOptions, tighten: bool = True
+    ) -> list[Piece]:
+        """One piece for every part of `inputs` and clause (restricted family: item i is part i)."""
         problem = family.problem.with_inputs(inputs)
         bounds = preactivations(problem, self.options.bounding)
-        batch = Batch(problem, bounds, {}, self._nothing(problem.parts), Duals())
-        return self._bounded(family, range(problem.parts), batch, [0] * problem.parts, method, steps)
+
+        def settled(lower: Tensor) -> Tensor:
+            return (lower > self.target).all(1)
+
+        found = optimise(problem, bounds, self.rows, self.offset, settled, optimiser, expired=self.deadline.expired)
+        self._count("subproblems", problem.parts)
+        if tighten:
+            bounds, found = self._tightened(problem, bounds, found, settled)
+        restricted = family.footprint is not None
+        pieces: list[Piece] = []
+        for clause in range(self.rows.shape[0]):
+            one = _only_row(found, clause)
+            self._try_minimisers(family, torch.arange(problem.parts) if restricted else None, problem, one, one.lower[:, 0], method)
+            index = torch.full((problem.parts,), clause)
+            batch = Batch(problem, bounds, {}, index, one.lower[:, 0], one.duals)
+            pieces += self._pieces_of(family, range(problem.parts) if restricted else [0] * problem.parts, batch, [0] * problem.parts, method)
+        return pieces
+
+    def _tightened(
+        self, problem: Problem, bounds: dict[int, Interval], found: ObjectiveBound, settled: Callable[[Tensor], Tensor]
+    ) -> tuple[dict[int, Interval], ObjectiveBound]:
+        """Better bounds of hidden layers, by optimised slopes, for the parts that are not settled, while time allows."""
+        share = self.deadline.within(self.options.tighten_share * self.deadline.remaining())
+        tight = replace(self.options.bounding, slope_steps=self.options.tighten_steps)
+        still = (~settled(found.lower)).nonzero().flatten()
+        still = still[found.lower[still].amin(1).argsort()]  # the furthest from proof gain most of it
+        for chunk in torch.split(still, 4 if problem.network.nodes[0].shape == self.whole.problem.network.input_shape else 64):
+            if share.expired() or not self.options.tighten_steps or not len(chunk):
+                break
+            part = problem.select(chunk)
+            own = preactivations(part, tight, select_preactivations(bounds, chunk), expired=share.expired)
+            better = optimise(part, own, self.rows, self.offset, settled, self.options.root, found.duals.select(chunk), expired=self.deadline.expired)
+            bounds = {k: Interval(b.lower.index_copy(0, chunk, own[k].lower), b.upper.index_copy(0, chunk, own[k].upper)) for k, b in bounds.items()}
+            found = found.updated(chunk, better)
+            self._count("tightened", len(chunk))
+        return bounds, found
 
     def member_pieces(self, members: PerturbationSet, method: str) -> list[Piece]:
         """Pieces of sets with one member each, on restricted networks where those are cheaper."""
         if self.stages is None:
-            return self.pieces(self.whole, members, method)
+            return self.pieces(self.whole, members, method, OptimiserOptions(steps=0))
         moved = (members.hull()[1] > members.hull()[0]).flatten(1)
         prints = footprints(self.stages, moved)
         own, complete = costs(self.stages, prints)
         if own > complete // 2:
-            return self.pieces(self.whole, members, method)
+            return self.pieces(self.whole, members, method, self.options.root)
         problem = self.whole.problem.with_inputs(members)
-        found: list[Piece] = []
+        pieces: list[Piece] = []
         for items, restricted in restrict(self.stages, problem, prints, self.options.restricted_memory):
             family = Family(restricted, self.whole.whole, prints[0].select(items), members.select(items))
-            found += self.pieces(family, restricted.inputs, method)
+            pieces += self.pieces(family, restricted.inputs, method, OptimiserOptions(steps=0))
             self._count("members bounded", len(items))
-            if self.deadline.expired():
+            if self.deadline.expired() and int(items[-1]) + 1 < members.parts:
                 # The members not reached keep no bound at all.
-                rest = torch.arange(int(items[-1]) + 1, members.parts)
-                found += [self._unbounded(members.select(rest[i : i + 1])) for i in range(len(rest))]
+                rest = members.select(torch.arange(int(items[-1]) + 1, members.parts))
+                pieces.append(Piece(self.whole, 0, rest.select(torch.tensor([0])), {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method))
                 break
-        return found
-
-    def _unbounded(self, member: PerturbationSet) -> Piece:
-        clauses = self._nothing(1)[0]
-        hull = preactivations(self.whole.problem.with_inputs(member), BoundingOptions("interval"))
-        return Piece(self.whole, 0, member, hull, {}, clauses, Duals(), 0, 1.0, 0)
+        return pieces
 
     # --- expansion ------------------------------------------------------------------------------------------
 
@@ -126,156 +162,200 @@ class Expander:
         """Children of the pieces (all of one family)."""
         children: list[Piece] = []
         given_up: list[Piece] = []
-        splittable = [p for p in pieces if p.members > 1]
-        single = [p for p in pieces if p.members <= 1]
-        if splittable:
-            with self.timed("split"):
-                children += self._split_set(splittable)
-        if single:
-            with self.timed("milp"):
-                solved, single = self._solve_small(single)
-            children += solved
-        if single and not self.witness.found:
+        with self.timed("milp"):
+            solved, pieces = self._solve_small(pieces)
+        children += solved
+        with self.timed("split"):
+            by_set, by_relu = self._sides(pieces)
+            if by_set:
+                children += self._split_set(by_set)
+        if by_relu and not self.witness.found:
             with self.timed("relu search"):
-                split, given_up = self._split_relus(single)
+                split, given_up = self._split_relus(by_relu)
             children += split
         return Expansion(children, given_up, self.witness.found)
 
-    def _split_set(self, pieces: list[Piece]) -> list[Piece]:
-        batch = stack(pieces)
+    def _sides(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
+        """Which pieces to split by the set, which by a ReLU.
+
+        Few members: the set first, its members are then boxes. Many: what a look ahead finds better; splitting the
+        set also tightens hidden layers, which the look ahead does not see, so it needs only half the gain.
+        """
+        by_set = [p for p in pieces if 1 < p.members <= self.options.few_members]
+        by_relu = [p for p in pieces if p.members <= 1]
+        many = [p for p in pieces if p.members > self.options.few_members]
+        if many:
+            batch = stack(many)
+            found = self._bound(batch)
+            relu = choose(batch, found, self._forms, self.options.width)
+            parts, parents = self._parts(batch, found)
+            children = replace(batch.select(parents), problem=batch.problem.with_inputs(parts))
+            lower = self._bound(children).lower[:, 0]
+            worse = torch.full((len(many),), torch.inf, dtype=lower.dtype).scatter_reduce(0, parents, lower, "amin")
+            own = found.lower[:, 0]
+            set_wins = ~relu.exists | (worse - own >= 0.5 * (relu.lower - own))
+            by_set += [p for p, wins in zip(many, set_wins.tolist(), strict=True) if wins]
+            by_relu += [p for p, wins in zip(many, set_wins.tolist(), strict=True) if not wins]
+        return by_set, by_relu
+
+    @staticmethod
+    def _parts(batch: Batch, found: ObjectiveBound) -> tuple[PerturbationSet, Tensor]:
+        """The parts that the sets of the batch split into, and their parents."""
         inputs = batch.problem.inputs
         assert isinstance(inputs, PerturbationSet)
-        found = bound_once(batch.problem, batch.bounds, self.rows, self.offset, batch.duals, batch.phases)
-        weakest = found.lower.argmin(1)
-        form = found.form[torch.arange(len(pieces)), weakest]
-        parts, parents = inputs.split(-form)
-        self._count("set splits", len(pieces))
-        members = parts.choice.members()
-        children: list[Piece] = []
-        single = (members <= 1).nonzero().flatten()
-        several = (members > 1).nonzero().flatten()
-        if len(single) and pieces[0].splits == 0 and self.stages is not None:
-            grown = self.member_pieces(parts.select(single), "split")
-            children += [self._inherit(child, pieces[int(parents[i])]) for child, i in zip(grown, single, strict=True)]
-        elif len(single):
-            several = torch.arange(parts.parts)
-        if len(several):
-            kept = batch.select(parents[several])
-            problem = kept.problem.with_inputs(parts.select(several))
-            bounds = preactivations(problem, self.options.bounding, kept.bounds)
-            child = Batch(problem, bounds, kept.phases, kept.clauses, kept.duals)
-            splits = [pieces[int(i)].splits for i in parents[several]]
-            children += self._bounded(pieces[0].family, [0] * len(several), child, splits, "split", self.options.optimiser.steps // 2)
-        return children
+        return inputs.split(-found.form[:, 0])
 
-    def _inherit(self, child: Piece, parent: Piece) -> Piece:
-        return replace(child, clauses=torch.maximum(child.clauses, parent.clauses))
+    def _split_set(self, pieces: list[Piece]) -> list[Piece]:
+        batch = stack(pieces)
+        parts, parents = self._parts(batch, self._bound(batch))
+        self._count("set splits", len(pieces))
+        problem = batch.problem.with_inputs(parts)
+        kept = batch.select(parents)
+        bounds = preactivations(problem, self.options.bounding, kept.bounds)
+        child = replace(kept, problem=problem, bounds=bounds)
+        return self._children(pieces[0].family, child, [pieces[i] for i in parents.tolist()], 0, "split")
 
     def _solve_small(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Ask the MILP about pieces with few undecided ReLUs; what it does not settle goes on, with its bound."""
         solved: list[Piece] = []
         remaining: list[Piece] = []
         for piece in pieces:
-            if self.witness.found or self.program is None or piece.unstable > self.options.program_limit or piece.unstable > piece.tried // 2 or self.deadline.expired():
+            small = piece.unstable <= min(self.options.program_limit, piece.tried // 2)
+            if self.witness.found or self.program is None or not small or self.deadline.expired():
                 remaining.append(piece)
                 continue
-            clauses = self.program(piece, self.deadline.within(self.options.program_seconds))
+            lower = self.program(piece, self.deadline.within(self.options.program_seconds))
             self._count("programs", 1)
-            piece = replace(piece, clauses=torch.maximum(piece.clauses, clauses), tried=piece.unstable, method="milp")
+            piece = replace(piece, lower=max(piece.lower, lower), tried=piece.unstable, method="milp")
             (solved if piece.lower > self.target else remaining).append(piece)
         return solved, remaining
 
     def _split_relus(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Children of the pieces, and the pieces that have no ReLU to split."""
         batch = stack(pieces)
-        found = bound_once(batch.problem, batch.bounds, self.rows, self.offset, batch.duals, batch.phases)
-        relu, neuron, exists = choose(batch, found, self.rows, self.offset, self.options.width)
-        stuck = [p for p, any_ in zip(pieces, exists.tolist(), strict=True) if not any_]
-        at = exists.nonzero().flatten()
+        choice = choose(batch, self._bound(batch), self._forms, self.options.width)
+        stuck = [p for p, splittable in zip(pieces, choice.exists.tolist(), strict=True) if not splittable]
+        closed, stuck = self._finish(stuck)
+        at = choice.exists.nonzero().flatten()
         if not len(at):
-            return [], stuck
-        batch, relu, neuron = batch.select(at), relu[at], neuron[at]
-        active, inactive = split_phase(batch, relu, neuron, 1.0), split_phase(batch, relu, neuron, -1.0)
-        both = _joined(active, inactive)
-        parents = [pieces[int(i)] for i in at] * 2
-        # Layers before the first split neuron keep their bounds.
+            return closed, stuck
+        batch, relu, neuron = batch.select(at), choice.relu[at], choice.neuron[at]
+        both = joined(split_phase(batch, relu, neuron, 1.0), split_phase(batch, relu, neuron, -1.0))
+        # Layers up to the first split neuron keep their bounds.
         bounds = preactivations(both.problem, self.options.bounding, both.bounds, int(relu.min()) + 1)
-        child = replace(both, bounds=bounds)
-        children = self._bounded(
-            pieces[0].family, [p.item for p in parents], child, [p.splits + 1 for p in parents], "relu search", self.options.optimiser.steps
-        )
         self._count("relu splits", len(at))
-        return [replace(c, tried=p.tried) for c, p in zip(children, parents, strict=True)], stuck
+        parents = [pieces[i] for i in at.tolist()] * 2
+        return self._children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search") + closed, stuck
+
+    def _finish(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
+        """Pieces without a ReLU left to split are linear: the program settles them, or many steps on the multipliers."""
+        closed: list[Piece] = []
+        stuck: list[Piece] = []
+        for piece in pieces:
+            if self.program is not None:
+                lower = self.program(piece, self.deadline.within(self.options.program_seconds))
+                self._count("programs", 1)
+                ended = replace(piece, lower=max(piece.lower, lower), method="milp")
+            else:
+                (ended,) = self._children(piece.family, stack([piece]), [piece], 0, "relu search", replace(self.options.child, steps=200))
+            (closed if ended.lower > self.target else stuck).append(ended)
+        return closed, stuck
 
     # --- bounding -------------------------------------------------------------------------------------------
 
-    def _bounded(
-        self, family: Family, items: Sequence[int], batch: Batch, splits: Sequence[int], method: str, steps: int
+    def _children(
+        self,
+        family: Family,
+        batch: Batch,
+        parents: Sequence[Piece],
+        splits: int,
+        method: str,
+        optimiser: OptimiserOptions | None = None,
     ) -> list[Piece]:
-        """Pieces of the batch, with the better of their own bounds and those in `batch.clauses`."""
-        problem, bounds = batch.problem, batch.bounds
-        nothing_left = empty(bounds)
-        bounds = {k: Interval(torch.minimum(b.lower, b.upper), torch.maximum(b.lower, b.upper)) for k, b in bounds.items()}
-        found = self._objective(replace(batch, bounds=bounds), steps, nothing_left)
-        clauses = torch.maximum(batch.clauses, found.lower)
-        clauses[nothing_left] = INFEASIBLE
-        self._count("subproblems", problem.parts)
-        self._try_minimisers(family, items, problem, found, clauses, method)
-        unstable = unstable_count(bounds).tolist()
-        members = problem.inputs.choice.members().tolist() if isinstance(problem.inputs, PerturbationSet) else [1.0] * problem.parts
+        """The batch as pieces, bounded anew; `batch.lower` holds their parents' bounds."""
+        nothing_left = empty(batch.bounds, batch.problem.parts) if batch.phases else torch.zeros(batch.problem.parts, dtype=torch.bool)
+        bounds = {k: Interval(torch.minimum(b.lower, b.upper), torch.maximum(b.lower, b.upper)) for k, b in batch.bounds.items()}
+
+        def settled(lower: Tensor) -> Tensor:
+            return nothing_left | (lower[:, 0] > self.target)
+
+        found = optimise(
+            batch.problem, bounds, *self._forms(batch.clause), settled, optimiser or self.options.child, batch.duals, batch.phases,
+            self.deadline.expired,
+        )  # fmt: skip
+        self._count("subproblems", batch.problem.parts)
+        lower = torch.where(nothing_left, torch.inf, torch.maximum(batch.lower, found.lower[:, 0]))
+        items = [p.item for p in parents]
+        self._try_minimisers(family, torch.tensor(items), batch.problem, found, lower, method)
+        batch = replace(batch, bounds=bounds, lower=lower, duals=found.duals)
+        pieces = self._pieces_of(family, items, batch, [p.splits + splits for p in parents], method)
+        return [replace(piece, tried=parent.tried) for piece, parent in zip(pieces, parents, strict=True)]
+
+    def _pieces_of(self, family: Family, items: Sequence[int], batch: Batch, splits: Sequence[int], method: str) -> list[Piece]:
+        inputs = batch.problem.inputs
+        unstable = unstable_count(batch.bounds, inputs.parts).tolist()
+        members = inputs.choice.members().tolist() if isinstance(inputs, PerturbationSet) else [1.0] * inputs.parts
         pieces = []
-        for i in range(problem.parts):
-            if float(clauses[i].min()) > self.target:  # closed: nothing else will be asked of it
-                pieces.append(Piece(family, items[i], problem.inputs.select(torch.tensor([i])), {}, {}, clauses[i], Duals(), splits[i], members[i], unstable[i], method=method))
-                continue
+        for i, (lower, clause) in enumerate(zip(batch.lower.tolist(), batch.clause.tolist(), strict=True)):
             one = torch.tensor([i])
+            # Of a closed piece nothing more will be asked than where it lies.
+            still = lower <= self.target
             pieces.append(
                 Piece(
-                    family, items[i], problem.inputs.select(one), {k: b.select(one) for k, b in bounds.items()},
-                    {k: p[one] for k, p in batch.phases.items()}, clauses[i], found.duals.select(one), splits[i], members[i], unstable[i], method=method,
+                    family,
+                    items[i],
+                    inputs.select(one),
+                    {k: b.select(one) for k, b in batch.bounds.items()} if still else {},
+                    {k: p[one] for k, p in batch.phases.items()} if still else {},
+                    clause,
+                    lower,
+                    batch.duals.select(one) if still else Duals(),
+                    splits[i],
+                    members[i],
+                    unstable[i],
+                    method,
                 )
-            )  # fmt: skip
+            )
         return pieces
 
-    def _objective(self, batch: Batch, steps: int, skip: Tensor) -> ObjectiveBound:
-        def settled(lower: Tensor) -> Tensor:
-            return skip | (torch.maximum(lower, batch.clauses) > self.target).all(1)
+    def _bound(self, batch: Batch) -> ObjectiveBound:
+        return bound_once(batch.problem, batch.bounds, *self._forms(batch.clause), batch.duals, batch.phases)
 
-        return optimise(
-            batch.problem, batch.bounds, self.rows, self.offset, settled, replace(self.options.optimiser, steps=steps),
-            batch.duals, batch.phases, self.deadline.expired,
-        )  # fmt: skip
+    def _forms(self, clause: Tensor) -> tuple[Tensor, Tensor]:  # (N,) -> (N, 1, K), (N, 1)
+        return self.rows[clause].unsqueeze(1), self.offset[clause].unsqueeze(1)
 
     def _try_minimisers(
-        self, family: Family, items: Sequence[int], problem: Problem, found: ObjectiveBound, clauses: Tensor, stage: str
+        self, family: Family, items: Tensor | None, problem: Problem, found: ObjectiveBound, lower: Tensor, stage: str
     ) -> None:
-        """The clip that minimises a bound's linear form is a candidate: try it for pieces that stay open."""
-        lowest, weakest = clauses.min(1)
-        stay = (lowest <= self.target).nonzero().flatten()
-        stay = stay[lowest[stay].argsort()[:64]]
-        if not len(stay):
-            return
-        form = found.form[stay, weakest[stay]].unsqueeze(1)
-        points = problem.inputs.select(stay).maximiser(-form).squeeze(1)
-        self.witness(family.clips(torch.tensor(items)[stay], points), stage)
-
-    def _nothing(self, parts: int) -> Tensor:
-        return self.offset.new_full((parts, self.rows.shape[0]), -torch.inf)
+        """The clip that minimises a bound's linear form is a candidate: try it for the pieces furthest from proof."""
+        still = (lower <= self.target).nonzero().flatten()
+        still = still[lower[still].argsort()[:64]]
+        if len(still) and not self.witness.found:
+            points = problem.inputs.select(still).maximiser(-found.form[still]).squeeze(1)
+            self.witness(family.clips(still if items is None else items[still], points), stage)
 
     def _count(self, name: str, by: int) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
 
 
-def _joined(first: Batch, second: Batch) -> Batch:
+def _only_row(found: ObjectiveBound, row: int) -> ObjectiveBound:
+    duals = Duals(*({k: v[:, row : row + 1] for k, v in d.items()} for d in (found.duals.slopes, found.duals.multipliers)))
+    forms = {k: v[:, row : row + 1] for k, v in found.relu_forms.items()}
+    return ObjectiveBound(found.lower[:, row : row + 1], found.form[:, row : row + 1], forms, duals)
+
+
+def joined(first: Batch, second: Batch) -> Batch:
+    """Two batches over the same problem, one after the other."""
+
     def cat(a: dict[int, Tensor], b: dict[int, Tensor]) -> dict[int, Tensor]:
         return {k: torch.cat([a[k], b[k]]) for k in a}
 
-    n = first.clauses.shape[0]
-    problem = first.problem.select(torch.arange(n).repeat(2))
+    twice = torch.arange(first.clause.shape[0]).repeat(2)
     return Batch(
-        problem,
-        {k: Interval(torch.cat([v.lower, second.bounds[k].lower]), torch.cat([v.upper, second.bounds[k].upper])) for k, v in first.bounds.items()},
+        first.problem.select(twice),
+        {k: Interval(torch.cat([b.lower, second.bounds[k].lower]), torch.cat([b.upper, second.bounds[k].upper])) for k, b in first.bounds.items()},
         cat(first.phases, second.phases),
-        torch.cat([first.clauses, second.clauses]),
+        first.clause[twice],
+        first.lower[twice],
         Duals(cat(first.duals.slopes, second.duals.slopes), cat(first.duals.multipliers, second.duals.multipliers)),
     )

@@ -1,4 +1,7 @@
-"""A piece: part of the set, with the phases of some ReLUs fixed. The node of the branch and bound."""
+"""A piece: one clause of the property on part of the set, with the phases of some ReLUs fixed.
+
+The node of the branch and bound. Clauses are searched apart, because what is worth splitting differs between them.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,9 @@ class Family:
             return inputs
         clips = self.whole.clip.flatten().expand(len(items), -1).clone()
         index, valid = self.footprint.index[items], self.footprint.valid[items]
-        # Padded entries repeat a valid one, so writing them twice writes the same value.
-        return clips.scatter_(1, torch.where(valid, index, index[:, :1]), torch.where(valid, inputs, inputs[:, :1])).view(
+        # Padded entries repeat a valid one, so writing them twice writes the same value; without one, the clean value.
+        first = torch.where(valid[:, :1], inputs[:, :1], clips.gather(1, index[:, :1]))
+        return clips.scatter_(1, torch.where(valid, index, index[:, :1]), torch.where(valid, inputs, first)).view(
             -1, *self.whole.clip.shape
         )
 
@@ -65,11 +69,14 @@ class Piece:
         inputs: the part of the set, one part.
         bounds: of every ReLU's operand, `(1, *shape)`.
         phases: split ReLUs as `Phases`, only layers that have any, `(1, *shape)`.
-        clauses: proved lower bounds of the property's open clauses, `(clauses,)`.
-        duals: slopes and multipliers to start children from.
+        clause: which of the property's open clauses.
+        lower: proved lower bound of the clause on the piece.
+        duals: slopes and multipliers to start children from, `(1, 1, *shape)`.
         splits: number of ReLUs split.
-        members: members of the part.
-        tried: the MILP has been tried on this piece or an ancestor with about as many undecided ReLUs.
+        members: how many members the part has.
+        unstable: undecided ReLUs.
+        method: the stage that found the bound.
+        tried: the fewest undecided ReLUs with which the MILP failed on an ancestor.
     """
 
     family: Family
@@ -77,17 +84,14 @@ class Piece:
     inputs: InputSet
     bounds: dict[int, Interval]
     phases: dict[int, Tensor]
-    clauses: Tensor
+    clause: int
+    lower: float
     duals: Duals
     splits: int
     members: float
     unstable: int
+    method: str
     tried: int = 1 << 30
-    method: str = "split"
-
-    @property
-    def lower(self) -> float:
-        return float(self.clauses.min())
 
     @property
     def group(self) -> int:
@@ -101,7 +105,8 @@ class Batch:
     problem: Problem
     bounds: dict[int, Interval]
     phases: dict[int, Tensor]
-    clauses: Tensor  # (N, clauses)
+    clause: Tensor  # (N,) int64
+    lower: Tensor  # (N,)
     duals: Duals
 
     def select(self, index: Tensor) -> Batch:
@@ -109,7 +114,8 @@ class Batch:
             self.problem.select(index),
             {k: v.select(index) for k, v in self.bounds.items()},
             {k: v[index] for k, v in self.phases.items()},
-            self.clauses[index],
+            self.clause[index],
+            self.lower[index],
             self.duals.select(index),
         )
 
@@ -126,8 +132,8 @@ def stack(pieces: Sequence[Piece]) -> Batch:
         relu: Interval(torch.cat([p.bounds[relu].lower for p in pieces]), torch.cat([p.bounds[relu].upper for p in pieces]))
         for relu in pieces[0].bounds
     }
-    clauses = torch.stack([p.clauses for p in pieces])
-    m = clauses.shape[1]
+    clause = torch.tensor([p.clause for p in pieces])
+    lower = torch.tensor([p.lower for p in pieces], dtype=problem.network.dtype)
     split = sorted({relu for p in pieces for relu in p.phases})
     phases = {k: torch.cat([p.phases.get(k, torch.zeros_like(p.bounds[k].lower)) for p in pieces]) for k in split}
     sloped = sorted({relu for p in pieces for relu in p.duals.slopes})
@@ -135,18 +141,15 @@ def stack(pieces: Sequence[Piece]) -> Batch:
 
     def slope(piece: Piece, relu: int) -> Tensor:
         own = piece.duals.slopes.get(relu)
-        return adaptive_slope(piece.bounds[relu]).unsqueeze(1).expand(1, m, *piece.bounds[relu].lower.shape[1:]) if own is None else own
+        return adaptive_slope(piece.bounds[relu]).unsqueeze(1) if own is None else own
 
     def multiplier(piece: Piece, relu: int) -> Tensor:
         own = piece.duals.multipliers.get(relu)
-        return piece.clauses.new_zeros(1, m, *piece.bounds[relu].lower.shape[1:]) if own is None else own
+        return torch.zeros_like(piece.bounds[relu].lower).unsqueeze(1) if own is None else own
 
     duals = Duals(
         {relu: torch.cat([slope(p, relu) for p in pieces]) for relu in sloped},
         {relu: torch.cat([multiplier(p, relu) for p in pieces]) for relu in multiplied},
     )
-    return Batch(problem, bounds, phases, clauses, duals)
+    return Batch(problem, bounds, phases, clause, lower, duals)
 
-
-def is_box(inputs: InputSet) -> bool:
-    return isinstance(inputs, VoxelBox)

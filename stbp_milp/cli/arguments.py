@@ -5,6 +5,7 @@ Only words are checked here, so that a mistyped option is reported at once; torc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,23 @@ class Options:
     verbose: int
 
 
+class _Positive(click.ParamType[float]):
+    """A finite number above 0; click's own ranges let NaN pass."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = click.FLOAT.convert(value, param, ctx)
+        if not 0 < number < math.inf:
+            self.fail(f"{value!r} is not a number above 0.", param, ctx)
+        return number
+
+
 _FILE = click.Path(path_type=Path)
 _SOLVERS = click.Choice(["auto", "scip", "gurobi", "highs", "none"])
 _COUNT = click.IntRange(min=1)
+_POSITIVE = _Positive()
+_SEED = click.IntRange(min=0, max=2**31 - 1)  # what SCIP takes
 
 
 @click.command("verify_complete", help=_HELP, context_settings={"max_content_width": 100})
@@ -97,19 +112,19 @@ _COUNT = click.IntRange(min=1)
 @click.option("--top-k", type=_COUNT, metavar="K", help="The class need only stay among the first K. Default: 1.")
 @click.option(
     "--tolerance",
-    type=float,
+    type=_POSITIVE,
     metavar="NUMBER",
     help="For regression: every output stays within this distance of the output on the clip.",
 )
 @click.option("--domain", metavar="LOW,HIGH", help="Smallest and largest value of the data. Default: 0,1.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_POSITIVE,
     metavar="SECONDS",
     help="Time limit. Default: 60; in the demonstration every instance has its own.",
 )
 @click.option("--solver", type=_SOLVERS, default="auto", show_default=True, help="MILP solver; none: bounds only.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice.")
+@click.option("--seed", type=_SEED, default=0, show_default=True, help="Of every random choice.")
 @click.option("--threads", type=_COUNT, default=2, show_default=True, help="For torch and the solvers.")
 @click.option("--memory", metavar="SIZE", help="What batches of subproblems may take, as 4G or 512M. Default: 2G.")
 @click.option("--out", type=_FILE, default="results", show_default=True, help="Folder of records, clips and pictures.")

@@ -15,12 +15,13 @@ from torch import Tensor
 from stbp_milp.cli.arguments import Options
 from stbp_milp.cli.screen import Screen
 from stbp_milp.errors import InputError, UnsupportedLayerError
+from stbp_milp.files import prepare_folder
 from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.query import Configuration, Query, SolverName
-from stbp_milp.records import Record, make_record, prepare_folder, query_key, run_stem, write_record
+from stbp_milp.records import Record, make_record, query_key, run_stem, write_record
 from stbp_milp.report.pictures import save_counterexample
-from stbp_milp.report.terminal import LiveLine, progress_text, question, summary, verdict_line
+from stbp_milp.report.terminal import LiveLine, question, summary, verdict_line
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Falsified, Outcome
 from stbp_milp.verify import property_of, verify
@@ -45,7 +46,7 @@ def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
         with live:
             outcome = verify(query, configuration, live.update)
     except KeyboardInterrupt:
-        click.echo(f"interrupted: {progress_text(live.latest, configuration.timeout)}", err=True)
+        click.echo(f"interrupted: {live.text()}", err=True)
         return 130
     try:
         kept = keep(query, configuration, outcome, folder, str(options.input), arguments, began)

@@ -12,8 +12,9 @@ from stbp_milp.cli.arguments import Options
 from stbp_milp.cli.one_clip import keep, read_configuration
 from stbp_milp.cli.screen import Screen
 from stbp_milp.demonstration import instances
-from stbp_milp.records import Record, prepare_folder
-from stbp_milp.report.terminal import LiveLine, Row, demonstration_table, progress_text, verdict_line
+from stbp_milp.files import prepare_folder
+from stbp_milp.records import Record
+from stbp_milp.report.terminal import LiveLine, Row, demonstration_table, verdict_line
 from stbp_milp.verify import verify
 
 OPEN, CONTRADICTION = 3, 4
@@ -39,12 +40,12 @@ def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
                 at_start = datetime.now(UTC)
                 outcome = verify(instance.query, configuration, live.update)
                 rows[at] = replace(rows[at], outcome=outcome)
-                source, label = f"demonstration: {instance.name}", f"{at + 1:02d} {instance.name}"
+                source, label = f"clip {instance.clip} of {instance.model}", f"{at + 1:02d} {instance.name}"
                 kept = keep(instance.query, configuration, outcome, folder, source, arguments, at_start, label)
                 records.append(kept.record)
     except KeyboardInterrupt:
         screen.say(demonstration_table(rows))
-        click.echo(f"interrupted in instance {rows[len(records)].name}: {progress_text(live.latest, 0)}", err=True)
+        click.echo(f"interrupted in instance {rows[len(records)].name}: {live.text()}", err=True)
         return 130
     screen.say(demonstration_table(rows), f"records, clips and pictures: {folder}")
     _print_for_machines(rows, records, screen)

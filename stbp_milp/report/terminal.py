@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stbp_milp.query import Query
-from stbp_milp.report.pictures import answer, as_fraction
+from stbp_milp.report.comparison import answer, as_fraction
 from stbp_milp.verdict import Falsified, Outcome, Progress, Unknown, Verified
 
 _COLOURS = {"verified": "bold green", "falsified": "bold red", "unknown": "bold yellow"}
@@ -50,6 +50,11 @@ class LiveLine:
     def update(self, progress: Progress) -> None:
         self.latest, self._arrived = progress, monotonic()
 
+    def text(self) -> str:
+        """The line as it stands now."""
+        # Solvers report seldom; the clock goes on meanwhile.
+        return progress_text(self.latest, self._limit, monotonic() - self._arrived)
+
     def __enter__(self) -> Self:
         if self._shown:
             self._live.start()
@@ -62,25 +67,20 @@ class LiveLine:
             self._live.stop()
 
     def _render(self) -> RenderableType:
-        # Solvers report seldom; the clock goes on meanwhile.
-        since = monotonic() - self._arrived
-        text = progress_text(self.latest, self._limit, since)
-        self._spinner.update(text=Text(text, no_wrap=True, overflow="ellipsis"))
-        return Group(self._heading, self._spinner) if self._heading is not None else self._spinner
+        # One Text: a spinner with text of its own wraps on narrow terminals, and the line must stay a line.
+        wheel = str(self._spinner.render(monotonic()))
+        line = Text(f"{wheel} {self.text()}", no_wrap=True, overflow="ellipsis")
+        return Group(self._heading, line) if self._heading is not None else line
 
 
 def progress_text(progress: Progress | None, limit: float, since: float = 0.0) -> str:
     """One line: stage, proved and seen margin, work left, `since` seconds after the progress arrived."""
     if progress is None:
-        return f"starting  {since:.1f} s of {limit:g} s"
-    found = [
-        f"{progress.stage:<12}",
-        f"margin proved {_number(progress.lower)}, seen {_number(progress.upper)}",
-        f"{progress.parts:,} parts left",
-        f"{progress.subproblems:,} subproblems",
-        f"{progress.seconds + since:.1f} s of {limit:g} s",
-    ]
-    return "  ".join(found)
+        return f"starting  {since:.1f}/{limit:g} s"
+    found = [f"{progress.stage:<11}", f"margin proved {_number(progress.lower)}, seen {_number(progress.upper)}"]
+    if progress.parts or progress.subproblems:
+        found.append(f"{progress.parts:,} parts left, {progress.subproblems:,} bounded")
+    return "  ".join([*found, f"{progress.seconds + since:.1f}/{limit:g} s"])
 
 
 def question(query: Query, clean_outputs: Sequence[float]) -> RenderableType:
@@ -112,10 +112,7 @@ def explanation(query: Query, outcome: Outcome) -> str:
     """The verdict in a sentence."""
     match outcome.verdict:
         case Verified(certificate):
-            closed = ", ".join(f"{count:,} by {stage}" for stage, count in certificate.closed.items() if count)
-            pieces = sum(certificate.closed.values())
-            how = f"{pieces:,} pieces of it closed: {closed}" if pieces > 1 else f"proved by {closed.partition(' by ')[2]}"
-            return f"the property holds on every clip of the set; {how}"
+            return f"the property holds on every clip of the set ({_closed(certificate.closed)})"
         case Falsified(found) if found.stage == "clean":
             says = answer(query, outcome.clean_outputs)
             return f"the clean clip itself breaks the property: the model says {says} without any perturbation"
@@ -124,6 +121,16 @@ def explanation(query: Query, outcome: Outcome) -> str:
             return f"a clip of the set breaks the property: the model says {says} (found by {found.stage})"
         case Unknown(reason):
             return reason
+
+
+def _closed(closed: Mapping[str, int]) -> str:
+    """How many pieces of the set each stage closed."""
+    by_stage = [(stage, count) for stage, count in closed.items() if count]
+    pieces = sum(count for _, count in by_stage)
+    counted = f"{pieces:,} {'piece' if pieces == 1 else 'pieces'} closed"
+    if len(by_stage) == 1:
+        return f"{counted} by {by_stage[0][0]}"
+    return f"{counted}: " + ", ".join(f"{count:,} by {stage}" for stage, count in by_stage)
 
 
 def verdict_line(outcome: Outcome) -> str:

@@ -56,7 +56,8 @@ class MovingPatch:
     def members(self) -> Tensor:
         places = (self.place_last - self.place_first + 1).double().prod(-1)  # (N, T)
         runs = places.log().unfold(1, self.size[0], 1).sum(-1).exp()  # (N, runs)
-        return (runs * self._allowed_runs()).sum(-1).round()
+        # Not a product: where there are more than float64 holds, infinity times 0 would be no number.
+        return runs.masked_fill(~self._allowed_runs(), 0.0).sum(-1).round()
 
     def split(self, gain: Tensor) -> tuple[Self, Tensor]:
         splittable = (self.members() > 1).nonzero().flatten()

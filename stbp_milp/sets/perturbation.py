@@ -127,10 +127,10 @@ class PerturbationSet:
 
     def nearest(self, clips: Tensor) -> Tensor:
         """Clips `(B, C, T, H, W)` brought into part 0: the cover that keeps most of the change, then the box."""
-        change = clips.clamp(self.lower, self.upper) - self.clip
+        inside = clips.clamp(self.lower, self.upper)
         one = self.choice.select(torch.tensor([0]))
-        _, cover = one.best(change.abs().sum(1).unsqueeze(0))
-        return self.clip + change * cover.squeeze(0).unsqueeze(1)
+        _, cover = one.best((inside - self.clip).abs().sum(1).unsqueeze(0))
+        return torch.where(cover.squeeze(0).unsqueeze(1), inside, self.clip)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Random clips of part 0, `(count, C, T, H, W)`: random members, half of them corners of their boxes."""

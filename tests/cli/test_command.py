@@ -81,7 +81,7 @@ class Run:
     monkeypatch: pytest.MonkeyPatch
     asked: list[tuple[Query, Configuration]]
 
-    def __call__(self, answer: Answer | None = None, **changes: str | None) -> int:
+    def __call__(self, answer: Answer | None = None, /, **changes: str | None) -> int:
         """Exit code with `answer` in place of `verify`; an option set to None is left out."""
 
         def verify(query: Query, configuration: Configuration, on_progress: Callable[[Progress], None]) -> Outcome:
@@ -93,7 +93,8 @@ class Run:
         arguments: list[str] = []
         for name, value in (options | changes).items():
             if value is not None:
-                arguments += [f"--{name.replace('_', '-')}", str(self.folder / value) if name in ("model", "input") else value]
+                given = str(self.folder / value) if name in ("model", "input") else value
+                arguments += [f"--{name.replace('_', '-')}", given]
         return main([argument for argument in arguments if argument != ""])
 
 
@@ -227,7 +228,7 @@ def test_uint8_is_divided(run: Run) -> None:
 
 def test_regression(run: Run) -> None:
     assert run(model="steer.onnx", tolerance="0.5") == 0
-    assert run.asked[0][0].property.text.startswith("output stays within 0.5 of [43.2")
+    assert run.asked[0][0].property.text.startswith("output stays within 0.5 of [43.19")
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
@@ -282,6 +283,9 @@ def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> No
         ({"top_k": "0"}, "--top-k"),
         ({"timeout": "0"}, "--timeout"),
         ({"timeout": "soon"}, "--timeout"),
+        ({"timeout": "nan"}, "--timeout"),
+        ({"tolerance": "inf", "model": "steer.onnx"}, "--tolerance"),
+        ({"seed": "99999999999999"}, "--seed"),
         ({"solver": "cplex"}, "'gurobi'"),
         ({"memory": "lots"}, "512M"),
         ({"threads": "0"}, "--threads"),
@@ -311,7 +315,7 @@ def test_verdict_is_printed_even_if_it_cannot_be_kept(run: Run, capsys: pytest.C
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    run.monkeypatch.setattr("stbp_milp.records.os.fsync", full)
+    run.monkeypatch.setattr("stbp_milp.files.os.fsync", full)
     assert run() == 2
     printed = capsys.readouterr()
     assert "verified" in printed.out
@@ -327,6 +331,8 @@ class Instance:
     query: Query
     expected: str
     timeout: float = 5.0
+    model: str = "net.onnx"
+    clip: int = 3
 
 
 def _demonstrate(run: Run, expected: list[str], **changes: str) -> tuple[int, list[Any]]:
@@ -356,6 +362,8 @@ def test_demonstration(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     (folder,) = run.out.iterdir()
     assert len(list(folder.glob("*.json"))) == 3
     assert len(list(folder.glob("*.gif"))) == 1
+    sources = {read_record(path).clip["source"] for path in folder.glob("*.json")}
+    assert sources == {"clip 3 of net.onnx"}
 
 
 def test_demonstration_with_own_limit_as_json(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

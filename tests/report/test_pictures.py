@@ -15,7 +15,8 @@ from PIL import Image
 
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.query import Query
-from stbp_milp.report.pictures import Comparison, animation_gif, as_fraction, compare, save_counterexample, strip_png
+from stbp_milp.report.comparison import Comparison, as_fraction, compare
+from stbp_milp.report.pictures import animation_gif, save_counterexample, strip_png
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Counterexample, Falsified
 
@@ -38,7 +39,7 @@ def _comparison(shape: tuple[int, int, int, int], frames: tuple[int, ...] = (0,)
     cover = np.zeros(shape[1:], dtype=bool)
     cover[list(frames), : shape[2] // 2 + 1, : shape[3] // 2 + 1] = True
     attacked = np.where(cover, clean + 0.3 * (1 - clean), clean)
-    return Comparison(clean, attacked, cover, (0, 1), "example   window:1   eps 1", "class 0, score 1", "class 1, score 2")
+    return Comparison(clean, attacked, cover, (0, 1), "example   window:1", "class 0, score 1", "class 1, score 2")
 
 
 def test_by_hand(asked: Query, tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_domain_sets_black_and_white(domain: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize(
     ("epsilon", "text"),
-    [(4 / 255, "4/255"), (0.03, "0.03"), (1.0, "1"), (0.5, "0.5"), (0.2, "0.2"), (0.0, "0"), (0.123456789, "0.123456789")],
+    [(4 / 255, "4/255"), (0.03, "0.03"), (1.0, "1"), (0.5, "0.5"), (0.2, "0.2"), (0.0, "0"), (0.1234567, "0.1234567")],
 )
 def test_radius_in_words(epsilon: float, text: str) -> None:
     assert as_fraction(epsilon) == text

@@ -1,0 +1,52 @@
+"""Writes the demonstration's networks and clips as files."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+TEST_SEED = 777  # no training batch uses it
+
+
+def write_network(network: nn.Module, sample: Tensor, path: Path) -> None:
+    """`network` in evaluation mode as one ONNX file, weights inside; `sample` is a batch of clips."""
+    # The exporter tells of packages it does not find, and torch of a class it will rename: nothing for our reader.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.onnx.export(
+            network,
+            (sample,),
+            input_names=["clip"],
+            output_names=["scores"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            optimize=False,  # batch normalisation stays a node of its own
+            verbose=False,
+            dynamo=True,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program; expected one from the dynamo exporter")
+    model = program.model_proto
+    for part in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+    ):
+        del part.metadata_props[:]  # stack traces with the paths of this machine
+        part.doc_string = ""
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def write_clips(clips: Tensor, targets: Tensor, path: Path) -> None:
+    """`clips` (N, C, T, H, W) float32 and `targets` under the name `labels`."""
+    np.savez_compressed(path, clips=clips.numpy(), labels=targets.numpy())

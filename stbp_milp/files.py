@@ -1,0 +1,64 @@
+"""Files of results: whole or not there at all, and never in place of another run's.
+
+A temporary file, fsync, and a hard link to its name: unlike a rename, a link fails where the name is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from stbp_milp.errors import InputError
+
+_ELSEWHERE = "give another folder with --out"
+
+
+def write_new_file(path: Path, content: bytes) -> None:
+    """Write a file that was not there before, whole or not at all.
+
+    Raises:
+        InputError: the file is already there, or its folder cannot be written to.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
+            _take_name(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"{str(path)!r} is already there, written by another run; {_ELSEWHERE}") from error
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written ({error.strerror or error}); {_ELSEWHERE}") from error
+
+
+def _take_name(temporary: str, path: Path) -> None:
+    """Give the finished file its name, if that is free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with path.open("xb"):
+            pass
+        os.replace(temporary, path)
+
+
+def prepare_folder(folder: Path) -> Path:
+    """Make sure that results can be written to `folder`, before a run spends its time.
+
+    Raises:
+        InputError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"results cannot be written to {str(folder)!r} ({reason}); {_ELSEWHERE}") from error

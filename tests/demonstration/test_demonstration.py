@@ -1,0 +1,115 @@
+"""The shipped demonstration: its files, networks, clips and instances, and the data they come from."""
+
+from __future__ import annotations
+
+import re
+from math import prod
+
+import pytest
+import torch
+
+from stbp_milp.demonstration import FOLDER, clips, instances
+from stbp_milp.demonstration.data import (
+    STEERING_LIMIT,
+    STEERING_SHAPE,
+    VIDEO_SHAPE,
+    VOLUME_SHAPE,
+    moving_shapes,
+    organs,
+    roads,
+)
+from stbp_milp.demonstration.training import Maker, climb
+from stbp_milp.network.model import load_model
+from stbp_milp.sets import parse_set
+
+NETWORKS = {"video": VIDEO_SHAPE, "volume": VOLUME_SHAPE, "steering": STEERING_SHAPE}
+KINDS = {
+    "everywhere",
+    "frames",
+    "any-frames",
+    "window",
+    "patch",
+    "moving-patch",
+    "patch-at",
+    "pixels",
+    "pixels-per-frame",
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_files_are_small(name: str) -> None:
+    for file in (f"{name}.onnx", f"{name}_clips.npz"):
+        assert 0 < (FOLDER / file).stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_get_their_clips_right(name: str) -> None:
+    network = load_model(FOLDER / f"{name}.onnx").network
+    tests, labels = clips(f"{name}.onnx")
+    assert tests.shape == (20 if name == "video" else 10, *NETWORKS[name])
+    assert tests.dtype == torch.float32
+    assert float(tests.min()) >= 0
+    assert float(tests.max()) <= 1
+    assert 1_000 <= sum(prod(network.nodes[i].shape) for i in network.relus) <= 3_000
+    outputs = network(tests.double())
+    if name == "steering":
+        assert float((outputs - labels).abs().mean()) < 0.02 * 2 * STEERING_LIMIT
+    else:
+        assert torch.equal(outputs.argmax(1), labels)
+
+
+def test_instances_cover_all_kinds_of_sets_and_verdicts() -> None:
+    shipped = instances()
+    assert len(shipped) == 12
+    assert len({i.name for i in shipped}) == 12
+    kinds = {re.split(r"[:]", i.query.set.text)[0] for i in shipped}
+    assert kinds == KINDS
+    assert {i.expected for i in shipped} == {"verified", "falsified", "unknown"}
+    assert {i.model for i in shipped} == {f"{name}.onnx" for name in NETWORKS}
+    assert sum(i.timeout for i in shipped if i.expected == "unknown") < 10
+    for instance in shipped:
+        query = instance.query
+        assert query.clip.dtype == torch.float64
+        outputs = query.model.network(query.clip.unsqueeze(0))
+        assert float(query.property.margin(outputs)) > 0  # the clean clip keeps the property
+        query.set.build(query.clip)
+
+
+@pytest.mark.parametrize(
+    ("maker", "shape"), [(moving_shapes, VIDEO_SHAPE), (organs, VOLUME_SHAPE), (roads, STEERING_SHAPE)]
+)
+def test_makers_are_deterministic(maker: Maker, shape: tuple[int, ...]) -> None:
+    first, targets = maker(6, 3)
+    again, same_targets = maker(6, 3)
+    other, _ = maker(6, 4)
+    assert first.shape == (6, *shape)
+    assert torch.equal(first, again)
+    assert torch.equal(targets, same_targets)
+    assert not torch.equal(first, other)
+    assert float(first.min()) >= 0
+    assert float(first.max()) <= 1
+
+
+def test_single_frames_do_not_tell_the_motion() -> None:
+    """Frame by frame, all four classes have the same mean picture up to chance; over time they differ."""
+    made, labels = moving_shapes(4000, 5)
+    means = torch.stack([made[labels == c].mean(0) for c in range(4)])  # (4, 1, T, H, W)
+    assert float((means - means.mean(0)).abs().max()) < 0.06
+    change = (made[:, 0, 1:, :, 1:] * made[:, 0, :-1, :, :-1]).mean((1, 2, 3))  # correlates with moving right
+    back = (made[:, 0, 1:, :, :-1] * made[:, 0, :-1, :, 1:]).mean((1, 2, 3))
+    right = change > back
+    assert float(right[labels == 1].float().mean()) > 0.95
+    assert float(right[labels == 0].float().mean()) < 0.05
+
+
+@pytest.mark.parametrize("text", ["window:2", "patch:3x3@2", "pixels-per-frame:1"])
+def test_training_adversary_stays_in_the_set(text: str) -> None:
+    made, labels = moving_shapes(4, 0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(made[0].numel(), 4))
+    choice = parse_set(text, (8, 16, 16))
+    generator = torch.Generator().manual_seed(0)
+    moved = climb(network, torch.nn.functional.cross_entropy, made, labels, choice, 0.1, generator)
+    changed = (moved != made).any(1).float()
+    assert torch.equal(choice.total(changed.unsqueeze(0)).squeeze(0), changed.sum((1, 2, 3)))
+    assert float((moved - made).abs().max()) <= 0.1 + 1e-6
+    assert float(changed.sum()) > 0
