@@ -205,9 +205,7 @@ def _to_clip(array: NDArray[Any], text: str) -> Tensor:
         single = array.astype(np.float32)
     wrong = int((~np.isfinite(single)).sum())
     if wrong:
-        raise InputError(
-            f"{text!r} holds {wrong} values that are NaN, infinite or too large; expected finite numbers"
-        )
+        raise InputError(f"{text!r} holds {wrong} values that are NaN, infinite or too large; expected finite numbers")
     return torch.from_numpy(single.astype(np.float64))
 
 

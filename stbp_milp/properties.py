@@ -76,7 +76,10 @@ def top_k(label: int, k: int, classes: int) -> Property:
     if not 1 <= k < classes:
         raise InputError(f"top-k with k = {k} says nothing about {classes} classes; give a k from 1 to {classes - 1}")
     if comb(classes - 1, k) > _CLAUSE_LIMIT:
-        raise InputError(f"top-{k} of {classes} classes has {comb(classes - 1, k)} clauses, more than {_CLAUSE_LIMIT}; give a smaller k")
+        raise InputError(
+            f"top-{k} of {classes} classes has {comb(classes - 1, k)} clauses, more than {_CLAUSE_LIMIT}; "
+            "give a smaller k"
+        )
     others = [c for c in range(classes) if c != label]
     rows = torch.zeros(classes - 1, classes, dtype=torch.float64)
     rows[:, label] = 1.0
@@ -89,10 +92,14 @@ def top_k(label: int, k: int, classes: int) -> Property:
 def within_tolerance(reference: Tensor, tolerance: float) -> Property:
     """Every output stays within +-tolerance (in the output's unit) of `reference` (K,)."""
     if not tolerance > 0:
-        raise InputError(f"the tolerance is {tolerance}; expected a positive number in the unit of the network's output")
+        raise InputError(
+            f"the tolerance is {tolerance}; expected a positive number in the unit of the network's output"
+        )
     reference = reference.to(torch.float64)
     identity = torch.eye(reference.numel(), dtype=torch.float64)
     rows = torch.cat([identity, -identity])
     offset = torch.cat([tolerance - reference, tolerance + reference])
     clauses = tuple((r,) for r in range(rows.shape[0]))
-    return Property(rows, offset, clauses, f"output stays within {tolerance:g} of {[round(v, 6) for v in reference.tolist()]}")
+    return Property(
+        rows, offset, clauses, f"output stays within {tolerance:g} of {[round(v, 6) for v in reference.tolist()]}"
+    )

@@ -28,13 +28,25 @@ from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.milp import PROOF_MARGIN
+from stbp_milp.network.graph import Network
+from stbp_milp.network.layers import Convolution, Linear
 from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.properties import Property, same_class, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
 from stbp_milp.search import Deadline, Search, SearchEnd, best_first
 from stbp_milp.sets import Patch, PerturbationSet, SetSpecification, concatenate
-from stbp_milp.verdict import Certificate, Counterexample, Falsified, Leaf, Outcome, Progress, Unknown, Verdict, Verified
+from stbp_milp.verdict import (
+    Certificate,
+    Counterexample,
+    Falsified,
+    Leaf,
+    Outcome,
+    Progress,
+    Unknown,
+    Verdict,
+    Verified,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,7 +76,10 @@ def verify(query: Query, configuration: Configuration, on_progress: OnProgress |
             f"{query.model.network.input_shape}; give a clip of that shape"
         )
     if not torch.equal(query.clip.to(torch.float32).to(query.clip.dtype), query.clip):
-        raise InputError("the clip holds values that float32 cannot hold, but models take float32; round it with .to(torch.float32) first")
+        raise InputError(
+            "the clip holds values that float32 cannot hold, but models take float32; "
+            "round it with .to(torch.float32) first"
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(configuration.threads)
     try:
@@ -82,7 +97,7 @@ def verify_clip(
     top: int = 1,
     tolerance: float | None = None,
     domain: tuple[float, float] = (0.0, 1.0),
-    configuration: Configuration = Configuration(),
+    configuration: Configuration | None = None,
     on_progress: OnProgress | None = None,
 ) -> Outcome:
     """`verify` for one clip and the usual properties.
@@ -99,8 +114,13 @@ def verify_clip(
     clip = torch.as_tensor(clip).to(torch.float32).to(torch.float64)
     loaded = load_model(model, tuple(clip.shape))
     return verify(
-        Query(loaded, clip, SetSpecification(set, epsilon, domain), property_of(loaded.predict, clip, label, top, tolerance)),
-        configuration,
+        Query(
+            loaded,
+            clip,
+            SetSpecification(set, epsilon, domain),
+            property_of(loaded.predict, clip, label, top, tolerance),
+        ),
+        configuration or Configuration(),
         on_progress,
     )
 
@@ -112,7 +132,9 @@ def property_of(
     outputs = torch.from_numpy(predict(clip.to(torch.float32).numpy()[None])[0]).to(torch.float64)
     if tolerance is not None:
         if label is not None or top != 1:
-            raise InputError("a tolerance (regression) and a label or top-k (classification) were given together; give one of them")
+            raise InputError(
+                "a tolerance (regression) and a label or top-k (classification) were given together; give one of them"
+            )
         return within_tolerance(outputs, tolerance)
     classes = outputs.numel()
     if classes == 1:
@@ -189,19 +211,20 @@ class _Run:
     def outcome(self) -> Outcome:
         with self.timed("clean"):
             self.judge(self.set.centre, "clean")
-        if self.judge.found:
-            return self._falsified()
+        if (found := self.judge.counterexample) is not None:
+            return self._falsified(found)
         # A look at the easy corners, so that the bound of a hopeless set is not waited for; the long attack comes
         # after the bound, which settles most of what holds.
         self._attack(AttackConfiguration(restarts=2, refine_steps=10, screen_values=1 << 24), 0.02)
-        if self.judge.found:
-            return self._falsified()
+        if (found := self.judge.counterexample) is not None:
+            return self._falsified(found)
         end = self._prove()
-        if self.judge.found:
-            return self._falsified()
+        if (found := self.judge.counterexample) is not None:
+            return self._falsified(found)
         if self.lower > self.judge.least + _CONTRADICTION * (1 + abs(self.judge.least)):
             raise SoundnessError(
-                f"the proved lower bound {self.lower:g} of the margin exceeds the margin {self.judge.least:g} of a clip in the set; report this query"
+                f"the proved lower bound {self.lower:g} of the margin exceeds the margin {self.judge.least:g} of a clip in the set; "
+                f"report this query"
             )
         if end is SearchEnd.CLOSED:
             decided = max(self.closed, key=_STAGES.index)
@@ -235,9 +258,18 @@ class _Run:
 
         def expander(open_clauses: list[int], stages: tuple[Stage, ...] | None) -> Expander:
             return Expander(
-                family, forms[open_clauses], offset[open_clauses], self.slack, options, self.deadline, self.judge, stages,
-                self._program(stages, open_clauses), self.timed, self.counts,
-            )  # fmt: skip
+                family,
+                forms[open_clauses],
+                offset[open_clauses],
+                self.slack,
+                options,
+                self.deadline,
+                self.judge,
+                stages,
+                self._program(stages, open_clauses),
+                self.timed,
+                self.counts,
+            )
 
         self._tell("union bound", 1)
         with self.timed("union bound"):
@@ -283,15 +315,21 @@ class _Run:
             alone = self.set
             while bool((alone.choice.members() > 1).any()):
                 done = alone.select((alone.choice.members() <= 1).nonzero().flatten())
-                alone = concatenate([done, alone.split(torch.zeros(alone.parts, *self.set.clip.shape, dtype=torch.float64))[0]])
+                alone = concatenate(
+                    [done, alone.split(torch.zeros(alone.parts, *self.set.clip.shape, dtype=torch.float64))[0]]
+                )
             return expand.member_pieces(alone, "split")
         return expand.pieces(family, self.set, "split", ExpanderOptions().root)
 
-    def _program(self, stages: tuple[Stage, ...] | None, open_clauses: list[int]) -> Callable[[Piece, Deadline], float] | None:
+    def _program(
+        self, stages: tuple[Stage, ...] | None, open_clauses: list[int]
+    ) -> Callable[[Piece, Deadline], float] | None:
         configuration, property = self.configuration, self.query.property
         if stages is None or configuration.solver == "none":
             return None
-        options = ProgramOptions(configuration.solver, configuration.memory_bytes, configuration.threads, configuration.seed)
+        options = ProgramOptions(
+            configuration.solver, configuration.memory_bytes, configuration.threads, configuration.seed
+        )
 
         def solve(piece: Piece, deadline: Deadline) -> float:
             rows = list(property.clauses[open_clauses[piece.clause]])
@@ -330,7 +368,9 @@ class _Run:
 
     def _tell(self, stage: str, parts: int) -> None:
         self.report(
-            Progress(stage, self.lower, self.judge.least, parts, self.counts.get("subproblems", 0), self.deadline.elapsed())
+            Progress(
+                stage, self.lower, self.judge.least, parts, self.counts.get("subproblems", 0), self.deadline.elapsed()
+            )
         )
 
     def _reason(self, end: SearchEnd) -> str:
@@ -342,21 +382,23 @@ class _Run:
             else "the margin is too close to 0 for the tolerances of bounds and solvers"
         )
 
-    def _falsified(self) -> Outcome:
-        assert self.judge.counterexample is not None
-        return self._outcome(Falsified(self.judge.counterexample), self.judge.counterexample.stage)
+    def _falsified(self, counterexample: Counterexample) -> Outcome:
+        return self._outcome(Falsified(counterexample), counterexample.stage)
 
     def _outcome(self, verdict: Verdict, decided_by: str | None) -> Outcome:
         return Outcome(
-            verdict, self.lower, self.judge.least, self.clean_outputs, decided_by, self.deadline.elapsed(), dict(self.seconds), dict(self.counts)
+            verdict,
+            self.lower,
+            self.judge.least,
+            self.clean_outputs,
+            decided_by,
+            self.deadline.elapsed(),
+            dict(self.seconds),
+            dict(self.counts),
         )
 
 
-def _multiplications(network: object) -> int:
-    from stbp_milp.network.graph import Network
-    from stbp_milp.network.layers import Convolution, Linear
-
-    assert isinstance(network, Network)
+def _multiplications(network: Network) -> int:
     total = 0
     for node in network.nodes:
         if isinstance(node.layer, Convolution):

@@ -41,7 +41,7 @@ class AttackConfiguration:
         stop_below: a margin that ends the run.
     """
 
-    restarts: int = 12
+    restarts: int = 20
     targets: int = 6
     explore_steps: int = 6
     refine_steps: int = 30
@@ -311,15 +311,17 @@ def _preference(count: int, voxels: tuple[int, ...], generator: torch.Generator)
 
 
 _WIDTHS = (1.0, 0.4, 0.15, 0.06, 0.025, 0.01)
+_MOMENTUM = 0.7
 
 
 def _refine(
     objective: Objective, room: Room, clips: Tensor, covers: Tensor, targets: Tensor, steps: int
 ) -> Generator[Trial]:
-    """Signed-gradient steps; each narrower width starts from the best clip of the row so far."""
+    """Signed-gradient steps with momentum; each narrower width starts from the best clip of the row so far."""
     best, best_value = clips, torch.full((len(clips),), torch.inf)
     best_slope = torch.zeros_like(clips)
     for width in _WIDTHS:
+        direction = torch.zeros_like(clips)
         for step in range(max(1, steps // len(_WIDTHS))):
             values, slope = objective.slopes(clips, targets)
             yield clips, values.amin(1)
@@ -328,5 +330,7 @@ def _refine(
             best, best_value = _better(best, best_value, clips, value)
             if step == 0:
                 clips, slope = best, best_slope
-            clips = room.step(clips, slope, covers, width)
+            size = slope.abs().flatten(1).sum(1).clamp(min=torch.finfo(slope.dtype).tiny).view(-1, 1, 1, 1, 1)
+            direction = _MOMENTUM * direction + slope / size
+            clips = room.step(clips, direction, covers, width)
     yield clips, objective.values(clips).amin(1)

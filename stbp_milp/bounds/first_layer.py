@@ -88,7 +88,9 @@ class _Geometry:
         return self.first_tap[axis] + torch.arange(self.kernel[axis], device=self.first_tap[axis].device)[:, None]
 
 
-def _excess(convolution: Convolution, up: Tensor, down: Tensor, choice: Choice, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+def _excess(
+    convolution: Convolution, up: Tensor, down: Tensor, choice: Choice, chunk_bytes: int
+) -> tuple[Tensor, Tensor]:
     """How far every neuron can rise above and fall below its clean value, two `(N, O, To, Ho, Wo)`."""
     weight = _undilated(convolution)
     kernel = (weight.shape[2], weight.shape[3], weight.shape[4])
@@ -107,10 +109,14 @@ def _excess(convolution: Convolution, up: Tensor, down: Tensor, choice: Choice, 
     per_filter = outputs[0] * outputs[1] * outputs[2] * taps * reach.element_size() * max(4, choice.parts)
     step = max(1, chunk_bytes // per_filter)
     rises, falls = [], []
-    for part in weight.split(step):
+    for part in torch.split(weight, step):
         positive, negative = part.clamp(min=0), (-part).clamp(min=0)
-        rises.append(_best(choice, _tap_gains(torch.cat([positive, negative], 1), reach, convolution.stride, choice), geometry))
-        falls.append(_best(choice, _tap_gains(torch.cat([negative, positive], 1), reach, convolution.stride, choice), geometry))
+        rises.append(
+            _best(choice, _tap_gains(torch.cat([positive, negative], 1), reach, convolution.stride, choice), geometry)
+        )
+        falls.append(
+            _best(choice, _tap_gains(torch.cat([negative, positive], 1), reach, convolution.stride, choice), geometry)
+        )
     return torch.cat(rises, 1), torch.cat(falls, 1)
 
 
@@ -136,12 +142,18 @@ def _tap_gains(weight: Tensor, reach: Tensor, stride: tuple[int, ...], choice: C
     """Gain of every tap at every output position, `(O, KT, KH, KW, To, Ho, Wo)`; of whole frames, KH = KW = 1."""
     kt, kh, kw = weight.shape[2:]
     if _frames_only(choice):
-        frames = [F.conv3d(reach[None, :, t : reach.shape[1] - kt + 1 + t], weight[:, :, t : t + 1], stride=stride)[0] for t in range(kt)]
+        frames = [
+            F.conv3d(reach[None, :, t : reach.shape[1] - kt + 1 + t], weight[:, :, t : t + 1], stride=stride)[0]
+            for t in range(kt)
+        ]
         return torch.stack(frames, 1)[:, :, None, None]
     slices = []
     for t, h, w in product(range(kt), range(kh), range(kw)):
         under = reach[
-            :, t : reach.shape[1] - kt + 1 + t : stride[0], h : reach.shape[2] - kh + 1 + h : stride[1], w : reach.shape[3] - kw + 1 + w : stride[2]
+            :,
+            t : reach.shape[1] - kt + 1 + t : stride[0],
+            h : reach.shape[2] - kh + 1 + h : stride[1],
+            w : reach.shape[3] - kw + 1 + w : stride[2],
         ]
         slices.append(torch.tensordot(weight[:, :, t, h, w], under, 1))
     gains = torch.stack(slices, 1)
@@ -183,7 +195,17 @@ def _(choice: Blocks, gains: Tensor, geometry: _Geometry) -> Tensor:
 @_best.register
 def _(choice: Patch, gains: Tensor, geometry: _Geometry) -> Tensor:
     shifts = [
-        list(_shifts(choice.size[axis], gains.shape[1 + axis], geometry, axis, choice.first[:, axis], choice.last[:, axis], choice.voxels[axis]))
+        list(
+            _shifts(
+                choice.size[axis],
+                gains.shape[1 + axis],
+                geometry,
+                axis,
+                choice.first[:, axis],
+                choice.last[:, axis],
+                choice.voxels[axis],
+            )
+        )
         if axis == 0 or not _frames_only(choice)
         else [(0, 1, None)]
         for axis in range(3)
@@ -208,11 +230,17 @@ def _(choice: MovingPatch, gains: Tensor, geometry: _Geometry) -> Tensor:
     clamped = frame.clamp(0, choice.voxels[0] - 1)
     first, last = choice.place_first[:, clamped], choice.place_last[:, clamped]  # (N, KT, To, 2)
     full = torch.tensor([n - s for n, s in zip(choice.voxels[1:], choice.size[1:], strict=True)])
-    free = [bool((choice.place_first[..., a] == 0).all() and (choice.place_last[..., a] == full[a]).all()) for a in (0, 1)]
+    free = [
+        bool((choice.place_first[..., a] == 0).all() and (choice.place_last[..., a] == full[a]).all()) for a in (0, 1)
+    ]
     shifts = [_shift_range(choice.size[1 + a], gains.shape[2 + a], free[a]) for a in (0, 1)]
     per_frame = gains.new_zeros(choice.parts, gains.shape[0], *gains.shape[1:2], *gains.shape[4:])
     for row, column in product(*shifts):
-        total = gains[:, :, max(row, 0) : row + choice.size[1], max(column, 0) : column + choice.size[2]].sum((2, 3)).unsqueeze(0)
+        total = (
+            gains[:, :, max(row, 0) : row + choice.size[1], max(column, 0) : column + choice.size[2]]
+            .sum((2, 3))
+            .unsqueeze(0)
+        )
         for a, shift in enumerate((row, column)):
             if not free[a]:
                 start = geometry.first_tap[1 + a] + shift  # (out,)
@@ -220,7 +248,9 @@ def _(choice: MovingPatch, gains: Tensor, geometry: _Geometry) -> Tensor:
                 total = total * (inside[:, None, :, :, :, None] if a == 0 else inside[:, None, :, :, None, :])
         per_frame = torch.maximum(per_frame, total)
     best = gains.new_zeros(choice.parts, gains.shape[0], *gains.shape[4:])
-    for low, high, mask in _shifts(choice.size[0], gains.shape[1], geometry, 0, choice.start_first, choice.start_last, choice.voxels[0]):
+    for low, high, mask in _shifts(
+        choice.size[0], gains.shape[1], geometry, 0, choice.start_first, choice.start_last, choice.voxels[0]
+    ):
         run = per_frame[:, :, low:high].sum(2)
         best = torch.maximum(best, run if mask is None else run * mask[:, None, :, None, None])
     return best
@@ -253,7 +283,10 @@ def _shifts(
 
 
 def _under_taps(blocks: Tensor, geometry: _Geometry, taps: tuple[int, int, int]) -> Tensor:
-    """`(N, T, H, W)` bool (H = W = 1: whole frames) read under every tap: `(N, KT, KH, KW, To, Ho, Wo)`; False on padding."""
+    """Which blocks lie under every tap: `(N, T, H, W)` bool becomes `(N, KT, KH, KW, To, Ho, Wo)`, False on padding.
+
+    With H = W = 1 blocks are whole frames.
+    """
     result = blocks
     for axis in range(3):
         size = blocks.shape[1 + axis]

@@ -88,10 +88,14 @@ def restrict(
     gatherers = {(i, s): _Gatherer(w) for i, stage in enumerate(stages) for s, w in stage.weights.items()}
     lower, upper = problem.inputs.hull()
     # Matrices stay alive through branch and bound; their gathers hold about three copies for a moment.
-    for items in torch.arange(members).split(max(1, memory_bytes // (3 * 8 * entries))):
+    for items in torch.split(torch.arange(members), max(1, memory_bytes // (3 * 8 * entries))):
         local = {key: prints_.select(items) for key, prints_ in prints.items()}
-        box = VoxelBox(*(_gather(x.flatten(1)[items] if x.shape[0] > 1 else x.flatten(1).expand(len(items), -1), local[0])
-                         for x in (problem.clean[0], lower, upper)))
+        box = VoxelBox(
+            *(
+                _gather(x.flatten(1)[items] if x.shape[0] > 1 else x.flatten(1).expand(len(items), -1), local[0])
+                for x in (problem.clean[0], lower, upper)
+            )
+        )
         yield items, _assemble(stages, gatherers, local, clean, operand, box)
 
 
@@ -121,7 +125,10 @@ def _assemble(
             bias = bias - (weight @ values.unsqueeze(-1)).squeeze(-1)
             terms.append((position[source], weight))
         name = f"stage {i}"
-        linear = [add(f"{name}/{j}", Linear(w, bias if j == 0 else torch.zeros_like(bias)), (s,), size) for j, (s, w) in enumerate(terms)]
+        linear = [
+            add(f"{name}/{j}", Linear(w, bias if j == 0 else torch.zeros_like(bias)), (s,), size)
+            for j, (s, w) in enumerate(terms)
+        ]
         node = linear[0] if len(linear) == 1 else add(f"{name}/sum", Add((1.0,) * len(linear)), tuple(linear), size)
         if stage.relu is not None:
             position[stage.relu] = add(f"{name}/relu", ReLU(), (node,), size)
@@ -149,7 +156,11 @@ class _Gatherer:
         count, width = columns.index.shape
         # Where a neuron of the whole source stands in the member's footprint; `width` collects what is outside.
         place = torch.full((count, self._weight.shape[1]), width, dtype=torch.int64)
-        place.scatter_(1, torch.where(columns.valid, columns.index, columns.index[:, :1]), torch.where(columns.valid, torch.arange(width), 0))
+        place.scatter_(
+            1,
+            torch.where(columns.valid, columns.index, columns.index[:, :1]),
+            torch.where(columns.valid, torch.arange(width), 0),
+        )
         starts, lengths = self._starts[rows.index], self._starts[rows.index + 1] - self._starts[rows.index]
         offsets = torch.arange(max(1, int(lengths.max())))
         inside = (offsets < lengths.unsqueeze(-1)) & rows.valid.unsqueeze(-1)

@@ -32,7 +32,9 @@ class Interval:
 def interval(layer: object, operands: Sequence[Interval]) -> Interval:
     """Affine layers: `L c + b +- |L| r` with centre c and radius r."""
     centre = apply(layer, [(o.lower + o.upper) / 2 for o in operands])
-    radii = [linear(layer, i, (o.upper - o.lower) / 2, absolute=True) for i, o in enumerate(operands) if reads(layer, i)]
+    radii = [
+        linear(layer, i, (o.upper - o.lower) / 2, absolute=True) for i, o in enumerate(operands) if reads(layer, i)
+    ]
     radius = sum(radii[1:], radii[0])
     return Interval(centre - radius, centre + radius)
 

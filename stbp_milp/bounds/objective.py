@@ -57,9 +57,9 @@ class ObjectiveBound:
 
         def merge(a: dict[int, Tensor], b: dict[int, Tensor]) -> dict[int, Tensor]:
             # A layer without undecided neurons has no slopes on one side: slopes of decided neurons do not matter.
-            return {k: put(a[k] if k in a else v.new_zeros(self.lower.shape[0], *v.shape[1:]), v) for k, v in b.items()} | {
-                k: v for k, v in a.items() if k not in b
-            }
+            return {
+                k: put(a[k] if k in a else v.new_zeros(self.lower.shape[0], *v.shape[1:]), v) for k, v in b.items()
+            } | {k: v for k, v in a.items() if k not in b}
 
         return ObjectiveBound(
             put(self.lower, torch.maximum(self.lower[items], other.lower)),
@@ -80,12 +80,17 @@ class OptimiserOptions:
 
 
 Phases = Mapping[int, Tensor]
-"""By ReLU node: +1 where a split made the neuron active, -1 inactive, 0 undecided; `(N, *shape)` in the bounds' dtype."""
+"""By ReLU node: +1 where a split made the neuron active, -1 inactive, 0 undecided; `(N, *shape)`, the bounds' dtype."""
 
 
 @torch.no_grad()
 def bound_once(
-    problem: Problem, bounds: Preactivations, rows: Tensor, offset: Tensor, duals: Duals | None = None, phases: Phases | None = None
+    problem: Problem,
+    bounds: Preactivations,
+    rows: Tensor,
+    offset: Tensor,
+    duals: Duals | None = None,
+    phases: Phases | None = None,
 ) -> ObjectiveBound:
     """One backward pass for the forms `rows @ output + offset`, adaptive slopes unless duals are given.
 
@@ -119,7 +124,9 @@ def optimise(
         return best
     count, m = problem.parts, rows.shape[-2]
     slopes = {
-        relu: start.slopes.get(relu, adaptive_slope(b).unsqueeze(1).expand(count, m, *b.lower.shape[1:])).clone().requires_grad_()
+        relu: start.slopes.get(relu, adaptive_slope(b).unsqueeze(1).expand(count, m, *b.lower.shape[1:]))
+        .clone()
+        .requires_grad_()
         for relu, b in bounds.items()
         if bool(((b.lower < 0) & (b.upper > 0)).any())
     }
@@ -153,10 +160,14 @@ def optimise(
     return _better(best, bound_once(problem, bounds, rows, offset, Duals(slopes, multipliers), phases))
 
 
-def _pass(problem: Problem, bounds: Preactivations, rows: Tensor, offset: Tensor, duals: Duals, phases: Phases) -> ObjectiveBound:
+def _pass(
+    problem: Problem, bounds: Preactivations, rows: Tensor, offset: Tensor, duals: Duals, phases: Phases
+) -> ObjectiveBound:
     nodes, clean = problem.network.nodes, problem.clean
     relaxations = {relu: relax(b, clean[nodes[relu].inputs[0]], duals.slopes.get(relu)) for relu, b in bounds.items()}
-    multipliers = {relu: duals.multipliers[relu] * phases[relu].unsqueeze(1) for relu in duals.multipliers if relu in phases}
+    multipliers = {
+        relu: duals.multipliers[relu] * phases[relu].unsqueeze(1) for relu in duals.multipliers if relu in phases
+    }
     output = len(nodes) - 1
     form = rows if rows.dim() == 3 else rows.expand(problem.parts, *rows.shape)
     record: dict[int, Tensor] = {}

@@ -90,7 +90,9 @@ def empty(bounds: Preactivations, parts: int, tolerance: float = 1e-9) -> Tensor
     The tolerance is relative to the neuron's magnitude, 1 at least: bounds of a neuron that cannot move meet in one
     number, and rounding may cross them. Says nothing where no phase was fixed.
     """
-    crossed = [b.lower - b.upper > tolerance * (1 + torch.maximum(b.lower.abs(), b.upper.abs())) for b in bounds.values()]
+    crossed = [
+        b.lower - b.upper > tolerance * (1 + torch.maximum(b.lower.abs(), b.upper.abs())) for b in bounds.values()
+    ]
     return torch.stack([c.flatten(1).any(1) for c in crossed]).any(0)
 
 
@@ -145,12 +147,14 @@ def _backward(
     rows_at_once = min(most, affordable)
     # The undecided neurons of every item come first in its order; items with fewer pad with neurons that are decided.
     order = undecided.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-    for items in torch.arange(problem.parts).split(items_at_once):
+    for items in torch.split(torch.arange(problem.parts), items_at_once):
         part = problem if items_at_once >= problem.parts else problem.select(items)
-        lines = relaxations if items_at_once >= problem.parts else {k: _select(r, items) for k, r in relaxations.items()}
-        for neurons in order[items, : int(counts[items].max())].split(rows_at_once, dim=1):
+        lines = (
+            relaxations if items_at_once >= problem.parts else {k: _select(r, items) for k, r in relaxations.items()}
+        )
+        for neurons in torch.split(order[items, : int(counts[items].max())], rows_at_once, dim=1):
             form = lower.new_zeros(len(items), neurons.shape[1], lower.shape[1]).scatter_(2, neurons.unsqueeze(-1), 1.0)
-            form = torch.cat([form, -form], 1).unflatten(2, shape)
+            form = torch.cat([form, -form], 1).view(len(items), -1, *shape)
             value = input_form(part.network, part.clean, lines, operand, form).lower(part.inputs)
             if options.slope_steps and earlier and not expired():
                 below = earlier if items_at_once >= problem.parts else select_preactivations(earlier, items)
@@ -195,9 +199,12 @@ def _ascend(
 
 
 def _select(relaxation: Relaxation, index: Tensor) -> Relaxation:
-    return Relaxation(*(x[index] for x in (
-        relaxation.lower_slope, relaxation.lower_gap, relaxation.upper_slope, relaxation.upper_gap
-    )))
+    return Relaxation(
+        *(
+            x[index]
+            for x in (relaxation.lower_slope, relaxation.lower_gap, relaxation.upper_slope, relaxation.upper_gap)
+        )
+    )
 
 
 def node_size(network: Network, position: int) -> int:

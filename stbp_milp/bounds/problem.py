@@ -44,7 +44,9 @@ class Problem:
     def select(self, index: Tensor) -> Self:
         """The items at `index` (int64 `(n,)`)."""
         clean = tuple(value if value.shape[0] == 1 else value[index] for value in self.clean)
-        return replace(self, network=select_matrices(self.network, index), inputs=self.inputs.select(index), clean=clean)
+        return replace(
+            self, network=select_matrices(self.network, index), inputs=self.inputs.select(index), clean=clean
+        )
 
     def with_inputs(self, inputs: InputSet) -> Self:
         """Other sets around the same clean inputs."""

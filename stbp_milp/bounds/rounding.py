@@ -22,7 +22,11 @@ _PASSES = 8.0  # forward, backward, concretisation and the bounds of hidden laye
 
 
 def rounding_slack(network: Network, lower: Tensor, upper: Tensor, rows: Tensor, offset: Tensor) -> float:
-    """How far a bound of `rows @ output + offset` can be off by rounding, for inputs in `[lower, upper]` (`(1, *shape)`)."""
+    """How far a bound of `rows @ output + offset` can be off by rounding.
+
+    Args:
+        lower, upper: the box of the inputs, `(1, *shape)`.
+    """
     magnitudes = [torch.maximum(lower.abs(), upper.abs())]
     terms = magnitudes[0].numel()
     for node in network.nodes[1:]:
@@ -31,7 +35,9 @@ def rounding_slack(network: Network, lower: Tensor, upper: Tensor, rows: Tensor,
             magnitudes.append(magnitudes[operands[0]])
         else:
             constant = apply(layer, [torch.zeros_like(magnitudes[i]) for i in operands]).abs()
-            reached = [linear(layer, k, magnitudes[i], absolute=True) for k, i in enumerate(operands) if reads(layer, k)]
+            reached = [
+                linear(layer, k, magnitudes[i], absolute=True) for k, i in enumerate(operands) if reads(layer, k)
+            ]
             magnitudes.append(sum(reached, constant))
         terms += _length(layer)
     largest = float((magnitudes[-1] @ rows.abs().T + offset.abs()).max())

@@ -17,7 +17,6 @@ from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_once
 from stbp_milp.branching.piece import Batch
 
-
 Forms = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -50,7 +49,7 @@ def candidates(score: dict[int, Tensor], count: int) -> tuple[Tensor, Tensor, Te
 def split_phase(batch: Batch, relu: Tensor, neuron: Tensor, sign: float) -> Batch:
     """The batch with one neuron of every item made active (+1) or inactive (-1)."""
     bounds, phases = dict(batch.bounds), dict(batch.phases)
-    for position in relu.unique().tolist():
+    for position in torch.unique(relu).tolist():
         rows = (relu == position).nonzero().flatten()
         old = bounds[position]
         lower, upper = old.lower.flatten(1).clone(), old.upper.flatten(1).clone()
@@ -104,7 +103,9 @@ def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int) -> Cho
     sides = []
     for sign in (1.0, -1.0):
         child = split_phase(wide, relu.flatten(), neuron.flatten(), sign)
-        sides.append(bound_once(child.problem, child.bounds, *forms(child.clause), child.duals, child.phases).lower.view(n, k))
+        sides.append(
+            bound_once(child.problem, child.bounds, *forms(child.clause), child.duals, child.phases).lower.view(n, k)
+        )
     # The worse child decides; the better one breaks ties.
     merit = torch.minimum(*sides) + 1e-3 * torch.maximum(*sides)
     pick = torch.where(value > 0, merit, -torch.inf).argmax(1, keepdim=True)

@@ -86,7 +86,9 @@ def _single(network: Network) -> Network:
     """A restricted network of one member, with plain matrices."""
     return Network(
         tuple(
-            replace(n, layer=Linear(n.layer.weight[0], n.layer.bias[0])) if isinstance(n.layer, Linear) and n.layer.weight.dim() == 3 else n
+            replace(n, layer=Linear(n.layer.weight[0], n.layer.bias[0]))
+            if isinstance(n.layer, Linear) and n.layer.weight.dim() == 3
+            else n
             for n in network.nodes
         )
     )

@@ -53,9 +53,9 @@ class ExpanderOptions:
         restricted_memory: bytes that the matrices of one family of restricted networks may take.
     """
 
-    bounding: BoundingOptions = BoundingOptions()
-    root: OptimiserOptions = OptimiserOptions(steps=20)
-    child: OptimiserOptions = OptimiserOptions(steps=8)
+    bounding: BoundingOptions = field(default_factory=BoundingOptions)
+    root: OptimiserOptions = field(default_factory=lambda: OptimiserOptions(steps=20))
+    child: OptimiserOptions = field(default_factory=lambda: OptimiserOptions(steps=8))
     tighten_steps: int = 12
     tighten_share: float = 0.15
     width: int = 4
@@ -109,27 +109,45 @@ class Expander:
         pieces: list[Piece] = []
         for clause in range(self.rows.shape[0]):
             one = _only_row(found, clause)
-            self._try_minimisers(family, torch.arange(problem.parts) if restricted else None, problem, one, one.lower[:, 0], method)
+            self._try_minimisers(
+                family, torch.arange(problem.parts) if restricted else None, problem, one, one.lower[:, 0], method
+            )
             index = torch.full((problem.parts,), clause)
             batch = Batch(problem, bounds, {}, index, one.lower[:, 0], one.duals)
-            pieces += self._pieces_of(family, range(problem.parts) if restricted else [0] * problem.parts, batch, [0] * problem.parts, method)
+            pieces += self._pieces_of(
+                family, range(problem.parts) if restricted else [0] * problem.parts, batch, [0] * problem.parts, method
+            )
         return pieces
 
     def _tightened(
         self, problem: Problem, bounds: dict[int, Interval], found: ObjectiveBound, settled: Callable[[Tensor], Tensor]
     ) -> tuple[dict[int, Interval], ObjectiveBound]:
-        """Better bounds of hidden layers, by optimised slopes, for the parts that are not settled, while time allows."""
+        """Better bounds of hidden layers, by optimised slopes, for parts that are not settled, while time allows."""
         share = self.deadline.within(self.options.tighten_share * self.deadline.remaining())
         tight = replace(self.options.bounding, slope_steps=self.options.tighten_steps)
         still = (~settled(found.lower)).nonzero().flatten()
         still = still[found.lower[still].amin(1).argsort()]  # the furthest from proof gain most of it
-        for chunk in torch.split(still, 4 if problem.network.nodes[0].shape == self.whole.problem.network.input_shape else 64):
+        for chunk in torch.split(
+            still, 4 if problem.network.nodes[0].shape == self.whole.problem.network.input_shape else 64
+        ):
             if share.expired() or not self.options.tighten_steps or not len(chunk):
                 break
             part = problem.select(chunk)
             own = preactivations(part, tight, select_preactivations(bounds, chunk), expired=share.expired)
-            better = optimise(part, own, self.rows, self.offset, settled, self.options.root, found.duals.select(chunk), expired=self.deadline.expired)
-            bounds = {k: Interval(b.lower.index_copy(0, chunk, own[k].lower), b.upper.index_copy(0, chunk, own[k].upper)) for k, b in bounds.items()}
+            better = optimise(
+                part,
+                own,
+                self.rows,
+                self.offset,
+                settled,
+                self.options.root,
+                found.duals.select(chunk),
+                expired=self.deadline.expired,
+            )
+            bounds = {
+                k: Interval(b.lower.index_copy(0, chunk, own[k].lower), b.upper.index_copy(0, chunk, own[k].upper))
+                for k, b in bounds.items()
+            }
             found = found.updated(chunk, better)
             self._count("tightened", len(chunk))
         return bounds, found
@@ -152,7 +170,11 @@ class Expander:
             if self.deadline.expired() and int(items[-1]) + 1 < members.parts:
                 # The members not reached keep no bound at all.
                 rest = members.select(torch.arange(int(items[-1]) + 1, members.parts))
-                pieces.append(Piece(self.whole, 0, rest.select(torch.tensor([0])), {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method))
+                pieces.append(
+                    Piece(
+                        self.whole, 0, rest.select(torch.tensor([0])), {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method
+                    )
+                )
                 break
         return pieces
 
@@ -248,7 +270,7 @@ class Expander:
         return self._children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search") + closed, stuck
 
     def _finish(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
-        """Pieces without a ReLU left to split are linear: the program settles them, or many steps on the multipliers."""
+        """Pieces without a ReLU left to split are linear: the program settles them, or many steps on multipliers."""
         closed: list[Piece] = []
         stuck: list[Piece] = []
         for piece in pieces:
@@ -257,7 +279,9 @@ class Expander:
                 self._count("programs", 1)
                 ended = replace(piece, lower=max(piece.lower, lower), method="milp")
             else:
-                (ended,) = self._children(piece.family, stack([piece]), [piece], 0, "relu search", replace(self.options.child, steps=200))
+                (ended,) = self._children(
+                    piece.family, stack([piece]), [piece], 0, "relu search", replace(self.options.child, steps=200)
+                )
             (closed if ended.lower > self.target else stuck).append(ended)
         return closed, stuck
 
@@ -273,16 +297,24 @@ class Expander:
         optimiser: OptimiserOptions | None = None,
     ) -> list[Piece]:
         """The batch as pieces, bounded anew; `batch.lower` holds their parents' bounds."""
-        nothing_left = empty(batch.bounds, batch.problem.parts) if batch.phases else torch.zeros(batch.problem.parts, dtype=torch.bool)
-        bounds = {k: Interval(torch.minimum(b.lower, b.upper), torch.maximum(b.lower, b.upper)) for k, b in batch.bounds.items()}
+        nothing_left = (
+            empty(batch.bounds, batch.problem.parts)
+            if batch.phases
+            else torch.zeros(batch.problem.parts, dtype=torch.bool)
+        )
+        bounds = {
+            k: Interval(torch.minimum(b.lower, b.upper), torch.maximum(b.lower, b.upper))
+            for k, b in batch.bounds.items()
+        }
 
         def settled(lower: Tensor) -> Tensor:
             return nothing_left | (lower[:, 0] > self.target)
 
+        rows, offset = self._forms(batch.clause)
+        options = optimiser or self.options.child
         found = optimise(
-            batch.problem, bounds, *self._forms(batch.clause), settled, optimiser or self.options.child, batch.duals, batch.phases,
-            self.deadline.expired,
-        )  # fmt: skip
+            batch.problem, bounds, rows, offset, settled, options, batch.duals, batch.phases, self.deadline.expired
+        )
         self._count("subproblems", batch.problem.parts)
         lower = torch.where(nothing_left, torch.inf, torch.maximum(batch.lower, found.lower[:, 0]))
         items = [p.item for p in parents]
@@ -291,7 +323,9 @@ class Expander:
         pieces = self._pieces_of(family, items, batch, [p.splits + splits for p in parents], method)
         return [replace(piece, tried=parent.tried) for piece, parent in zip(pieces, parents, strict=True)]
 
-    def _pieces_of(self, family: Family, items: Sequence[int], batch: Batch, splits: Sequence[int], method: str) -> list[Piece]:
+    def _pieces_of(
+        self, family: Family, items: Sequence[int], batch: Batch, splits: Sequence[int], method: str
+    ) -> list[Piece]:
         inputs = batch.problem.inputs
         unstable = unstable_count(batch.bounds, inputs.parts).tolist()
         members = inputs.choice.members().tolist() if isinstance(inputs, PerturbationSet) else [1.0] * inputs.parts
@@ -339,7 +373,9 @@ class Expander:
 
 
 def _only_row(found: ObjectiveBound, row: int) -> ObjectiveBound:
-    duals = Duals(*({k: v[:, row : row + 1] for k, v in d.items()} for d in (found.duals.slopes, found.duals.multipliers)))
+    duals = Duals(
+        *({k: v[:, row : row + 1] for k, v in d.items()} for d in (found.duals.slopes, found.duals.multipliers))
+    )
     forms = {k: v[:, row : row + 1] for k, v in found.relu_forms.items()}
     return ObjectiveBound(found.lower[:, row : row + 1], found.form[:, row : row + 1], forms, duals)
 
@@ -353,7 +389,10 @@ def joined(first: Batch, second: Batch) -> Batch:
     twice = torch.arange(first.clause.shape[0]).repeat(2)
     return Batch(
         first.problem.select(twice),
-        {k: Interval(torch.cat([b.lower, second.bounds[k].lower]), torch.cat([b.upper, second.bounds[k].upper])) for k, b in first.bounds.items()},
+        {
+            k: Interval(torch.cat([b.lower, second.bounds[k].lower]), torch.cat([b.upper, second.bounds[k].upper]))
+            for k, b in first.bounds.items()
+        },
         cat(first.phases, second.phases),
         first.clause[twice],
         first.lower[twice],

@@ -17,7 +17,7 @@ from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import Duals
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.relaxation import adaptive_slope
-from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox, concatenate
+from stbp_milp.sets import InputSet, PerturbationSet, concatenate
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,9 @@ def stack(pieces: Sequence[Piece]) -> Batch:
     else:
         problem = family.problem.select(torch.tensor([p.item for p in pieces])).with_inputs(inputs)
     bounds = {
-        relu: Interval(torch.cat([p.bounds[relu].lower for p in pieces]), torch.cat([p.bounds[relu].upper for p in pieces]))
+        relu: Interval(
+            torch.cat([p.bounds[relu].lower for p in pieces]), torch.cat([p.bounds[relu].upper for p in pieces])
+        )
         for relu in pieces[0].bounds
     }
     clause = torch.tensor([p.clause for p in pieces])
@@ -152,4 +154,3 @@ def stack(pieces: Sequence[Piece]) -> Batch:
         {relu: torch.cat([multiplier(p, relu) for p in pieces]) for relu in multiplied},
     )
     return Batch(problem, bounds, phases, clause, lower, duals)
-

@@ -41,6 +41,8 @@ class Screen:
 
 def _console(*, stderr: bool) -> Console:
     console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-    return console if console.is_terminal else Console(
-        stderr=stderr, markup=False, highlight=False, emoji=False, width=_PIPED_WIDTH
+    return (
+        console
+        if console.is_terminal
+        else Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=_PIPED_WIDTH)
     )

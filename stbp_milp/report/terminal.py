@@ -212,4 +212,3 @@ def _interval(lower: float, upper: float) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else ("-inf" if value < 0 else "inf")
-

@@ -115,9 +115,20 @@ class MovingPatch:
             if not starting.size:
                 continue
             first, last = self.place_first[part, frame], self.place_last[part, frame]
-            places = Patch((1, *self.size[1:]), (1, h, w), torch.cat([first.new_zeros(1), first])[None],
-                           torch.cat([last.new_zeros(1), last])[None]).program(0).cover
-            above, below = sp.csr_matrix((frame * h * w, places.shape[1])), sp.csr_matrix(((t - frame - 1) * h * w, places.shape[1]))
+            places = (
+                Patch(
+                    (1, *self.size[1:]),
+                    (1, h, w),
+                    torch.cat([first.new_zeros(1), first])[None],
+                    torch.cat([last.new_zeros(1), last])[None],
+                )
+                .program(0)
+                .cover
+            )
+            above, below = (
+                sp.csr_matrix((frame * h * w, places.shape[1])),
+                sp.csr_matrix(((t - frame - 1) * h * w, places.shape[1])),
+            )
             covers.append(sp.vstack([above, places, below], format="csr"))
             entries += [(row, column + i, 1.0) for i in range(places.shape[1])]
             entries += [(row, int(i), -1.0) for i in starting]

@@ -76,8 +76,10 @@ class Patch:
 
     def singletons(self) -> Patch:
         """Every position of every part as a part of its own."""
-        ranges = [torch.cartesian_prod(*(torch.arange(a, b + 1) for a, b in zip(f, l, strict=True)))
-                  for f, l in zip(self.first.tolist(), self.last.tolist(), strict=True)]
+        ranges = [
+            torch.cartesian_prod(*(torch.arange(a, b + 1) for a, b in zip(low, high, strict=True)))
+            for low, high in zip(self.first.tolist(), self.last.tolist(), strict=True)
+        ]
         positions = torch.cat(ranges)
         return replace(self, first=positions, last=positions)
 
@@ -98,7 +100,11 @@ class Patch:
         for axis in range(3):
             index = torch.arange(sums.shape[2 + axis], device=gain.device)
             index = index.view([-1 if a == axis else 1 for a in range(3)])
-            inside = inside & (index >= self.first[:, axis, None, None, None]) & (index <= self.last[:, axis, None, None, None])
+            inside = (
+                inside
+                & (index >= self.first[:, axis, None, None, None])
+                & (index <= self.last[:, axis, None, None, None])
+            )
         return sums.masked_fill(~inside.unsqueeze(1), -torch.inf)
 
 

@@ -86,7 +86,10 @@ class PerturbationSet:
 
     def __post_init__(self) -> None:
         if self.clip.dim() != 4 or self.clip.shape[1:] != self.choice.voxels:
-            raise InputError(f"a clip of shape {tuple(self.clip.shape)} does not fit a choice over {self.choice.voxels} voxels; expected (C, T, H, W)")
+            raise InputError(
+                f"a clip of shape {tuple(self.clip.shape)} does not fit a choice over {self.choice.voxels} voxels; "
+                f"expected (C, T, H, W)"
+            )
         if not bool(((self.lower <= self.clip) & (self.clip <= self.upper)).all()):
             raise InputError("the clean clip lies outside its own perturbation box; check the data domain")
 
@@ -154,10 +157,14 @@ S = TypeVar("S", VoxelBox, PerturbationSet)
 
 def concatenate(sets: Sequence[S]) -> S:
     """Sets of one kind as one batch; perturbation sets must share their clip and box."""
-    first = sets[0]
+    first: Any = sets[0]
     if isinstance(first, PerturbationSet):
-        return replace(first, choice=_concatenated([s.choice for s in sets]))
-    return _concatenated(sets)
+        choices = [s.choice for s in sets if isinstance(s, PerturbationSet)]
+        first = replace(first, choice=_concatenated(choices))
+    else:
+        first = _concatenated(sets)
+    joined: S = first
+    return joined
 
 
 def _concatenated(items: Sequence[Any]) -> Any:

@@ -1,8 +1,8 @@
 """Perturbation sets in words: what the command line and records call them.
 
-    everywhere            frames:3,4            any-frames:2         window:2
-    patch:3x3@2           moving-patch:3x3@2    patch-at:t,i,j:3x3@2
-    pixels:5              pixels-per-frame:1
+everywhere            frames:3,4            any-frames:2         window:2
+patch:3x3@2           moving-patch:3x3@2    patch-at:t,i,j:3x3@2
+pixels:5              pixels-per-frame:1
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ Voxels = tuple[int, int, int]
 def _size(numbers: list[int], voxels: Voxels, text: str) -> Voxels:
     h, w, m = numbers
     if not (1 <= m <= voxels[0] and 1 <= h <= voxels[1] and 1 <= w <= voxels[2]):
-        raise InputError(f"set {text!r} needs {m} frames of {h}x{w} pixels, the clip has {voxels[0]} of {voxels[1]}x{voxels[2]}; choose a smaller patch")
+        raise InputError(
+            f"set {text!r} needs {m} frames of {h}x{w} pixels, the clip has {voxels[0]} of {voxels[1]}x{voxels[2]}; "
+            f"choose a smaller patch"
+        )
     return m, h, w
 
 
@@ -50,9 +53,15 @@ def _frames(numbers: list[int], voxels: Voxels, text: str) -> Choice:
 def _counted(kind: str) -> Callable[[list[int], Voxels, str], Choice]:
     def build(numbers: list[int], voxels: Voxels, text: str) -> Choice:
         (k,) = numbers
-        blocks = {"frames": voxels[0], "pixels": voxels[0] * voxels[1] * voxels[2], "pixels per frame": voxels[1] * voxels[2]}[kind]
+        blocks = {
+            "frames": voxels[0],
+            "pixels": voxels[0] * voxels[1] * voxels[2],
+            "pixels per frame": voxels[1] * voxels[2],
+        }[kind]
         if not 1 <= k <= blocks:
-            raise InputError(f"set {text!r} asks for {k} {kind}, the clip has {blocks}; give a number from 1 to {blocks}")
+            raise InputError(
+                f"set {text!r} asks for {k} {kind}, the clip has {blocks}; give a number from 1 to {blocks}"
+            )
         return Blocks.of(kind, k, voxels)  # type: ignore[arg-type]
 
     return build
@@ -74,7 +83,10 @@ def _patch_at(numbers: list[int], voxels: Voxels, text: str) -> Choice:
     t, i, j = numbers[:3]
     size = _size(numbers[3:], voxels, text)
     if any(first + length > n for first, length, n in zip((t, i, j), size, voxels, strict=True)):
-        raise InputError(f"set {text!r} reaches outside the clip of {voxels[0]} frames of {voxels[1]}x{voxels[2]} pixels; move it or make it smaller")
+        raise InputError(
+            f"set {text!r} reaches outside the clip of {voxels[0]} frames of {voxels[1]}x{voxels[2]} pixels; "
+            f"move it or make it smaller"
+        )
     return Patch.at((t, i, j), size, voxels)
 
 
@@ -126,7 +138,9 @@ class SetSpecification:
             )
         voxels = (clip.shape[1], clip.shape[2], clip.shape[3])
         choice = parse_set(self.text, voxels)
-        return PerturbationSet(clip, (clip - self.epsilon).clamp(min=low), (clip + self.epsilon).clamp(max=high), choice)
+        return PerturbationSet(
+            clip, (clip - self.epsilon).clamp(min=low), (clip + self.epsilon).clamp(max=high), choice
+        )
 
 
 def parse_set(text: str, voxels: Voxels) -> Choice:

@@ -1,0 +1,120 @@
+#!/usr/bin/env python
+"""Verdicts on random micro-instances against exact optima of SCIP and of HiGHS and against all members one by one.
+
+    python scripts/agreement.py --instances 500 --seed 0
+
+The instances and the methods are in tests/micro_instances.py. Exit code 4 if anybody contradicts anybody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
+
+from micro_instances import KINDS, Comparison, compare, draw  # noqa: E402
+
+from stbp_milp.errors import SoundnessError  # noqa: E402
+from stbp_milp.query import Configuration  # noqa: E402
+
+WORDS = ("verified", "falsified", "unknown")
+
+
+def describe(comparison: Comparison) -> dict[str, Any]:
+    """One instance in words and numbers."""
+    instance, outcome = comparison.instance, comparison.outcome
+    return {
+        "instance": instance.seed,
+        "network": instance.body,
+        "set": instance.query.set.text,
+        "eps": instance.query.set.epsilon,
+        "clip": list(instance.query.clip.shape),
+        "property": instance.query.property.text,
+        "verdict": outcome.word,
+        "decided by": outcome.decided_by,
+        "lower": outcome.lower,
+        "upper": outcome.upper,
+        "scip": asdict(comparison.scip),
+        "highs": asdict(comparison.highs),
+        "members": asdict(comparison.members) if comparison.members else None,
+        "seconds": {"verify": comparison.seconds[0], "other methods": comparison.seconds[1]},
+        "contradictions": list(comparison.contradictions),
+    }
+
+
+def table(records: list[dict[str, Any]]) -> Table:
+    result = Table("set", *(f"{w} / of them near" for w in WORDS), "enumerated", "verify s", "others s")
+    for kind in (*KINDS, ""):
+        own = [r for r in records if not kind or r["set"].split(":")[0] == kind]
+        if not own:
+            continue
+        words, near = (
+            Counter(r["verdict"] for r in own),
+            Counter(r["verdict"] for r in own if abs(r["scip"]["upper"]) < 0.01),
+        )
+        verify, others = (sum(r["seconds"][part] for r in own) for part in ("verify", "other methods"))
+        enumerated = sum(r["members"] is not None for r in own)
+        result.add_row(
+            kind or "all", *(f"{words[w]} / {near[w]}" for w in WORDS), str(enumerated), f"{verify:.1f}", f"{others:.1f}"
+        )  # fmt: skip
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--instances", type=int, default=500, help="how many (default 500)")
+    parser.add_argument("--seed", type=int, default=0, help="number of the first instance")
+    parser.add_argument(
+        "--nearest", type=float, default=1e-3, help="least distance of the optimum from 0 (default 1e-3)"
+    )
+    parser.add_argument("--timeout", type=float, default=20.0, help="seconds the verifier has for an instance")
+    parser.add_argument("--solver", default="auto", choices=("auto", "scip", "gurobi", "highs", "none"))
+    parser.add_argument("--out", type=Path, help="a JSON file for all instances, as in results/agreement.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console, began = Console(), time.monotonic()
+    configuration = Configuration(timeout=arguments.timeout, solver=arguments.solver, threads=1)
+    records: list[dict[str, Any]] = []
+    crashes: list[tuple[int, SoundnessError]] = []
+    numbers = range(arguments.seed, arguments.seed + arguments.instances)
+    for seed in track(numbers, "instances", console=console, disable=not console.is_terminal):
+        try:
+            records.append(describe(compare(draw(seed, arguments.nearest), configuration)))
+        except SoundnessError as error:
+            crashes.append((seed, error))
+    console.print(table(records))
+    decided = Counter(str(r["decided by"]) for r in records)
+    console.print("decided by:", ", ".join(f"{stage} {n}" for stage, n in decided.most_common()))
+    for record in records:
+        if record["contradictions"] or record["verdict"] == "unknown":
+            console.print_json(data=record)
+    for seed, error in crashes:
+        console.print(f"instance {seed}: {error}")
+    found = sum(bool(r["contradictions"]) for r in records) + len(crashes)
+    undecided = sum(r["verdict"] == "unknown" for r in records)
+    console.print(
+        f"{len(numbers)} instances, {found} with contradictions, {undecided} undecided, {time.monotonic() - began:.0f} s"
+    )
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(
+            json.dumps({"arguments": vars(arguments) | {"out": str(arguments.out)}, "instances": records}, indent=1)
+        )
+    return 4 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
