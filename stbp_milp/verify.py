@@ -213,8 +213,8 @@ class _Run:
             self.judge(self.set.centre, "clean")
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
-        # A look at the easy corners, so that the bound of a hopeless set is not waited for; the long attack comes
-        # after the bound, which settles most of what holds.
+        # A look at the easy corners, so that bounds of a hopeless set are not waited for; the long attack comes after
+        # the first bounds, which settle most of what holds.
         self._attack(AttackConfiguration(restarts=2, refine_steps=10, screen_values=1 << 24), 0.02)
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
@@ -223,8 +223,8 @@ class _Run:
             return self._falsified(found)
         if self.lower > self.judge.least + _CONTRADICTION * (1 + abs(self.judge.least)):
             raise SoundnessError(
-                f"the proved lower bound {self.lower:g} of the margin exceeds the margin {self.judge.least:g} of a clip in the set; "
-                f"report this query"
+                f"the proved lower bound {self.lower:g} of the margin exceeds the margin {self.judge.least:g} of "
+                "a clip in the set; report this query"
             )
         if end is SearchEnd.CLOSED:
             decided = max(self.closed, key=_STAGES.index)
@@ -253,7 +253,7 @@ class _Run:
         forms, offset = self.query.property.forms()
         options = ExpanderOptions(
             bounding=BoundingOptions(memory_bytes=self.configuration.memory_bytes // 8),
-            restricted_memory=self.configuration.memory_bytes // 4,
+            family_memory=self.configuration.memory_bytes // 4,
         )
 
         def expander(open_clauses: list[int], stages: tuple[Stage, ...] | None) -> Expander:
@@ -282,8 +282,7 @@ class _Run:
         open_clauses = [piece.clause for piece in union if piece.lower <= self.slack]
         if not open_clauses:
             return SearchEnd.CLOSED
-        self._attack(AttackConfiguration(), 0.15)
-        if self.judge.found or self.deadline.expired():
+        if self._over():
             return SearchEnd.EXPIRED
         with self.timed("split"):
             stages = normal_form(network) if _multiplications(network) <= _NORMAL_FORM_LIMIT else None
@@ -292,6 +291,10 @@ class _Run:
             roots = self._roots(expand, family)
         search: Search[Piece] = Search(self.slack, self._close)
         search.add(roots)
+        if search.open:
+            self._attack(AttackConfiguration(), 0.1)
+        if self._over():
+            return SearchEnd.EXPIRED
 
         def step(pieces: list[Piece]) -> object:
             # The batch taken is no longer in the search: its bounds count too.
@@ -342,6 +345,10 @@ class _Run:
         return solve
 
     # --- bookkeeping ----------------------------------------------------------------------------------------
+
+    def _over(self) -> bool:
+        """Is there nothing left to do, or no time to do it?"""
+        return self.judge.found or self.deadline.expired()
 
     def _has_many_places(self) -> bool:
         """Is one bound of the union hopeless (patches), so that effort on it is wasted?"""

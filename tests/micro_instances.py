@@ -283,14 +283,19 @@ def box_minimum(network: Network, property: Property, lower: Tensor, upper: Tens
 
 def _relu(columns: _Columns, matrix: sp.csr_matrix, constant: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:
     low, high = columns.range(matrix, constant)
-    low, high = low - 1e-9, high + 1e-9
-    y = columns.add(np.zeros(low.size), np.maximum(high, 0), 0)
-    b = columns.add(np.zeros(low.size), np.ones(low.size), 1)
-    columns.at_most(_plus(columns, (1.0, matrix), (-1.0, y)), -constant)  # z <= y
-    columns.at_most(_plus(columns, (1.0, y), (-1.0, sp.diags(np.maximum(high, 0)) @ b)), np.zeros(low.size))
-    gap = np.minimum(low, 0)
-    columns.at_most(_plus(columns, (1.0, y), (-1.0, matrix), (1.0, sp.diags(-gap) @ b)), constant - gap)
-    return y, np.zeros(low.size)
+    open_ = np.flatnonzero((low < 0) & (high > 0))
+    # Constants M larger than needed do no harm here; tiny ones are what solvers trip over.
+    reach, depth = np.maximum(high[open_], 1e-3), np.maximum(-low[open_], 1e-3)
+    own, offset = matrix.tocsr()[open_], constant[open_]
+    y = columns.add(np.zeros(open_.size), reach, 0)
+    b = columns.add(np.zeros(open_.size), np.ones(open_.size), 1)
+    columns.at_most(_plus(columns, (1.0, own), (-1.0, y)), -offset)  # z <= y
+    columns.at_most(_plus(columns, (1.0, y), (-1.0, sp.diags(reach) @ b)), np.zeros(open_.size))  # y <= reach b
+    columns.at_most(_plus(columns, (1.0, y), (-1.0, own), (1.0, sp.diags(depth) @ b)), offset + depth)  # y <= z + depth (1 - b)
+    active = sp.diags((low >= 0).astype(float))
+    place = sp.csr_matrix((np.ones(open_.size), (open_, np.arange(open_.size))), shape=(low.size, open_.size))
+    value = active @ columns.wide(matrix) + place @ columns.wide(y)
+    return value.tocsr(), np.where(low >= 0, constant, 0.0)
 
 
 def _least(columns: _Columns, matrix: sp.csr_matrix, constant: np.ndarray) -> tuple[float, np.ndarray]:
@@ -311,7 +316,8 @@ def _least(columns: _Columns, matrix: sp.csr_matrix, constant: np.ndarray) -> tu
     )
     if answer.x is None:
         raise AssertionError(f"the oracle found no point: {answer.message}")
-    return float(answer.mip_dual_bound), answer.x
+    bound = answer.mip_dual_bound  # None where no binary is left: then the optimum of the linear program
+    return float(answer.fun if bound is None and answer.status == 0 else bound), answer.x
 
 
 # --- one instance, every method ---------------------------------------------------------------------------

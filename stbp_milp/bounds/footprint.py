@@ -78,7 +78,6 @@ def restrict(
     Args:
         problem: the whole network on N sets of one member each, all around one clean input.
     """
-    members = prints[0].index.shape[0]
     entries = max(1, costs(stages, prints)[0])
     clean = {0: problem.clean[0].reshape(-1)}
     for stage in stages:
@@ -87,8 +86,11 @@ def restrict(
     operand = {s.relu: problem.clean[_operand(problem.network, s.relu)].reshape(-1) for s in stages}
     gatherers = {(i, s): _Gatherer(w) for i, stage in enumerate(stages) for s, w in stage.weights.items()}
     lower, upper = problem.inputs.hull()
+    # Members with footprints of about one size go together, so that little is padded.
+    sizes = torch.stack([footprint.valid.sum(1) for key, footprint in prints.items() if key is not None]).double()
+    order = (sizes.log().sum(0)).argsort(stable=True)
     # Matrices stay alive through branch and bound; their gathers hold about three copies for a moment.
-    for items in torch.split(torch.arange(members), max(1, memory_bytes // (3 * 8 * entries))):
+    for items in torch.split(order, max(1, memory_bytes // (3 * 8 * entries))):
         local = {key: prints_.select(items) for key, prints_ in prints.items()}
         box = VoxelBox(
             *(

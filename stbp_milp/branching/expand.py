@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.footprint import costs, footprints, restrict
+from stbp_milp.bounds.footprint import Footprint, costs, footprints, restrict
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import Duals, ObjectiveBound, OptimiserOptions, bound_once, optimise
 from stbp_milp.bounds.preactivation import BoundingOptions, empty, preactivations
@@ -50,7 +50,8 @@ class ExpanderOptions:
         few_members: sets with at most so many members are split before any ReLU.
         program_limit: pieces with at most so many undecided ReLUs go to the MILP.
         program_seconds: its time limit on one piece.
-        restricted_memory: bytes that the matrices of one family of restricted networks may take.
+        screen_memory, family_memory: bytes that restricted networks may take at once, when members are bounded for the
+            first time (what fits a cache is fastest), and in the search.
     """
 
     bounding: BoundingOptions = field(default_factory=BoundingOptions)
@@ -62,7 +63,8 @@ class ExpanderOptions:
     few_members: int = 64
     program_limit: int = 60
     program_seconds: float = 10.0
-    restricted_memory: int = 1 << 30
+    screen_memory: int = 32 << 20
+    family_memory: int = 512 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,22 +163,40 @@ class Expander:
         own, complete = costs(self.stages, prints)
         if own > complete // 2:
             return self.pieces(self.whole, members, method, self.options.root)
-        problem = self.whole.problem.with_inputs(members)
         pieces: list[Piece] = []
-        for items, restricted in restrict(self.stages, problem, prints, self.options.restricted_memory):
-            family = Family(restricted, self.whole.whole, prints[0].select(items), members.select(items))
-            pieces += self.pieces(family, restricted.inputs, method, OptimiserOptions(steps=0))
+        hard = []
+        reached = torch.zeros(members.parts, dtype=torch.bool)
+        for items, family in self._families(members, prints, self.options.screen_memory):
+            found = self.pieces(family, family.problem.inputs, method, OptimiserOptions(steps=0), tighten=False)
+            still = {p.item for p in found if p.lower <= self.target}
+            pieces += [p for p in found if p.item not in still]
+            hard += items[sorted(still)].tolist()
+            reached[items] = True
             self._count("members bounded", len(items))
-            if self.deadline.expired() and int(items[-1]) + 1 < members.parts:
-                # The members not reached keep no bound at all.
-                rest = members.select(torch.arange(int(items[-1]) + 1, members.parts))
-                pieces.append(
-                    Piece(
-                        self.whole, 0, rest.select(torch.tensor([0])), {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method
-                    )
-                )
+            if self.deadline.expired() or self.witness.found:
                 break
+        # Members that one pass does not settle start again, side by side, with more effort.
+        left = torch.cat([torch.tensor(hard, dtype=torch.int64), (~reached).nonzero().flatten()])
+        if len(left) and self.deadline.expired():
+            return [*pieces, self._unbounded(members.select(left[:1]), method)]
+        if len(left):
+            again = {key: footprint.select(left) for key, footprint in prints.items()}
+            for _, family in self._families(members.select(left), again, self.options.family_memory):
+                pieces += self.pieces(family, family.problem.inputs, method, self.options.root)
         return pieces
+
+    def _families(
+        self, members: PerturbationSet, prints: dict[int | None, Footprint], memory_bytes: int
+    ) -> Iterator[tuple[Tensor, Family]]:
+        """The members on restricted networks, batch by batch, and their indices."""
+        assert self.stages is not None
+        problem = self.whole.problem.with_inputs(members)
+        for items, restricted in restrict(self.stages, problem, prints, memory_bytes):
+            yield items, Family(restricted, self.whole.whole, prints[0].select(items), members.select(items))
+
+    def _unbounded(self, member: PerturbationSet, method: str) -> Piece:
+        """Stands for members that time did not reach: without a bound, nothing is proved."""
+        return Piece(self.whole, 0, member, {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method)
 
     # --- expansion ------------------------------------------------------------------------------------------
 

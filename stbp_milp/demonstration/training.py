@@ -3,6 +3,11 @@
 Plain training gives networks that a handful of pixels fool, and nothing to prove. Here every batch meets an
 adversary that chooses a cover of some set (partly at random, so that it is not the same place every time) and climbs
 the loss inside it; its budget grows during the first part of the training.
+
+Adversarial training makes networks robust, not easy to prove so: their relaxations are loose long before attacks
+succeed. The video network, which the benchmarks use, is therefore also trained for sparse weights and stable ReLUs
+(Xiao, Tjeng, Shafiullah, Madry 2019, Training for Faster Adversarial Robustness Verification), as models that somebody
+must sign off would be; no bound of this project takes part in the training.
 """
 
 from __future__ import annotations
@@ -76,6 +81,8 @@ def video_network() -> nn.Module:
     )
 
 
+_STABLE_WITHIN = 0.02  # radius that the stability term asks ReLUs to be stable in
+
 Maker = Callable[[int, int], tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -90,6 +97,8 @@ class Recipe:
         adversaries: sets in words, each with the largest radius of the training.
         steps: batches of fresh clips.
         clips: how many test clips are shipped.
+        sparsity: weight of the sum of absolute weights in the loss.
+        stability: weight of `-tanh(1 + l u)`, averaged over ReLUs with operands in [l, u] (Xiao et al. 2019, eq. 5).
     """
 
     name: str
@@ -102,6 +111,8 @@ class Recipe:
     seed: int
     rate: float = 4e-3
     batch: int = 128
+    sparsity: float = 0.0
+    stability: float = 0.0
 
 
 def _angle_loss(angle: Tensor, target: Tensor) -> Tensor:
@@ -115,9 +126,11 @@ RECIPES = (
         video_network,
         F.cross_entropy,
         (("window:2", 0.1), ("any-frames:2", 0.1), ("patch:3x3@2", 0.2), ("everywhere", 0.03)),
-        steps=800,
+        steps=1000,
         clips=20,
         seed=1,
+        sparsity=1e-3,
+        stability=0.1,
     ),
     Recipe(
         "volume",
@@ -162,11 +175,41 @@ def train(recipe: Recipe, advance: Callable[[float], None]) -> nn.Module:
         optimiser.zero_grad()
         on_attacked, on_clean = network(torch.cat([attacked, clips])).chunk(2)
         value = recipe.loss(on_attacked, targets) + 0.5 * recipe.loss(on_clean, targets)
+        ramp = min(1.0, 2 * step / recipe.steps)
+        if recipe.sparsity:
+            value = value + ramp * recipe.sparsity * _absolute_weights(network)
+        if recipe.stability:
+            value = value + ramp * recipe.stability * _instability(network, clips, ramp * _STABLE_WITHIN)
         value.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         advance(float(value.detach()))
     return network.eval()
+
+
+def _absolute_weights(network: nn.Module) -> Tensor:
+    weights = [parameter.abs().sum() for parameter in network.parameters() if parameter.dim() > 1]
+    return torch.stack(weights).sum()
+
+
+def _instability(network: nn.Module, clips: Tensor, radius: float) -> Tensor:
+    """Mean `-tanh(1 + l u)` over the ReLUs of a sequential network, with intervals around every voxel +-radius."""
+    assert isinstance(network, nn.Sequential)
+    lower, upper = (clips - radius).clamp(min=0), (clips + radius).clamp(max=1)
+    penalties = []
+    for layer in network:
+        if isinstance(layer, nn.ReLU):
+            penalties.append(-torch.tanh(1 + lower * upper).mean())
+        if isinstance(layer, nn.Conv3d | nn.Linear):
+            centre, reach = layer((lower + upper) / 2), (upper - lower) / 2
+            if isinstance(layer, nn.Conv3d):
+                reach = F.conv3d(reach, layer.weight.abs(), None, layer.stride, layer.padding)
+            else:
+                reach = F.linear(reach, layer.weight.abs())
+            lower, upper = centre - reach, centre + reach
+        else:
+            lower, upper = layer(lower), layer(upper)
+    return torch.stack(penalties).sum()
 
 
 def climb(

@@ -1,0 +1,129 @@
+"""A member's restricted network is the whole one on the member's box.
+
+By hand first: three voxels, z = (x0 + x1, x1 + x2), f = relu(z0) - relu(z1). A member that moves x0 alone reaches z0
+alone: its network has one input, one hidden neuron, and f's bias takes in -relu(z1).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bound_cases import BODIES, case, escape, members_of, operands
+from enumeration import SETS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stbp_milp.bounds import footprint
+from stbp_milp.bounds.footprint import footprints, restrict
+from stbp_milp.bounds.objective import bound_once
+from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
+from stbp_milp.bounds.problem import Problem
+from stbp_milp.branching import Family
+from stbp_milp.network.graph import Network, NetworkBuilder
+from stbp_milp.network.layers import Linear, ReLU
+from stbp_milp.network.normal_form import normal_form
+from stbp_milp.properties import same_class
+from stbp_milp.sets import PerturbationSet, VoxelBox, concatenate
+
+seeds = st.integers(0, 10**6)
+each_set = pytest.mark.parametrize("text", SETS)
+ROWS, OFFSET = same_class(0, 3).forms()
+BUDGET = 1 << 30
+
+
+def test_by_hand() -> None:
+    b = NetworkBuilder((3,))
+    b.add("z", Linear(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]).double(), torch.zeros(2).double()), "input")
+    b.add("y", ReLU(), "z")
+    net = b.build(b.add("f", Linear(torch.tensor([[1.0, -1.0]]).double(), torch.zeros(1).double()), "y"))
+    centre = torch.tensor([[0.5, 0.25, 0.5]]).double()
+    box = VoxelBox(centre, centre - torch.tensor([0.25, 0, 0]), centre + torch.tensor([0.25, 0, 0]))
+    prints = footprints(normal_form(net), (box.upper > box.lower))
+    assert prints[0].index[prints[0].valid].tolist() == [0]
+    assert prints[net.relus[0]].index[prints[net.relus[0]].valid].tolist() == [0]
+    ((items, problem),) = restrict(normal_form(net), Problem.of(net, box), prints, BUDGET)
+    assert items.tolist() == [0]
+    assert [node.shape for node in problem.network.nodes] == [(1,), (1,), (1,), (1,)]
+    assert problem.network(torch.tensor([[0.75]]).double()).item() == pytest.approx(1.0 - 0.75)
+
+
+def single_members(perturbation: PerturbationSet) -> PerturbationSet:
+    """All members, or the first ones of large sets, as parts of their own."""
+    choice, alone = perturbation.choice, []
+    for _ in range(60):
+        members = choice.members()
+        alone += [choice.select(torch.tensor([i])) for i in (members == 1).nonzero().flatten().tolist()]
+        choice = choice.select((members > 1).nonzero().flatten()[:4])
+        if not choice.parts or len(alone) >= 12:
+            break
+        choice, _ = choice.split(torch.zeros(choice.parts, *choice.voxels, dtype=torch.float64))
+    base = perturbation
+    return concatenate([PerturbationSet(base.clip, base.lower, base.upper, c) for c in alone])
+
+
+def restricted(net: Network, members: PerturbationSet, budget: int = BUDGET) -> list[tuple[Tensor, Problem, Family]]:
+    stages, whole = normal_form(net), Problem.of(net, members)
+    moved = (members.hull()[1] > members.hull()[0]).flatten(1)
+    prints = footprints(stages, moved)
+    return [
+        (items, problem, Family(problem, members, prints[0].select(items), members.select(items)))
+        for items, problem in restrict(stages, whole, prints, budget)
+    ]
+
+
+@pytest.mark.parametrize("gathered", ["dense", "sparse"])
+@each_set
+@pytest.mark.parametrize("body", BODIES)
+@given(seed=seeds, epsilon=st.sampled_from([0.2, 2.0]))
+@settings(max_examples=2)
+def test_the_restricted_network_is_the_whole_one_on_the_members(
+    body: str, text: str, gathered: str, seed: int, epsilon: float
+) -> None:
+    """Values, clips in place, bounds: equal where no adaptive slope can tip over, sound everywhere."""
+    limit = footprint._DENSE_ENTRIES
+    footprint._DENSE_ENTRIES = limit if gathered == "dense" else 0
+    try:
+        net, perturbation = case(body, text, seed, epsilon)
+        members = single_members(perturbation)
+        batches = restricted(net, members, BUDGET if seed % 2 else 200_000)
+        assert torch.cat([items for items, _, _ in batches]).tolist() == list(range(members.parts))
+        for items, problem, family in batches:
+            check(net, members.select(items), problem, family, seed)
+    finally:
+        footprint._DENSE_ENTRIES = limit
+
+
+def check(net: Network, members: PerturbationSet, problem: Problem, family: Family, seed: int) -> None:
+    points = members_of(problem.inputs, seed, 6)
+    count = points.shape[1]
+    values = []
+    for i, own in enumerate(points):
+        clips = family.clips(torch.full((count,), i), own)
+        assert bool(members.select(torch.tensor([i])).contains(clips).all())
+        small = problem.select(torch.tensor([i])).network
+        outputs = torch.cat([small(point.unsqueeze(0)) for point in own])
+        torch.testing.assert_close(outputs, net(clips), rtol=1e-9, atol=1e-9)
+        values.append(outputs)
+    margins = torch.stack(values) @ ROWS.T + OFFSET
+    whole = Problem.of(net, members)
+    for options in (BoundingOptions("interval"), BoundingOptions()):
+        bounds = preactivations(problem, options)
+        assert escape(bounds, operands(problem, points)) <= 1e-9
+        found = bound_once(problem, bounds, ROWS, OFFSET).lower
+        assert bool((found.unsqueeze(1) <= margins + 1e-9).all())
+        # Intervals of sums over padding and of composed matrices differ; backward bounds of two layers do not.
+        if len(net.relus) == 1:
+            same = bound_once(whole, preactivations(whole, options), ROWS, OFFSET).lower
+            torch.testing.assert_close(found, same, rtol=1e-8, atol=1e-8)
+
+
+def test_a_member_that_cannot_move_gives_the_clean_clip() -> None:
+    """Radius 0: no voxel is in any footprint, and the clip that comes back is the clean one."""
+    net, perturbation = case("plain", "patch:2x2@1", 0, 0.0)
+    members = single_members(perturbation)
+    for items, problem, family in restricted(net, members):
+        centre = problem.inputs.centre
+        clips = family.clips(torch.arange(len(items)), centre)
+        assert torch.equal(clips, perturbation.clip.expand_as(clips))
+        torch.testing.assert_close(problem.network(centre), net(clips), rtol=1e-9, atol=1e-9)
