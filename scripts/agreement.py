@@ -27,7 +27,6 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
 from micro_instances import KINDS, Comparison, compare, draw  # noqa: E402
 
-from stbp_milp.errors import SoundnessError  # noqa: E402
 from stbp_milp.query import Configuration  # noqa: E402
 
 WORDS = ("verified", "falsified", "unknown")
@@ -88,12 +87,12 @@ def main() -> int:
     console, began = Console(), time.monotonic()
     configuration = Configuration(timeout=arguments.timeout, solver=arguments.solver, threads=1)
     records: list[dict[str, Any]] = []
-    crashes: list[tuple[int, SoundnessError]] = []
+    crashes: list[tuple[int, AssertionError]] = []
     numbers = range(arguments.seed, arguments.seed + arguments.instances)
     for seed in track(numbers, "instances", console=console, disable=not console.is_terminal):
         try:
             records.append(describe(compare(draw(seed, arguments.nearest), configuration)))
-        except SoundnessError as error:
+        except AssertionError as error:  # a SoundnessError, or an oracle that found nothing
             crashes.append((seed, error))
     console.print(table(records))
     decided = Counter(str(r["decided by"]) for r in records)

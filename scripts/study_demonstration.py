@@ -24,11 +24,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from stbp_milp.bounds.interval import Interval, interval
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
-from stbp_milp.bounds.problem import Problem
+from stbp_milp.bounds.problem import Preactivations, Problem
 from stbp_milp.demonstration import FOLDER
 from stbp_milp.demonstration.budgets import attacks_begin
+from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
@@ -43,7 +45,7 @@ FIELDS = ("set", "factor", "clip", "epsilon", *METHODS, "verdict", "lower", "upp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=10)
-    parser.add_argument("--factors", default="0.5,1.0,1.5", help="budgets, as multiples of where attacks begin")
+    parser.add_argument("--factors", default="0.5,0.75,1.0", help="budgets, as multiples of the radius where attacks begin")
     parser.add_argument("--sets", default=";".join(SETS), help="separated by semicolons")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds an instance")
     parser.add_argument("--threads", type=int, default=2)
@@ -71,7 +73,9 @@ def main() -> None:
             begins = attacks_begin(model.network, voxels, text, same_class(label, 4)) or 1.0
             for factor in factors:
                 if (text, factor, clip) not in done:
-                    query = Query(model, voxels, SetSpecification(text, min(1.0, factor * begins)), same_class(label, 4))
+                    query = Query(
+                        model, voxels, SetSpecification(text, min(1.0, factor * begins)), same_class(label, 4)
+                    )
                     row = {"set": text, "factor": factor, "clip": clip, **_instance(model, query, configuration)}
                     rows.append({k: str(v) for k, v in row.items()})
                     writer.writerow(row)
@@ -84,7 +88,9 @@ def _instance(model: Model, query: Query, configuration: Configuration) -> dict[
     perturbation = query.set.build(query.clip)
     hull = VoxelBox(query.clip.unsqueeze(0), *perturbation.hull())
     result: dict[str, object] = {"epsilon": round(query.set.epsilon, 6)}
-    for name, inputs, deep in zip(METHODS, (hull, perturbation, perturbation), ("backward", "interval", "backward"), strict=True):
+    for name, inputs, deep in zip(
+        METHODS, (hull, perturbation, perturbation), ("backward", "interval", "backward"), strict=True
+    ):
         problem = Problem.of(model.network, inputs)
         bounds = preactivations(problem, BoundingOptions(deep))
         if deep == "interval":
@@ -101,12 +107,8 @@ def _instance(model: Model, query: Query, configuration: Configuration) -> dict[
     }
 
 
-def _interval_bound(problem: Problem, bounds: object, query: Query) -> float:
+def _interval_bound(problem: Problem, bounds: Preactivations, query: Query) -> float:
     """Intervals to the end: the last affine layer, composed with the property's rows, on the last ReLU's box."""
-    from stbp_milp.bounds.interval import Interval, interval
-    from stbp_milp.network.layers import Linear, ReLU
-
-    assert isinstance(bounds, dict)
     rows, offset = query.property.forms()
     network = problem.network
     values: dict[int, Interval] = {}
@@ -134,7 +136,9 @@ def _report(rows: list[dict[str, str]], out: Path, timeout: float) -> None:
               "median s", "total s", "decided by"]  # fmt: skip
     table = Table(*header, title=f"video network, {timeout:g} s an instance")
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    keys = sorted({(r["set"], float(r["factor"])) for r in rows}, key=lambda k: (SETS.index(k[0]) if k[0] in SETS else 9, k))
+    keys = sorted(
+        {(r["set"], float(r["factor"])) for r in rows}, key=lambda k: (SETS.index(k[0]) if k[0] in SETS else 9, k)
+    )
     decided = 0
     for text, factor in keys:
         own = [r for r in rows if r["set"] == text and float(r["factor"]) == factor]
@@ -155,7 +159,9 @@ def _report(rows: list[dict[str, str]], out: Path, timeout: float) -> None:
         ]
         table.add_row(*cells)
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append(f"\n{decided} of {len(rows)} instances decided ({100 * decided / max(1, len(rows)):.1f}%), {time.strftime('%Y-%m-%d')}.")
+    lines.append(
+        f"\n{decided} of {len(rows)} instances decided ({100 * decided / max(1, len(rows)):.1f}%), {time.strftime('%Y-%m-%d')}."
+    )
     console = Console()
     console.print(table, lines[-1].strip())
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")

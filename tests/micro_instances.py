@@ -307,13 +307,16 @@ def _least(columns: _Columns, matrix: sp.csr_matrix, constant: np.ndarray) -> tu
     sides = np.concatenate([*(side for _, side in columns.rows), -constant])
     cost = np.zeros(n + 1)
     cost[n] = 1.0
-    answer = milp(
-        cost,
-        integrality=np.concatenate([*columns.integer, [0]]),
-        bounds=Bounds(np.append(np.concatenate(columns.lower), low.max() - 1.0), np.append(np.concatenate(columns.upper), high.max() + 1.0)),
-        constraints=LinearConstraint(sp.vstack(rows, format="csr"), -np.inf, sides),
-        options={"time_limit": _SECONDS, "mip_rel_gap": 0.0},
-    )
+    for presolve in (True, False):  # HiGHS' presolve ends in "solve error" now and then
+        answer = milp(
+            cost,
+            integrality=np.concatenate([*columns.integer, [0]]),
+            bounds=Bounds(np.append(np.concatenate(columns.lower), low.max() - 1.0), np.append(np.concatenate(columns.upper), high.max() + 1.0)),
+            constraints=LinearConstraint(sp.vstack(rows, format="csr"), -np.inf, sides),
+            options={"time_limit": _SECONDS, "mip_rel_gap": 0.0, "presolve": presolve},
+        )
+        if answer.x is not None:
+            break
     if answer.x is None:
         raise AssertionError(f"the oracle found no point: {answer.message}")
     bound = answer.mip_dual_bound  # None where no binary is left: then the optimum of the linear program

@@ -7,7 +7,7 @@ al. 2021); Adam searches for good ones, the best bound seen counts, and the sear
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -140,6 +140,8 @@ def optimise(
         groups.append({"params": list(multipliers.values()), "lr": options.multiplier_rate})
     if not slopes and not multipliers:
         return best
+    # Written out, so that an item that no step improves keeps the duals its bound came from.
+    best = replace(best, duals=Duals(*({k: v.detach().clone() for k, v in d.items()} for d in (slopes, multipliers))))
     adam = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, options.decay)
     for _ in range(options.steps):

@@ -87,7 +87,7 @@ def test_the_restricted_network_is_the_whole_one_on_the_members(
         net, perturbation = case(body, text, seed, epsilon)
         members = single_members(perturbation)
         batches = restricted(net, members, BUDGET if seed % 2 else 200_000)
-        assert torch.cat([items for items, _, _ in batches]).tolist() == list(range(members.parts))
+        assert sorted(torch.cat([items for items, _, _ in batches]).tolist()) == list(range(members.parts))
         for items, problem, family in batches:
             check(net, members.select(items), problem, family, seed)
     finally:
