@@ -9,6 +9,7 @@ from solvers.gurobi import Gurobi
 from solvers.highs import Highs
 from solvers.program import MixedIntegerProgram
 from solvers.relaxation import LinearRelaxation, dual_bound
+from solvers.scaling import Scaled, scaled
 from solvers.scip import Scip
 from solvers.select import Preference, choose
 
@@ -20,10 +21,12 @@ __all__ = [
     "MixedIntegerProgram",
     "Preference",
     "RefusedError",
+    "Scaled",
     "Scip",
     "Solution",
     "SolveLimits",
     "Termination",
     "choose",
     "dual_bound",
+    "scaled",
 ]

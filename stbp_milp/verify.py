@@ -54,6 +54,7 @@ OnProgress = Callable[[Progress], None]
 
 _STAGES = ("union bound", "split", "relu search", "milp")
 _LEAVES_KEPT = 1_000
+_STEP_SECONDS = 1.5  # what one expansion of a batch should not exceed
 
 _MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
 _NORMAL_FORM_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
@@ -179,6 +180,24 @@ class _Judge:
             _LOG.info("a candidate of stage %s with margin 0 in float64 keeps %g in the original model", stage, margin)
 
 
+@dataclass
+class _Pace:
+    """How many pieces to expand at once: more while that is quick, so that the clock is looked at often enough."""
+
+    most: int
+    batch: int = 4
+
+    @contextmanager
+    def measured(self, pieces: int) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        if seconds > _STEP_SECONDS:
+            self.batch = max(1, self.batch // 2)
+        elif pieces >= self.batch and 3 * seconds < _STEP_SECONDS:
+            self.batch = min(self.most, 2 * self.batch)
+
+
 @dataclass(eq=False)
 class _Run:
     query: Query
@@ -274,7 +293,7 @@ class _Run:
         self._tell("union bound", 1)
         with self.timed("union bound"):
             optimiser = OptimiserOptions(steps=0) if self._has_many_places() else options.root
-            union = expander(clauses, None).pieces(family, self.set, "union bound", optimiser, tighten=False)
+            union = expander(clauses, None).pieces(family, self.set, "union bound", optimiser)
         self.lower = min(piece.lower for piece in union)
         proved = [piece for piece in union if piece.lower > self.slack]
         for piece in proved:
@@ -296,14 +315,17 @@ class _Run:
         if self._over():
             return SearchEnd.EXPIRED
 
+        pace = _Pace(self._most_at_once())
+
         def step(pieces: list[Piece]) -> object:
             # The batch taken is no longer in the search: its bounds count too.
             open_lower = min(search.lower(), *(p.lower for p in pieces))
             self.lower = max(self.lower, min(open_lower, self.closed_lower))
             self._tell(pieces[0].method, search.open + len(pieces))
-            return expand(pieces)
+            with pace.measured(len(pieces)):
+                return expand(pieces)
 
-        end = best_first(search, step, self._batch(), self.deadline.expired)  # type: ignore[arg-type]
+        end = best_first(search, step, lambda: pace.batch, self.deadline.expired)  # type: ignore[arg-type]
         if end is not SearchEnd.STOPPED:  # a stopped expansion does not give back what it took
             self.lower = max(self.lower, min(search.lower(), self.closed_lower))
         return end
@@ -311,18 +333,22 @@ class _Run:
     def _roots(self, expand: Expander, family: Family) -> list[Piece]:
         """Where the search starts: all members where they are few or cheap, else the whole set."""
         members = float(self.set.choice.members()[0])
+        pieces: list[Piece] | None = None
         if isinstance(self.set.choice, Patch) and members <= _MEMBERS_AT_ONCE:
             alone = PerturbationSet(self.set.clip, self.set.lower, self.set.upper, self.set.choice.singletons())
-            return expand.member_pieces(alone, "split")
-        if members <= ExpanderOptions().few_members:
+            pieces = expand.member_pieces(alone, "split")
+        elif members <= ExpanderOptions().few_members:
             alone = self.set
             while bool((alone.choice.members() > 1).any()):
                 done = alone.select((alone.choice.members() <= 1).nonzero().flatten())
-                alone = concatenate(
-                    [done, alone.split(torch.zeros(alone.parts, *self.set.clip.shape, dtype=torch.float64))[0]]
-                )
-            return expand.member_pieces(alone, "split")
-        return expand.pieces(family, self.set, "split", ExpanderOptions().root)
+                form = torch.zeros(alone.parts, *self.set.clip.shape, dtype=torch.float64)
+                alone = concatenate([done, alone.split(form)[0]])
+            pieces = expand.member_pieces(alone, "split")
+        return (
+            expand.pieces(family, self.set, "split", ExpanderOptions().root, expand.share())
+            if pieces is None
+            else pieces
+        )
 
     def _program(
         self, stages: tuple[Stage, ...] | None, open_clauses: list[int]
@@ -354,9 +380,11 @@ class _Run:
         """Is one bound of the union hopeless (patches), so that effort on it is wasted?"""
         return bool((self.set.choice.union()[0].sum((-1, -2)) > 0).any()) and float(self.set.choice.members()[0]) > 100
 
-    def _batch(self) -> int:
+    def _most_at_once(self) -> int:
+        """How many pieces memory allows: a look ahead holds forms of 2 * width children of each."""
         numbers = sum(math.prod(node.shape) for node in self.query.model.network.nodes)
-        return int(max(1, min(64, self.configuration.memory_bytes // (64 * 8 * numbers))))
+        per_piece = 8 * numbers * 8 * ExpanderOptions().width
+        return max(1, min(64, self.configuration.memory_bytes // per_piece))
 
     def _close(self, piece: Piece) -> None:
         self.closed[piece.method] = self.closed.get(piece.method, 0) + 1

@@ -48,6 +48,16 @@ class Problem:
             self, network=select_matrices(self.network, index), inputs=self.inputs.select(index), clean=clean
         )
 
+    def alone(self) -> Self:
+        """A problem of one item with plain matrices, which any number of its pieces can share."""
+        nodes = []
+        for node in self.network.nodes:
+            layer = node.layer
+            if isinstance(layer, Linear) and layer.weight.dim() == 3:
+                layer = Linear(layer.weight[0], layer.bias[0])
+            nodes.append(replace(node, layer=layer))
+        return replace(self, network=Network(tuple(nodes)))
+
     def with_inputs(self, inputs: InputSet) -> Self:
         """Other sets around the same clean inputs."""
         return replace(self, inputs=inputs)

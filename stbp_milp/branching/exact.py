@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,8 +13,6 @@ from solvers import Preference
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching.piece import Piece, stack
 from stbp_milp.milp import InputRegion, encode, minimum, sign_limits, strengthen, tighten
-from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import Linear
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.search import Deadline
 
@@ -50,7 +48,7 @@ def solve_piece(
     Returns the solver's dual bound (infinity where the phases leave no input) and a candidate `(*input_shape)`.
     """
     batch = stack([piece])
-    stages = tuple(whole_stages) if piece.family.footprint is None else normal_form(_single(batch.problem.network))
+    stages = tuple(whole_stages) if piece.family.footprint is None else normal_form(batch.problem.alone().network)
     region = InputRegion.of(piece.inputs)
     boxes = {relu: (_flat(b.lower), _flat(b.upper)) for relu, b in piece.bounds.items()}
     phases = {relu: _flat(p).astype(int) for relu, p in piece.phases.items()}
@@ -80,18 +78,6 @@ def _descend(problem: Problem, row: Tensor, steps: int = 10) -> Tensor:
             best, least = point[0], float(value.detach())
         point = problem.inputs.maximiser(-slope.unsqueeze(1)).squeeze(1)
     return best
-
-
-def _single(network: Network) -> Network:
-    """A restricted network of one member, with plain matrices."""
-    return Network(
-        tuple(
-            replace(n, layer=Linear(n.layer.weight[0], n.layer.bias[0]))
-            if isinstance(n.layer, Linear) and n.layer.weight.dim() == 3
-            else n
-            for n in network.nodes
-        )
-    )
 
 
 def _flat(values: Tensor) -> np.ndarray:

@@ -21,6 +21,10 @@ from stbp_milp.network.normal_form import Stage
 from stbp_milp.search import Deadline, Expansion
 from stbp_milp.sets import InputSet, PerturbationSet
 
+_DENSE_PAYS = 12  # products of dense matrices are about so much faster, a multiplication, than small convolutions
+_COPIES = 1024  # of a member's matrices, in a look ahead over a full batch
+_WHOLE_AT_ONCE = 8  # members bounded together on the whole network: between two looks at the clock
+
 
 class Witness(Protocol):
     """Judges candidates."""
@@ -94,9 +98,17 @@ class Expander:
     # --- entering the search --------------------------------------------------------------------------------
 
     def pieces(
-        self, family: Family, inputs: InputSet, method: str, optimiser: OptimiserOptions, tighten: bool = True
+        self,
+        family: Family,
+        inputs: InputSet,
+        method: str,
+        optimiser: OptimiserOptions,
+        tighten: Deadline | None = None,
     ) -> list[Piece]:
-        """One piece for every part of `inputs` and clause (restricted family: item i is part i)."""
+        """One piece for every part of `inputs` and clause (restricted family: item i is part i).
+
+        `tighten`: until when bounds of hidden layers may be improved for parts that are not settled; None: not at all.
+        """
         problem = family.problem.with_inputs(inputs)
         bounds = preactivations(problem, self.options.bounding)
 
@@ -105,8 +117,8 @@ class Expander:
 
         found = optimise(problem, bounds, self.rows, self.offset, settled, optimiser, expired=self.deadline.expired)
         self._count("subproblems", problem.parts)
-        if tighten:
-            bounds, found = self._tightened(problem, bounds, found, settled)
+        if tighten is not None:
+            bounds, found = self._tightened(problem, bounds, found, settled, tighten)
         restricted = family.footprint is not None
         pieces: list[Piece] = []
         for clause in range(self.rows.shape[0]):
@@ -121,11 +133,19 @@ class Expander:
             )
         return pieces
 
+    def share(self) -> Deadline:
+        """The time that tightening first pieces may take."""
+        return self.deadline.within(self.options.tighten_share * self.deadline.remaining())
+
     def _tightened(
-        self, problem: Problem, bounds: dict[int, Interval], found: ObjectiveBound, settled: Callable[[Tensor], Tensor]
+        self,
+        problem: Problem,
+        bounds: dict[int, Interval],
+        found: ObjectiveBound,
+        settled: Callable[[Tensor], Tensor],
+        share: Deadline,
     ) -> tuple[dict[int, Interval], ObjectiveBound]:
         """Better bounds of hidden layers, by optimised slopes, for parts that are not settled, while time allows."""
-        share = self.deadline.within(self.options.tighten_share * self.deadline.remaining())
         tight = replace(self.options.bounding, slope_steps=self.options.tighten_steps)
         still = (~settled(found.lower)).nonzero().flatten()
         still = still[found.lower[still].amin(1).argsort()]  # the furthest from proof gain most of it
@@ -154,49 +174,83 @@ class Expander:
             self._count("tightened", len(chunk))
         return bounds, found
 
-    def member_pieces(self, members: PerturbationSet, method: str) -> list[Piece]:
-        """Pieces of sets with one member each, on restricted networks where those are cheaper."""
-        if self.stages is None:
-            return self.pieces(self.whole, members, method, OptimiserOptions(steps=0))
-        moved = (members.hull()[1] > members.hull()[0]).flatten(1)
-        prints = footprints(self.stages, moved)
-        own, complete = costs(self.stages, prints)
-        if own > complete // 2:
-            return self.pieces(self.whole, members, method, self.options.root)
-        pieces: list[Piece] = []
-        hard = []
-        reached = torch.zeros(members.parts, dtype=torch.bool)
-        for items, family in self._families(members, prints, self.options.screen_memory):
-            found = self.pieces(family, family.problem.inputs, method, OptimiserOptions(steps=0), tighten=False)
-            still = {p.item for p in found if p.lower <= self.target}
-            pieces += [p for p in found if p.item not in still]
-            hard += items[sorted(still)].tolist()
-            reached[items] = True
-            self._count("members bounded", len(items))
+    def member_pieces(self, members: PerturbationSet, method: str) -> list[Piece] | None:
+        """Pieces of sets with one member each, on restricted networks where those are cheaper.
+
+        None where members are too many to be bounded one by one on the whole network.
+        """
+        prints, own = None, 0
+        if self.stages is not None:
+            prints = footprints(self.stages, (members.hull()[1] > members.hull()[0]).flatten(1))
+            own, complete = costs(self.stages, prints)
+            if own > _DENSE_PAYS * complete:
+                prints = None
+        if prints is None and members.parts > self.options.few_members:
+            return None
+        # One cheap pass over all; then more effort for those it does not settle, side by side.
+        quick = OptimiserOptions(steps=0) if prints is not None else self.options.root
+        bounded = self._members_bounded(members, prints, self.options.screen_memory, method, quick, None, False)
+        self._count("members bounded", len(bounded))
+        open_ = [m for m, pieces in bounded.items() if any(p.lower <= self.target for p in pieces)]
+        hard = torch.tensor(sorted(open_, key=lambda m: min(p.lower for p in bounded[m])), dtype=torch.int64)
+        if len(hard):
+            # Pieces of a batch with matrices of their own each need a copy; large ones are better shared, so that a
+            # batch is of one member.
+            apart = prints is not None and 8 * own * _COPIES > self.options.family_memory
+            again = prints and {key: footprint.select(hard) for key, footprint in prints.items()}
+            better = self._members_bounded(
+                members.select(hard), again, self.options.family_memory, method, self.options.root, self.share(), apart
+            )
+            bounded |= {int(hard[m]): pieces for m, pieces in better.items()}
+        found = [piece for pieces in bounded.values() for piece in pieces]
+        missing = next((m for m in range(members.parts) if m not in bounded), None)
+        if missing is not None:
+            # Stands for all members that time did not reach: without a bound, nothing is proved.
+            one = members.select(torch.tensor([missing]))
+            found.append(Piece(self.whole, 0, one, {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method))
+        return found
+
+    def _members_bounded(
+        self,
+        members: PerturbationSet,
+        prints: dict[int | None, Footprint] | None,
+        memory_bytes: int,
+        method: str,
+        optimiser: OptimiserOptions,
+        tighten: Deadline | None,
+        apart: bool,
+    ) -> dict[int, list[Piece]]:
+        """The pieces of every member that time allows, batch by batch."""
+        bounded: dict[int, list[Piece]] = {}
+        for items, family, inputs in self._families(members, prints, memory_bytes, apart):
+            found = self.pieces(family, inputs, method, optimiser, tighten)
+            for k, piece in enumerate(found):  # clause by clause, within a clause member by member
+                bounded.setdefault(int(items[k % len(items)]), []).append(piece)
             if self.deadline.expired() or self.witness.found:
                 break
-        # Members that one pass does not settle start again, side by side, with more effort.
-        left = torch.cat([torch.tensor(hard, dtype=torch.int64), (~reached).nonzero().flatten()])
-        if len(left) and self.deadline.expired():
-            return [*pieces, self._unbounded(members.select(left[:1]), method)]
-        if len(left):
-            again = {key: footprint.select(left) for key, footprint in prints.items()}
-            for _, family in self._families(members.select(left), again, self.options.family_memory):
-                pieces += self.pieces(family, family.problem.inputs, method, self.options.root)
-        return pieces
+        return bounded
 
     def _families(
-        self, members: PerturbationSet, prints: dict[int | None, Footprint], memory_bytes: int
-    ) -> Iterator[tuple[Tensor, Family]]:
-        """The members on restricted networks, batch by batch, and their indices."""
-        assert self.stages is not None
+        self,
+        members: PerturbationSet,
+        prints: dict[int | None, Footprint] | None,
+        memory_bytes: int,
+        apart: bool,
+    ) -> Iterator[tuple[Tensor, Family, InputSet]]:
+        """Batches of members: their indices, their networks, their sets. `apart`: restricted members one by one."""
+        if prints is None or self.stages is None:
+            for items in torch.split(torch.arange(members.parts), _WHOLE_AT_ONCE):
+                yield items, self.whole, members.select(items)
+            return
         problem = self.whole.problem.with_inputs(members)
         for items, restricted in restrict(self.stages, problem, prints, memory_bytes):
-            yield items, Family(restricted, self.whole.whole, prints[0].select(items), members.select(items))
-
-    def _unbounded(self, member: PerturbationSet, method: str) -> Piece:
-        """Stands for members that time did not reach: without a bound, nothing is proved."""
-        return Piece(self.whole, 0, member, {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method)
+            if not apart:
+                family = Family(restricted, self.whole.whole, prints[0].select(items), members.select(items))
+                yield items, family, restricted.inputs
+                continue
+            for i, item in enumerate(torch.split(items, 1)):
+                one = restricted.select(torch.tensor([i])).alone()
+                yield item, Family(one, self.whole.whole, prints[0].select(item), members.select(item)), one.inputs
 
     # --- expansion ------------------------------------------------------------------------------------------
 

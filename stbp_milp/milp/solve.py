@@ -7,11 +7,11 @@ only after the original model and the set agree on it.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from solvers import Preference, Solution, SolveLimits, Termination, choose
+from solvers import Preference, Solution, SolveLimits, Termination, choose, scaled
 from stbp_milp.errors import SoundnessError
 from stbp_milp.milp.encode import Encoded
 from stbp_milp.milp.points import complete, extract
@@ -71,9 +71,11 @@ def minimum(
     if not program.variables:
         solution, solver = _constant(encoded), "none"
     else:
-        backend = choose(program, preference)
-        point = None if start is None else complete(encoded, start)
-        solution, solver = backend.solve(program, limits, point), backend.name
+        backend, moderate = choose(program, preference), scaled(program)
+        point = None if start is None else moderate.start(complete(encoded, start))
+        solution, solver = backend.solve(moderate.program, limits, point), backend.name
+        if solution.point is not None:
+            solution = replace(solution, point=moderate.point(solution.point))
     if solution.termination is Termination.INFEASIBLE and not encoded.split:
         raise SoundnessError(
             f"{solver} finds no input in the region although no phase was fixed; a bound handed to it must be wrong, "

@@ -96,16 +96,19 @@ class Search(Generic[N]):
 
 
 def best_first(
-    search: Search[N], expand: Callable[[list[N]], Expansion[N]], batch: int, expired: Callable[[], bool]
+    search: Search[N], expand: Callable[[list[N]], Expansion[N]], batch: Callable[[], int], expired: Callable[[], bool]
 ) -> SearchEnd:
     """Expand until all nodes are closed, nothing can be split, time is up or the expansion stops it.
+
+    Args:
+        batch: how many nodes to expand next.
 
     An expansion that runs out of time may return its nodes as children, with the bounds they had.
     """
     while search.open:
         if expired():
             return SearchEnd.EXPIRED
-        expansion = expand(search.take(batch))
+        expansion = expand(search.take(batch()))
         search.add(expansion.children)
         search.given_up.extend(expansion.given_up)
         if expansion.stop:

@@ -1,0 +1,232 @@
+"""Pieces of a branch and bound: no clip of the set is lost, and no piece's bound exceeds the margin of its clips.
+
+By hand first: f = relu(x0 - x1) + 0.25 on two frames of one pixel, radius 0.5. Split at the ReLU, the active piece has
+f = z + 0.25 with z >= 0, the inactive one f = 0.25: both bounds are 0.25, where the triangle alone says -0.25 with the
+lower slope 1/2.
+"""
+
+from __future__ import annotations
+
+import enumeration
+import micro_instances
+import numpy as np
+import pytest
+import torch
+from enumeration import SETS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_verify import Difference, micro_module, micro_query
+from torch import Tensor, nn
+
+from stbp_milp.bounds.objective import Duals, bound_once
+from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
+from stbp_milp.bounds.problem import Problem
+from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece
+from stbp_milp.branching.choose import choose, split_phase
+from stbp_milp.branching.exact import ProgramOptions, solve_piece
+from stbp_milp.branching.piece import Batch, stack
+from stbp_milp.milp import PROOF_MARGIN, InputRegion, encode, minimum
+from stbp_milp.network.model import load_model
+from stbp_milp.network.normal_form import normal_form
+from stbp_milp.network.torch_reader import read_module
+from stbp_milp.properties import same_class
+from stbp_milp.query import Query
+from stbp_milp.search import Deadline
+from stbp_milp.sets import Patch, PerturbationSet, SetSpecification, VoxelBox
+from solvers import SolveLimits
+
+seeds = st.integers(0, 10**6)
+each_set = pytest.mark.parametrize("text", SETS)
+ROUNDING = 1e-9
+
+
+class Nobody:
+    """A witness that finds nothing, so that a tree grows to its leaves; it keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.found = False
+        self.shown: list[Tensor] = []
+
+    def __call__(self, clips: Tensor, stage: str) -> None:
+        self.shown.append(clips)
+
+
+def expander(query: Query, target: float, **options: object) -> tuple[Expander, Nobody]:
+    network, perturbation = query.model.network, query.set.build(query.clip)
+    family = Family(Problem.of(network, perturbation), perturbation)
+    rows, offset = query.property.forms()
+    witness = Nobody()
+    chosen = ExpanderOptions(width=2, **options)  # type: ignore[arg-type]
+    stages = normal_form(network)
+    return Expander(family, rows, offset, target, chosen, Deadline.after(60.0), witness, stages), witness
+
+
+def test_by_hand() -> None:
+    clip = torch.full((1, 2, 1, 1), 0.5, dtype=torch.float64)
+    query = Query(load_model(Difference(0.25), clip.shape), clip, SetSpecification("everywhere", 0.5), same_class(0, 2))
+    expand, _ = expander(query, 1.0)
+    batch = stack(expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root, tighten=False))
+    (relu,) = query.model.network.relus
+    half = Duals({relu: torch.full((1, 1, 1, 1, 1, 1), 0.5).double()})
+    rows, offset = query.property.forms()
+    assert bound_once(batch.problem, batch.bounds, rows, offset, half).lower.item() == pytest.approx(-0.25)
+    for sign in (1.0, -1.0):
+        child = split_phase(batch, torch.tensor([relu]), torch.tensor([0]), sign)
+        multipliers = Duals({}, {relu: torch.full((1, 1, 1, 1, 1, 1), 1.0 if sign > 0 else 0.0).double()})
+        assert bound_once(child.problem, child.bounds, rows, offset, multipliers, child.phases).lower.item() == pytest.approx(0.25)
+
+
+def holds(piece: Piece, clips: Tensor) -> Tensor:
+    """Which clips `(B, C, T, H, W)` lie in the piece: in its part of the set, with the signs of its phases."""
+    family = piece.family
+    problem = family.problem.select(torch.tensor([piece.item])) if family.footprint is not None else family.problem
+    if family.footprint is None:
+        assert isinstance(piece.inputs, PerturbationSet)
+        inside, inputs = piece.inputs.contains(clips), clips
+    else:
+        assert family.members is not None
+        inside = family.members.select(torch.tensor([piece.item])).contains(clips)
+        index, valid = family.footprint.index[piece.item], family.footprint.valid[piece.item]
+        inputs = torch.where(valid, clips.flatten(1)[:, index], 0.0)
+    values = [problem.network.values(i.unsqueeze(0)) for i in inputs]
+    for relu, phase in piece.phases.items():
+        operand = torch.cat([v[problem.network.nodes[relu].inputs[0]] for v in values])
+        inside = inside & (phase * operand >= 0).flatten(1).all(1)
+    return inside
+
+
+def sampled(query: Query, seed: int) -> Tensor:
+    """Clips of the set, corners for the margin's gradient among them."""
+    perturbation = query.set.build(query.clip)
+    generator = torch.Generator().manual_seed(seed)
+    forms = torch.randn(1, 20, *query.clip.shape, generator=generator, dtype=torch.float64)
+    centre = perturbation.centre.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(query.property.margin(query.model.network(centre)).sum(), centre)
+    corners = perturbation.maximiser(torch.cat([forms, -slope.unsqueeze(1)], 1))[0]
+    return torch.cat([perturbation.sample(20, generator), corners.clamp(perturbation.lower, perturbation.upper)])
+
+
+@pytest.mark.parametrize("few", [0, 64])
+@each_set
+@given(seed=seeds, epsilon=st.sampled_from([0.2, 1.0]))
+@settings(max_examples=4)
+def test_no_clip_is_lost_and_every_bound_holds(text: str, few: int, seed: int, epsilon: float) -> None:
+    """Grown for some rounds with a target that nothing reaches: leaves cover the set, clause by clause."""
+    query = micro_query(text, "class", seed, epsilon)
+    expand, witness = expander(query, 1e9, few_members=few)
+    clips = sampled(query, seed)
+    outputs = query.model.network(clips)
+    values = query.property.clause_bounds(outputs @ query.property.rows.T + query.property.offset)
+    leaves = expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root)
+    if isinstance(expand.whole.whole.choice, Patch) and seed % 2:
+        whole = expand.whole.whole
+        alone = PerturbationSet(whole.clip, whole.lower, whole.upper, whole.choice.singletons())  # type: ignore[attr-defined]
+        leaves = expand.member_pieces(alone, "split") or leaves
+    random = np.random.default_rng(seed)
+    finished: list[Piece] = []
+    for _ in range(5):
+        check(leaves + finished, clips, values)
+        if not leaves:
+            break
+        chosen = leaves[int(random.integers(len(leaves)))]
+        taken = [p for p in leaves if p.group == chosen.group][:4]
+        expansion = expand(taken)
+        parents = {id(p) for p in taken}
+        leaves = [p for p in leaves if id(p) not in parents] + list(expansion.children)
+        finished += expansion.given_up
+    whole = expand.whole.whole
+    assert all(bool(whole.contains(shown.clamp(whole.lower, whole.upper)).all()) for shown in witness.shown)
+
+
+def check(pieces: list[Piece], clips: Tensor, values: Tensor) -> None:
+    covered = torch.zeros_like(values, dtype=torch.bool)
+    for piece in pieces:
+        inside = holds(piece, clips)
+        covered[:, piece.clause] |= inside
+        if bool(inside.any()):
+            assert piece.lower <= float(values[inside, piece.clause].min()) + ROUNDING
+    assert bool(covered.all())
+
+
+@pytest.mark.parametrize("solver", ["scip", "highs"])
+@each_set
+@given(seed=seeds)
+@settings(max_examples=3)
+def test_the_program_of_a_piece_is_exact(text: str, solver: str, seed: int) -> None:
+    """Roots, and children of a ReLU split: their smaller optimum is the root's."""
+    query = micro_query(text, "two classes", seed, 0.3)
+    expand, _ = expander(query, 1e9, few_members=0)
+    (root,) = expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root)
+    options, stages = ProgramOptions(solver), normal_form(query.model.network)  # type: ignore[arg-type]
+
+    def solved(piece: Piece) -> tuple[float, Tensor | None]:
+        return solve_piece(piece, stages, query.property.rows, query.property.offset, options, Deadline.after(20.0))
+
+    exact = micro_instances.whole_minimum(query, "highs").upper
+    bound, candidate = solved(root)
+    # The run stops once the sign is settled, so the bound may be below the optimum, the candidate above.
+    assert bound <= exact + 1e-5
+    assert bound > PROOF_MARGIN or candidate is not None
+    if candidate is not None:
+        assert micro_instances.margin(query, candidate) >= exact - 1e-5
+        inside = root.inputs
+        assert isinstance(inside, PerturbationSet)
+        assert bool(inside.contains(candidate.unsqueeze(0)).all())
+    assert (bound > PROOF_MARGIN) == (exact > PROOF_MARGIN) or abs(exact) < 3 * PROOF_MARGIN
+    children = expand([root]).children
+    if children and min(len(c.phases) for c in children):
+        assert (min(solved(c)[0] for c in children) > PROOF_MARGIN) == (exact > PROOF_MARGIN) or abs(exact) < 3 * PROOF_MARGIN
+
+
+@given(seed=seeds, text=st.sampled_from(SETS))
+def test_an_undecided_neuron_is_chosen(seed: int, text: str) -> None:
+    query = micro_query(text, "class", seed, 0.5)
+    expand, _ = expander(query, 1e9)
+    batch = stack(expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root))
+    found = bound_once(batch.problem, batch.bounds, *expand._forms(batch.clause), batch.duals, batch.phases)
+    for width in (1, 3):
+        choice = choose(batch, found, expand._forms, width)
+        for i in choice.exists.nonzero().flatten().tolist():
+            own = batch.bounds[int(choice.relu[i])].select(torch.tensor([i]))
+            at = int(choice.neuron[i])
+            assert own.lower.flatten()[at] < 0 < own.upper.flatten()[at]
+
+
+@pytest.mark.parametrize(("layer", "scale"), [("first", 1e-6), ("first", 1e6), ("first", 1e7), ("last", 1e6)])
+@pytest.mark.parametrize("solver", ["scip", "gurobi", "highs"])
+def test_dual_bounds_of_badly_scaled_networks_prove_nothing_false(layer: str, scale: float, solver: str) -> None:
+    """Activations in the millions (seen: dual bounds 0.5 above the margin of a clip, before columns were scaled)."""
+    for seed in range(12):
+        text = ["everywhere", "window:2", "patch:2x1@2", "any-frames:1"][seed % 4]
+        clip = enumeration.random_clip(seed, 1, (3, 3, 3))
+        module = micro_module(seed, 2)
+        with torch.no_grad():
+            first, last = module[0], module[-1]
+            if layer == "first":
+                first.weight *= scale
+                first.bias *= scale
+                for middle in [m for m in module[3:-1] if isinstance(m, nn.Linear)]:
+                    middle.bias *= scale
+                last.weight /= scale
+            else:
+                last.weight *= scale
+                last.bias *= scale
+        query = Query(load_model(module, clip.shape), clip, SetSpecification(text, 0.4), same_class(seed % 2, 2))
+        region = InputRegion.of(query.set.build(clip))
+        encoded = encode(normal_form(query.model.network), region, {}, query.property.rows.numpy(), query.property.offset.numpy())
+        result = minimum(encoded, solver, SolveLimits(20.0))  # type: ignore[arg-type]
+        assert result.candidate is not None
+        seen = micro_instances.margin(query, torch.from_numpy(result.candidate))
+        assert result.dual_bound <= seen + 1e-6 * (1 + abs(seen))
+
+
+def test_stacked_pieces_keep_their_order() -> None:
+    net = read_module(micro_module(1, 3), (1, 3, 3, 3))
+    clip = enumeration.random_clip(1, 1, (3, 3, 3)).unsqueeze(0)
+    box = VoxelBox(clip, clip - 0.1, clip + 0.1)
+    problem = Problem.of(net, box)
+    bounds = preactivations(problem, BoundingOptions())
+    batch = Batch(problem, bounds, {}, torch.tensor([0]), torch.tensor([-1.0]).double(), Duals())
+    both = batch.select(torch.tensor([0, 0]))
+    assert both.clause.tolist() == [0, 0]
+    assert all(torch.equal(both.bounds[r].lower[0], both.bounds[r].lower[1]) for r in net.relus)
