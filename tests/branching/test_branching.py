@@ -65,7 +65,7 @@ def test_by_hand() -> None:
     clip = torch.full((1, 2, 1, 1), 0.5, dtype=torch.float64)
     query = Query(load_model(Difference(0.25), clip.shape), clip, SetSpecification("everywhere", 0.5), same_class(0, 2))
     expand, _ = expander(query, 1.0)
-    batch = stack(expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root, tighten=False))
+    batch = stack(expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root))
     (relu,) = query.model.network.relus
     half = Duals({relu: torch.full((1, 1, 1, 1, 1, 1), 0.5).double()})
     rows, offset = query.property.forms()
@@ -106,14 +106,17 @@ def sampled(query: Query, seed: int) -> Tensor:
     return torch.cat([perturbation.sample(20, generator), corners.clamp(perturbation.lower, perturbation.upper)])
 
 
-@pytest.mark.parametrize("few", [0, 64])
+@pytest.mark.parametrize("few", [1, 64])
 @each_set
 @given(seed=seeds, epsilon=st.sampled_from([0.2, 1.0]))
 @settings(max_examples=4)
 def test_no_clip_is_lost_and_every_bound_holds(text: str, few: int, seed: int, epsilon: float) -> None:
-    """Grown for some rounds with a target that nothing reaches: leaves cover the set, clause by clause."""
+    """Grown for some rounds with a target that nothing exceeds: leaves cover the set, clause by clause.
+
+    Closed pieces forget their phases, so none may close here, not even those without any input (bound infinity).
+    """
     query = micro_query(text, "class", seed, epsilon)
-    expand, witness = expander(query, 1e9, few_members=few)
+    expand, witness = expander(query, float("inf"), few_members=few)
     clips = sampled(query, seed)
     outputs = query.model.network(clips)
     values = query.property.clause_bounds(outputs @ query.property.rows.T + query.property.offset)
@@ -155,7 +158,7 @@ def check(pieces: list[Piece], clips: Tensor, values: Tensor) -> None:
 def test_the_program_of_a_piece_is_exact(text: str, solver: str, seed: int) -> None:
     """Roots, and children of a ReLU split: their smaller optimum is the root's."""
     query = micro_query(text, "two classes", seed, 0.3)
-    expand, _ = expander(query, 1e9, few_members=0)
+    expand, _ = expander(query, 1e9, few_members=1)
     (root,) = expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root)
     options, stages = ProgramOptions(solver), normal_form(query.model.network)  # type: ignore[arg-type]
 

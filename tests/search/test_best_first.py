@@ -61,7 +61,7 @@ any_values = st.lists(st.integers(-5, 20), min_size=1, max_size=30).map(tuple)
 def test_by_hand() -> None:
     search, closed = searched((5, 1, 4))
     assert search.lower() == -1.0
-    assert best_first(search, expand, 1, never) is SearchEnd.CLOSED
+    assert best_first(search, expand, lambda: 1, never) is SearchEnd.CLOSED
     assert sorted((n.first, n.last) for n in closed) == [(0, 0), (1, 1), (2, 2)]
     assert search.lower() == float("inf")
 
@@ -69,7 +69,7 @@ def test_by_hand() -> None:
 @given(values=positive, batch=st.integers(1, 5), groups=st.integers(1, 3))
 def test_closes_everything_and_closed_nodes_cover(values: tuple[int, ...], batch: int, groups: int) -> None:
     search, closed = searched(values, groups)
-    assert best_first(search, expand, batch, never) is SearchEnd.CLOSED
+    assert best_first(search, expand, lambda: batch, never) is SearchEnd.CLOSED
     covered = sorted((n.group, i) for n in closed for i in range(n.first, n.last + 1))
     assert covered == [(g, i) for g in range(groups) for i in range(len(values))]
     assert all(n.lower > 0 for n in closed)
@@ -79,7 +79,7 @@ def test_closes_everything_and_closed_nodes_cover(values: tuple[int, ...], batch
 @given(values=any_values, batch=st.integers(1, 5), groups=st.integers(1, 3))
 def test_what_cannot_be_split_is_given_up_with_its_bound(values: tuple[int, ...], batch: int, groups: int) -> None:
     search, closed = searched(values, groups)
-    end = best_first(search, expand, batch, never)
+    end = best_first(search, expand, lambda: batch, never)
     assert end is (SearchEnd.GIVEN_UP if min(values) <= 0 else SearchEnd.CLOSED)
     if min(values) <= 0:
         assert search.lower() == min(values)
@@ -98,7 +98,7 @@ def test_out_of_time_leaves_a_valid_bound(values: tuple[int, ...], batch: int, s
         calls += 1
         return expand(nodes)
 
-    end = best_first(search, counted, batch, lambda: calls >= steps)
+    end = best_first(search, counted, lambda: batch, lambda: calls >= steps)
     assert calls <= steps
     least = min([search.lower(), *(n.lower for n in closed)])
     assert least <= min(values)
@@ -119,7 +119,7 @@ def test_during_an_expansion_the_nodes_taken_are_not_in_the_search(values: tuple
         bounds.append(everything)
         return expand(nodes)
 
-    best_first(search, watched, batch, never)
+    best_first(search, watched, lambda: batch, never)
     assert bounds == sorted(bounds)
 
 
@@ -131,7 +131,7 @@ def test_stop_ends_the_search_at_once() -> None:
         calls.append(nodes)
         return replace(expand(nodes), stop=True)
 
-    assert best_first(search, stop, 1, never) is SearchEnd.STOPPED
+    assert best_first(search, stop, lambda: 1, never) is SearchEnd.STOPPED
     assert len(calls) == 1
     assert search.open  # the children are in the search
 
@@ -146,7 +146,7 @@ def test_batches_hold_one_group_and_the_least_bounds_first(values: tuple[int, ..
         assert [n.lower for n in nodes] == sorted(n.lower for n in nodes)
         return expand(nodes)
 
-    best_first(search, checked, batch, never)
+    best_first(search, checked, lambda: batch, never)
 
 
 def test_nodes_of_other_groups_are_not_lost() -> None:
@@ -158,9 +158,9 @@ def test_nodes_of_other_groups_are_not_lost() -> None:
 
 def test_nothing_to_do_is_closed() -> None:
     search: Search[Span] = Search(0.0, lambda node: None)
-    assert best_first(search, expand, 1, never) is SearchEnd.CLOSED
+    assert best_first(search, expand, lambda: 1, never) is SearchEnd.CLOSED
     search.add([Span((7,), 0, 0)])
-    assert best_first(search, expand, 1, lambda: True) is SearchEnd.CLOSED
+    assert best_first(search, expand, lambda: 1, lambda: True) is SearchEnd.CLOSED
 
 
 def test_a_bound_equal_to_the_target_is_open() -> None:
