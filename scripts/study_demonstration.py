@@ -44,8 +44,9 @@ FIELDS = ("set", "factor", "clip", "epsilon", *METHODS, "verdict", "lower", "upp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where video.onnx and video_clips.npz are")
     parser.add_argument("--clips", type=int, default=10)
-    parser.add_argument("--factors", default="0.5,0.75,1.0", help="budgets, as multiples of the radius where attacks begin")
+    parser.add_argument("--factors", default="0.5,0.75,1.0", help="budgets, as multiples of where attacks begin")
     parser.add_argument("--sets", default=";".join(SETS), help="separated by semicolons")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds an instance")
     parser.add_argument("--threads", type=int, default=2)
@@ -54,8 +55,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     configuration = Configuration(timeout=arguments.timeout, threads=arguments.threads, solver=arguments.solver)
-    model = load_model(FOLDER / "video.onnx")
-    content = np.load(FOLDER / "video_clips.npz")
+    model = load_model(arguments.folder / "video.onnx")
+    content = np.load(arguments.folder / "video_clips.npz")
     path = arguments.out.with_suffix(".csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = _read(path)

@@ -26,7 +26,9 @@ def test_oracle_by_hand() -> None:
     b.add("y", ReLU(), "z")
     net = b.build(b.add("out", Linear(torch.tensor([[1.0, -1.0]]).double(), torch.zeros(1).double()), "y"))
     positive = Property(torch.ones(1, 1).double(), torch.zeros(1).double(), ((0,),), "positive")
-    found = micro_instances.box_minimum(net, positive, torch.tensor([0.0, 0.2]).double(), torch.tensor([1.0, 0.5]).double())
+    found = micro_instances.box_minimum(
+        net, positive, torch.tensor([0.0, 0.2]).double(), torch.tensor([1.0, 0.5]).double()
+    )
     assert found.lower == pytest.approx(-0.5, abs=1e-6)
     assert found.upper == pytest.approx(-0.5, abs=1e-6)
 

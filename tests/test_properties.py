@@ -17,7 +17,9 @@ from stbp_milp.properties import Property, same_class, top_k, within_tolerance
 seeds = st.integers(0, 10**6)
 
 
-@pytest.mark.parametrize(("label", "k", "margin"), [(0, 1, 1.0), (2, 2, 1.0), (1, 1, -2.0), (2, 1, -1.0), (1, 2, -1.0), (0, 2, 2.0)])
+@pytest.mark.parametrize(
+    ("label", "k", "margin"), [(0, 1, 1.0), (2, 2, 1.0), (1, 1, -2.0), (2, 1, -1.0), (1, 2, -1.0), (0, 2, 2.0)]
+)
 def test_by_hand(label: int, k: int, margin: float) -> None:
     assert top_k(label, k, 3).margin(torch.tensor([[3.0, 1.0, 2.0]])).item() == margin
 

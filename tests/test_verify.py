@@ -71,7 +71,9 @@ GREY = torch.full((1, 2, 1, 1), 0.5)
 
 @pytest.mark.parametrize("solver", ["scip", "highs", "none"])
 def test_by_hand(solver: str) -> None:
-    settled = verify_clip(Difference(0.25), GREY, "everywhere", 0.5, label=0, configuration=configuration(solver=solver))
+    settled = verify_clip(
+        Difference(0.25), GREY, "everywhere", 0.5, label=0, configuration=configuration(solver=solver)
+    )
     assert isinstance(settled.verdict, Verified)
     assert 0 < settled.lower <= 0.25 + SLACK
     assert settled.upper == pytest.approx(0.25)
@@ -79,7 +81,15 @@ def test_by_hand(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", ["scip", "none"])
-@pytest.mark.parametrize(("text", "word"), [("any-frames:1", "verified"), ("any-frames:2", "falsified"), ("everywhere", "falsified"), ("patch-at:1,0,0:1x1@1", "verified")])
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("any-frames:1", "verified"),
+        ("any-frames:2", "falsified"),
+        ("everywhere", "falsified"),
+        ("patch-at:1,0,0:1x1@1", "verified"),
+    ],
+)
 def test_without_relus(text: str, word: str, solver: str) -> None:
     outcome = verify_clip(Sum(), GREY, text, 0.2, configuration=configuration(solver=solver))
     assert outcome.word == word
@@ -203,11 +213,21 @@ def test_scores_of_any_magnitude(text: str, scale: float, seed: int) -> None:
 def slow_query(epsilon: float = 0.3) -> Query:
     torch.manual_seed(1)
     module = nn.Sequential(
-        nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 2 * 3 * 3, 3)
+        nn.Conv3d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv3d(8, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 2 * 3 * 3, 3),
     ).eval()
     clip = enumeration.random_clip(1, 1, (6, 8, 8))
     model = load_model(module, clip.shape)
-    return Query(model, clip, SetSpecification("moving-patch:3x3@3", epsilon), same_class(int(model.network(clip.unsqueeze(0)).argmax()), 3))
+    return Query(
+        model,
+        clip,
+        SetSpecification("moving-patch:3x3@3", epsilon),
+        same_class(int(model.network(clip.unsqueeze(0)).argmax()), 3),
+    )
 
 
 @pytest.mark.parametrize("solver", ["scip", "none"])
@@ -235,7 +255,12 @@ def test_no_time_at_all_is_unknown() -> None:
 def test_one_seed_one_outcome(text: str) -> None:
     query = micro_query(text, "class", 5, 0.15)
     first, second = (verify(query, configuration(seed=4)) for _ in range(2))
-    assert (first.word, first.decided_by, first.lower, first.upper) == (second.word, second.decided_by, second.lower, second.upper)
+    assert (first.word, first.decided_by, first.lower, first.upper) == (
+        second.word,
+        second.decided_by,
+        second.lower,
+        second.upper,
+    )
     assert first.counts == second.counts
     if isinstance(first.verdict, Falsified) and isinstance(second.verdict, Falsified):
         assert torch.equal(first.verdict.counterexample.clip, second.verdict.counterexample.clip)
@@ -269,9 +294,13 @@ def test_radius_zero_and_a_margin_within_rounding() -> None:
 
 
 def test_a_module_in_training_mode_is_left_alone() -> None:
-    module = nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 2)).train()
+    module = nn.Sequential(
+        nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 2)
+    ).train()
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    outcome = verify_clip(module, np.random.default_rng(0).random((1, 3, 3, 3)), "window:1", 0.02, configuration=configuration())
+    outcome = verify_clip(
+        module, np.random.default_rng(0).random((1, 3, 3, 3)), "window:1", 0.02, configuration=configuration()
+    )
     assert outcome.word in ("verified", "falsified")
     assert module.training
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())

@@ -34,7 +34,10 @@ ROWS, OFFSET = PROPERTY.forms()
 ROUNDING = 1e-11
 
 
-@pytest.mark.parametrize(("slope", "multiplier", "expected"), [(0.0, 0.0, 0.5), (0.25, 0.0, 0.25), (1.0, 0.0, -0.5), (1.0, 1.0, 0.5), (1.0, 0.5, 0.0)])
+@pytest.mark.parametrize(
+    ("slope", "multiplier", "expected"),
+    [(0.0, 0.0, 0.5), (0.25, 0.0, 0.25), (1.0, 0.0, -0.5), (1.0, 1.0, 0.5), (1.0, 0.5, 0.0)],
+)
 def test_by_hand(slope: float, multiplier: float, expected: float) -> None:
     b = NetworkBuilder((2,))
     b.add("z", Linear(torch.tensor([[1.0, -1.0]]).double(), torch.zeros(1).double()), "input")
@@ -127,14 +130,17 @@ def test_any_slopes_multipliers_and_phases(body: str, text: str, seed: int, deci
         phase.view(-1)[chosen] = torch.where(seen[relu][0, 0].flatten()[chosen] >= 0, 1.0, -1.0).double()
         phases[relu] = phase
         known[relu] = Interval(
-            torch.where(phase > 0, own.lower.clamp(min=0), own.lower), torch.where(phase < 0, own.upper.clamp(max=0), own.upper)
+            torch.where(phase > 0, own.lower.clamp(min=0), own.lower),
+            torch.where(phase < 0, own.upper.clamp(max=0), own.upper),
         )
         satisfying &= (phase * seen[relu][0] >= 0).flatten(1).all(1)
     assert bool(satisfying[0])
     known = preactivations(problem, BoundingOptions(), known)
     assert escape(known, {relu: s[:, satisfying] for relu, s in seen.items()}) <= ROUNDING
     m = ROWS.shape[0]
-    slopes = {r: torch.rand(1, m, *b.lower.shape[1:], generator=generator, dtype=torch.float64) for r, b in known.items()}
+    slopes = {
+        r: torch.rand(1, m, *b.lower.shape[1:], generator=generator, dtype=torch.float64) for r, b in known.items()
+    }
     multipliers = {
         r: 3 * torch.rand(1, m, *b.lower.shape[1:], generator=generator, dtype=torch.float64) for r, b in known.items()
     }

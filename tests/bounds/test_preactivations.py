@@ -130,8 +130,12 @@ def test_affine_operands_are_exact(body: str, text: str, seed: int) -> None:
                 continue
             flat = values[operand].flatten(1)
             rows = (flat[1:] - flat[0]).T.reshape(1, -1, *net.input_shape).expand(inputs.parts, -1, -1, -1, -1, -1)
-            torch.testing.assert_close(bounds[relu].upper.flatten(1), support(inputs, rows) + flat[0], rtol=1e-10, atol=1e-10)
-            torch.testing.assert_close(bounds[relu].lower.flatten(1), -support(inputs, -rows) + flat[0], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                bounds[relu].upper.flatten(1), support(inputs, rows) + flat[0], rtol=1e-10, atol=1e-10
+            )
+            torch.testing.assert_close(
+                bounds[relu].lower.flatten(1), -support(inputs, -rows) + flat[0], rtol=1e-10, atol=1e-10
+            )
 
 
 @each_set
@@ -154,7 +158,9 @@ def test_what_is_known_is_never_lost(body: str, text: str, seed: int) -> None:
     assert escape(bounds, operands(problem, members_of(children, seed))) <= ROUNDING
     last = net.relus[-1]
     kept = preactivations(problem, METHODS["backward"], bounds, fresh_from=last + 1)
-    assert all(torch.equal(kept[r].lower, bounds[r].lower) and torch.equal(kept[r].upper, bounds[r].upper) for r in net.relus)
+    assert all(
+        torch.equal(kept[r].lower, bounds[r].lower) and torch.equal(kept[r].upper, bounds[r].upper) for r in net.relus
+    )
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -187,7 +193,12 @@ def test_contradicting_bounds_are_empty_and_rounding_is_not() -> None:
     bounds = preactivations(Problem.of(net, box), BoundingOptions())
     assert unstable_count(bounds, 1).tolist() == [1]
     relu = net.relus[0]
-    for lower, upper, expected in ((0.5, 0.4, True), (0.5, 0.5 - 1e-12, False), (1e9 + 1e-3, 1e9, False), (1e9, 1e8, True)):
+    for lower, upper, expected in (
+        (0.5, 0.4, True),
+        (0.5, 0.5 - 1e-12, False),
+        (1e9 + 1e-3, 1e9, False),
+        (1e9, 1e8, True),
+    ):
         crossed = dict(bounds) | {relu: Interval(torch.tensor([[lower]]).double(), torch.tensor([[upper]]).double())}
         assert empty(crossed, 1).tolist() == [expected]
 
@@ -216,9 +227,14 @@ def test_boxes_of_several_clips_in_one_batch(body: str, seed: int) -> None:
     clip = enumeration.random_clip(seed + 1, 1, (3, 4, 4))
     low, high = enumeration.radius(clip, 0.1)
     two = VoxelBox(clip.unsqueeze(0), low.unsqueeze(0), high.unsqueeze(0))
-    both = VoxelBox(*(torch.cat(pair) for pair in zip((one.centre, *one.hull()), (two.centre, two.lower, two.upper), strict=True)))
+    both = VoxelBox(
+        *(torch.cat(pair) for pair in zip((one.centre, *one.hull()), (two.centre, two.lower, two.upper), strict=True))
+    )
     together = preactivations(Problem.of(net, both), METHODS["backward"])
-    alone = [preactivations(Problem.of(net, hull_box(one)), METHODS["backward"]), preactivations(Problem.of(net, two), METHODS["backward"])]
+    alone = [
+        preactivations(Problem.of(net, hull_box(one)), METHODS["backward"]),
+        preactivations(Problem.of(net, two), METHODS["backward"]),
+    ]
     problem = Problem.of(net, both)
     assert escape(together, operands(problem, members_of(both, seed))) <= ROUNDING
     for relu in net.relus[:2]:

@@ -42,7 +42,11 @@ def single(net: Network, perturbation: PerturbationSet) -> tuple[Network, Pertur
 
 @pytest.mark.parametrize("body", BODIES)
 @given(
-    seed=seeds, text=st.sampled_from(SETS), epsilon=st.sampled_from([0.05, 0.4]), scale=st.sampled_from([1.0, 1e3]), deep=st.booleans()
+    seed=seeds,
+    text=st.sampled_from(SETS),
+    epsilon=st.sampled_from([0.05, 0.4]),
+    scale=st.sampled_from([1.0, 1e3]),
+    deep=st.booleans(),
 )
 @settings(max_examples=12)
 def test_float32_errs_by_less_than_its_slack(
@@ -58,7 +62,9 @@ def test_float32_errs_by_less_than_its_slack(
     found = []
     for problem in (Problem.of(net32, set32), Problem.of(net, perturbation)):
         bounds = preactivations(problem, options)
-        half = Duals({r: torch.full_like(b.lower, 0.5).unsqueeze(1).expand(-1, 2, *b.lower.shape[1:]) for r, b in bounds.items()})
+        half = Duals(
+            {r: torch.full_like(b.lower, 0.5).unsqueeze(1).expand(-1, 2, *b.lower.shape[1:]) for r, b in bounds.items()}
+        )
         dtype = problem.network.dtype
         found.append(bound_once(problem, bounds, rows.to(dtype), offset.to(dtype), half).lower.double())
     # The float32 problem has a rounded box: its radius errs by a unit in the last place as well.

@@ -73,7 +73,9 @@ def test_by_hand() -> None:
     for sign in (1.0, -1.0):
         child = split_phase(batch, torch.tensor([relu]), torch.tensor([0]), sign)
         multipliers = Duals({}, {relu: torch.full((1, 1, 1, 1, 1, 1), 1.0 if sign > 0 else 0.0).double()})
-        assert bound_once(child.problem, child.bounds, rows, offset, multipliers, child.phases).lower.item() == pytest.approx(0.25)
+        assert bound_once(
+            child.problem, child.bounds, rows, offset, multipliers, child.phases
+        ).lower.item() == pytest.approx(0.25)
 
 
 def holds(piece: Piece, clips: Tensor) -> Tensor:
@@ -178,7 +180,9 @@ def test_the_program_of_a_piece_is_exact(text: str, solver: str, seed: int) -> N
     assert (bound > PROOF_MARGIN) == (exact > PROOF_MARGIN) or abs(exact) < 3 * PROOF_MARGIN
     children = expand([root]).children
     if children and min(len(c.phases) for c in children):
-        assert (min(solved(c)[0] for c in children) > PROOF_MARGIN) == (exact > PROOF_MARGIN) or abs(exact) < 3 * PROOF_MARGIN
+        assert (min(solved(c)[0] for c in children) > PROOF_MARGIN) == (exact > PROOF_MARGIN) or abs(
+            exact
+        ) < 3 * PROOF_MARGIN
 
 
 @given(seed=seeds, text=st.sampled_from(SETS))
@@ -216,7 +220,9 @@ def test_dual_bounds_of_badly_scaled_networks_prove_nothing_false(layer: str, sc
                 last.bias *= scale
         query = Query(load_model(module, clip.shape), clip, SetSpecification(text, 0.4), same_class(seed % 2, 2))
         region = InputRegion.of(query.set.build(clip))
-        encoded = encode(normal_form(query.model.network), region, {}, query.property.rows.numpy(), query.property.offset.numpy())
+        encoded = encode(
+            normal_form(query.model.network), region, {}, query.property.rows.numpy(), query.property.offset.numpy()
+        )
         result = minimum(encoded, solver, SolveLimits(20.0))  # type: ignore[arg-type]
         assert result.candidate is not None
         seen = micro_instances.margin(query, torch.from_numpy(result.candidate))

@@ -86,7 +86,9 @@ def test_maximiser_attains_the_support_and_is_in_the_set(
     lower, upper = enumeration.boxes(text, perturbation.clip, epsilon)
     form = random_form(seed, tuple(perturbation.clip.shape))
     best = perturbation.maximiser(form)
-    assert (form * best).flatten(2).sum(-1)[0].tolist() == pytest.approx(support(perturbation, form)[0].tolist(), abs=1e-11)
+    assert (form * best).flatten(2).sum(-1)[0].tolist() == pytest.approx(
+        support(perturbation, form)[0].tolist(), abs=1e-11
+    )
     assert all(bool((((clip >= lower - 1e-15) & (clip <= upper + 1e-15)).flatten(1).all(1)).any()) for clip in best[0])
     low, high = perturbation.hull()
     assert torch.equal(low[0], lower.amin(0))
@@ -139,14 +141,20 @@ def test_one_cover_too_many_is_outside(text: str, seed: int, voxels: tuple[int, 
     covers = torch.from_numpy(enumeration.covers(text, voxels))
     random = np.random.default_rng(seed)
     cover = covers[int(random.integers(len(covers)))]
-    clip = torch.where(cover, torch.where(perturbation.upper > perturbation.clip, perturbation.upper, perturbation.lower), perturbation.clip)
+    clip = torch.where(
+        cover,
+        torch.where(perturbation.upper > perturbation.clip, perturbation.upper, perturbation.lower),
+        perturbation.clip,
+    )
     assert bool(perturbation.contains(clip.unsqueeze(0))[0])
     outside = (~cover).nonzero()
     t, i, j = outside[int(random.integers(len(outside)))].tolist()
     larger = cover.clone()
     larger[t, i, j] = True
     if not bool((larger <= covers).flatten(1).all(1).any()):
-        clip[0, t, i, j] = perturbation.lower[0, t, i, j] if perturbation.clip[0, t, i, j] > 0.5 else perturbation.upper[0, t, i, j]
+        clip[0, t, i, j] = (
+            perturbation.lower[0, t, i, j] if perturbation.clip[0, t, i, j] > 0.5 else perturbation.upper[0, t, i, j]
+        )
         assert not bool(perturbation.contains(clip.unsqueeze(0))[0])
 
 

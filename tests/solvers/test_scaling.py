@@ -17,7 +17,13 @@ from solvers import Highs, MixedIntegerProgram, SolveLimits, scaled
 def test_by_hand() -> None:
     rows = sp.csr_matrix(np.array([[1024.0, -4096.0]]))
     program = MixedIntegerProgram(
-        np.array([-1.0, -1.0]), rows, np.array([-np.inf]), np.zeros(1), np.zeros(2), np.array([1e6, 1.0]), np.array([False, True])
+        np.array([-1.0, -1.0]),
+        rows,
+        np.array([-np.inf]),
+        np.zeros(1),
+        np.zeros(2),
+        np.array([1e6, 1.0]),
+        np.array([False, True]),
     )
     moderate = scaled(program)
     assert moderate.unit.tolist() == [2.0**20, 1.0]
@@ -36,7 +42,9 @@ def test_points_rows_and_objective_are_the_same(seed: int) -> None:
     reach = 10.0 ** random.uniform(-9, 9, n)
     integer = random.random(n) < 0.3
     reach[integer] = 1.0
-    rows = sp.csr_matrix(random.normal(size=(m, n)) * 10.0 ** random.uniform(-6, 6, (m, n)) * (random.random((m, n)) < 0.7))
+    rows = sp.csr_matrix(
+        random.normal(size=(m, n)) * 10.0 ** random.uniform(-6, 6, (m, n)) * (random.random((m, n)) < 0.7)
+    )
     upper = np.where(random.random(m) < 0.3, np.inf, random.normal(size=m))
     box = np.where(integer, 0.0, -reach), np.where(random.random(n) < 0.1, np.inf, reach)
     box = box[0], np.where(integer, 1.0, box[1])
