@@ -66,9 +66,8 @@ def table(records: list[dict[str, Any]]) -> Table:
         )
         verify, others = (sum(r["seconds"][part] for r in own) for part in ("verify", "other methods"))
         enumerated = sum(r["members"] is not None for r in own)
-        result.add_row(
-            kind or "all", *(f"{words[w]} / {near[w]}" for w in WORDS), str(enumerated), f"{verify:.1f}", f"{others:.1f}"
-        )  # fmt: skip
+        counts = [f"{words[w]} / {near[w]}" for w in WORDS]
+        result.add_row(kind or "all", *counts, str(enumerated), f"{verify:.1f}", f"{others:.1f}")
     return result
 
 
@@ -104,9 +103,8 @@ def main() -> int:
         console.print(f"instance {seed}: {error}")
     found = sum(bool(r["contradictions"]) for r in records) + len(crashes)
     undecided = sum(r["verdict"] == "unknown" for r in records)
-    console.print(
-        f"{len(numbers)} instances, {found} with contradictions, {undecided} undecided, {time.monotonic() - began:.0f} s"
-    )
+    seconds = time.monotonic() - began
+    console.print(f"{len(numbers)} instances, {found} with contradictions, {undecided} undecided, {seconds:.0f} s")
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(

@@ -14,11 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Leaf:
-    """One closed piece of the set: what was proved on it and how."""
+    """One closed piece: a clause of the property on a part of the set, what was proved of it and how."""
 
+    clause: int  # index in `Property.clauses`
     part: dict[str, Any]  # the piece of the set, as `Choice.describe` says it
     phases: int  # how many ReLUs were split on the way to it
-    lower: float  # proved lower bound of the margin on it
+    lower: float  # proved lower bound of the clause on it
     method: str  # the stage that closed it
 
 

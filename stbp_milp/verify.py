@@ -297,7 +297,7 @@ class _Run:
         self.lower = min(piece.lower for piece in union)
         proved = [piece for piece in union if piece.lower > self.slack]
         for piece in proved:
-            self._close(piece)
+            self._close(piece, piece.clause)
         open_clauses = [piece.clause for piece in union if piece.lower <= self.slack]
         if not open_clauses:
             return SearchEnd.CLOSED
@@ -308,7 +308,7 @@ class _Run:
             expand = expander(open_clauses, stages)
             self._tell("split", 1)
             roots = self._roots(expand, family)
-        search: Search[Piece] = Search(self.slack, self._close)
+        search: Search[Piece] = Search(self.slack, lambda piece: self._close(piece, open_clauses[piece.clause]))
         search.add(roots)
         if search.open:
             self._attack(AttackConfiguration(), 0.1)
@@ -386,12 +386,12 @@ class _Run:
         per_piece = 8 * numbers * 8 * ExpanderOptions().width
         return max(1, min(64, self.configuration.memory_bytes // per_piece))
 
-    def _close(self, piece: Piece) -> None:
+    def _close(self, piece: Piece, clause: int) -> None:
         self.closed[piece.method] = self.closed.get(piece.method, 0) + 1
         self.closed_lower = min(self.closed_lower, piece.lower)
         if len(self.leaves) < _LEAVES_KEPT:
             part = piece.family.describe(piece.item, piece.inputs)
-            self.leaves.append(Leaf(part, piece.splits, piece.lower, piece.method))
+            self.leaves.append(Leaf(clause, part, piece.splits, piece.lower, piece.method))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -40,43 +40,74 @@ def count(text: str, voxels: Voxels, limit: int) -> int:
 
 
 def _covers(text: str, voxels: Voxels) -> Iterator[np.ndarray]:
+    """Covers by the kind of set; some come more than once."""
+    numbers = [int(n) for n in re.findall(r"\d+", text)]
+    yield from _KINDS[text.split(":")[0]](numbers, voxels)
+
+
+def _everywhere(numbers: list[int], voxels: Voxels) -> Iterator[np.ndarray]:
+    yield np.ones(voxels, dtype=bool)
+
+
+def _given_frames(numbers: list[int], voxels: Voxels) -> Iterator[np.ndarray]:
+    yield _frames(numbers, voxels)
+
+
+def _any_frames(numbers: list[int], voxels: Voxels) -> Iterator[np.ndarray]:
+    for chosen in itertools.combinations(range(voxels[0]), numbers[0]):
+        yield _frames(chosen, voxels)
+
+
+def _window(numbers: list[int], voxels: Voxels) -> Iterator[np.ndarray]:
+    for start in range(voxels[0] - numbers[0] + 1):
+        yield _frames(range(start, start + numbers[0]), voxels)
+
+
+def _patch(numbers: list[int], voxels: Voxels) -> Iterator[np.ndarray]:
     t, h, w = voxels
-    name, numbers = text.split(":")[0], [int(n) for n in re.findall(r"\d+", text)]
-    if name == "everywhere":
-        yield np.ones(voxels, dtype=bool)
-    elif name == "frames":
-        yield _frames(numbers, voxels)
-    elif name == "any-frames":
-        for chosen in itertools.combinations(range(t), numbers[0]):
-            yield _frames(chosen, voxels)
-    elif name == "window":
-        for start in range(t - numbers[0] + 1):
-            yield _frames(range(start, start + numbers[0]), voxels)
-    elif name in ("patch", "patch-at"):
-        *at, rows, columns, frames = numbers
-        everywhere = itertools.product(range(t - frames + 1), range(h - rows + 1), range(w - columns + 1))
-        for start, i, j in [tuple(at)] if at else everywhere:
+    *at, rows, columns, frames = numbers
+    everywhere = itertools.product(range(t - frames + 1), range(h - rows + 1), range(w - columns + 1))
+    for start, i, j in [tuple(at)] if at else everywhere:
+        mask = np.zeros(voxels, dtype=bool)
+        mask[start : start + frames, i : i + rows, j : j + columns] = True
+        yield mask
+
+
+def _moving_patch(numbers: list[int], voxels: Voxels) -> Iterator[np.ndarray]:
+    t, h, w = voxels
+    rows, columns, frames = numbers
+    places = list(itertools.product(range(h - rows + 1), range(w - columns + 1)))
+    for start in range(t - frames + 1):
+        for path in itertools.product(places, repeat=frames):
             mask = np.zeros(voxels, dtype=bool)
-            mask[start : start + frames, i : i + rows, j : j + columns] = True
+            for frame, (i, j) in enumerate(path, start):
+                mask[frame, i : i + rows, j : j + columns] = True
             yield mask
-    elif name == "moving-patch":
-        rows, columns, frames = numbers
-        places = list(itertools.product(range(h - rows + 1), range(w - columns + 1)))
-        for start in range(t - frames + 1):
-            for path in itertools.product(places, repeat=frames):
-                mask = np.zeros(voxels, dtype=bool)
-                for frame, (i, j) in enumerate(path, start):
-                    mask[frame, i : i + rows, j : j + columns] = True
-                yield mask
-    elif name == "pixels":
-        for chosen in itertools.combinations(itertools.product(range(t), range(h), range(w)), numbers[0]):
-            yield _pixels(chosen, voxels)
-    elif name == "pixels-per-frame":
-        frame = list(itertools.combinations(itertools.product(range(h), range(w)), numbers[0]))
-        for chosen in itertools.product(frame, repeat=t):
-            yield _pixels([(time, i, j) for time, pixels in enumerate(chosen) for i, j in pixels], voxels)
-    else:
-        raise ValueError(text)
+
+
+def _any_pixels(numbers: list[int], voxels: Voxels) -> Iterator[np.ndarray]:
+    for chosen in itertools.combinations(itertools.product(*map(range, voxels)), numbers[0]):
+        yield _pixels(chosen, voxels)
+
+
+def _pixels_per_frame(numbers: list[int], voxels: Voxels) -> Iterator[np.ndarray]:
+    t, h, w = voxels
+    frame = list(itertools.combinations(itertools.product(range(h), range(w)), numbers[0]))
+    for chosen in itertools.product(frame, repeat=t):
+        yield _pixels([(time, i, j) for time, pixels in enumerate(chosen) for i, j in pixels], voxels)
+
+
+_KINDS: dict[str, Callable[[list[int], Voxels], Iterator[np.ndarray]]] = {
+    "everywhere": _everywhere,
+    "frames": _given_frames,
+    "any-frames": _any_frames,
+    "window": _window,
+    "patch": _patch,
+    "patch-at": _patch,
+    "moving-patch": _moving_patch,
+    "pixels": _any_pixels,
+    "pixels-per-frame": _pixels_per_frame,
+}
 
 
 def _frames(indices: Iterable[int], voxels: Voxels) -> np.ndarray:

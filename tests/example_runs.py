@@ -61,8 +61,8 @@ def query(model: Path, set_text: str = "window:2", epsilon: float = 0.25) -> Que
 
 def verified() -> Outcome:
     leaves = (
-        Leaf({"patch": [2, 6, 6], "first": [0, 0, 0], "last": [1, 0, 0]}, 0, 0.4, "union bound"),
-        Leaf({"patch": [2, 6, 6], "first": [2, 0, 0], "last": [2, 0, 0]}, 3, float("inf"), "milp"),
+        Leaf(0, {"patch": [2, 6, 6], "first": [0, 0, 0], "last": [1, 0, 0]}, 0, 0.4, "union bound"),
+        Leaf(1, {"patch": [2, 6, 6], "first": [2, 0, 0], "last": [2, 0, 0]}, 3, float("inf"), "milp"),
     )
     certificate = Certificate(0.4, 1e-6, {"union bound": 1, "milp": 1}, leaves)
     seconds = {"attack": 0.5, "milp": 1.0}

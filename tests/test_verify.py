@@ -1,7 +1,7 @@
 """The verdict on micro networks equals brute force: every member written out, and its exact minimum.
 
 By hand first: f = (relu(x0 - x1) + 0.25, 0) on two frames of one pixel, both 0.5. No clip changes the class, and the
-least margin is 0.25. With -0.25 instead of 0.25 the clean clip itself is misclassified. With f = (0.6 - x0 - x1, 0) + 0.7
+least margin is 0.25. With -0.25 instead of 0.25 the clean clip itself is misclassified. With f = (1.3 - x0 - x1, 0)
 the sum may rise by 0.3 before the class changes: one frame with radius 0.2 holds, two frames do not.
 """
 
@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import enumeration
 import micro_instances
@@ -270,9 +271,9 @@ def test_progress_only_gets_better() -> None:
     seen: list[Progress] = []
     verify(slow_query(0.1), configuration(timeout=3.0), seen.append)
     assert seen
-    assert all(a.lower <= b.lower and a.upper >= b.upper for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a.lower <= b.lower and a.upper >= b.upper for a, b in pairwise(seen))
     assert all(p.lower <= p.upper + SLACK for p in seen)
-    assert all(a.seconds <= b.seconds for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a.seconds <= b.seconds for a, b in pairwise(seen))
 
 
 @given(seed=seeds, text=st.sampled_from(SETS))
@@ -338,7 +339,7 @@ def test_threads_are_given_back() -> None:
 
 
 def test_the_lower_bound_of_a_falsified_query_is_no_bound_of_another() -> None:
-    """A search that stops at a counterexample has nodes in flight; they count too (seen: 1.48 for a margin of -0.001)."""
+    """A search that stops at a counterexample has nodes in flight; they count too (seen: 1.48 for -0.001)."""
     for seed in (24, 36, 60, 96):
         instance = micro_instances.draw(seed)
         outcome = verify(instance.query, configuration())

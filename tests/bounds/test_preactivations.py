@@ -6,6 +6,8 @@ by intervals. A backward pass sees that x1 cancels: relu(z1) <= (z1 + 1) / 2, so
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import enumeration
 import pytest
 import torch
@@ -103,7 +105,7 @@ def test_each_method_is_at_least_as_tight_as_the_one_before(body: str, text: str
     for relu in net.relus:
         # Only the layer above the first is compared: further up, adaptive slopes of tighter bounds may be worse.
         if relu in net.relus[:2]:
-            for weak, strong in zip(results, results[1:], strict=False):
+            for weak, strong in pairwise(results):
                 assert bool((strong[relu].lower >= weak[relu].lower - ROUNDING).all())
                 assert bool((strong[relu].upper <= weak[relu].upper + ROUNDING).all())
         torch.testing.assert_close(chunked[relu].lower, results[1][relu].lower, rtol=1e-10, atol=1e-10)
@@ -219,7 +221,7 @@ def test_interval_of_a_maximum(seed: int) -> None:
 @given(seed=seeds)
 @settings(max_examples=4)
 def test_boxes_of_several_clips_in_one_batch(body: str, seed: int) -> None:
-    """Sets around different centres: no item's inputs leave its bounds, and what stays undecided is bounded as if alone.
+    """Sets around different centres: no item's inputs leave its bounds, and what stays undecided is bounded as alone.
 
     A neuron that is decided in one item only shares the other's backward pass, so its bounds may be better than alone.
     """

@@ -52,7 +52,7 @@ def single(net: Network, perturbation: PerturbationSet) -> tuple[Network, Pertur
 def test_float32_errs_by_less_than_its_slack(
     body: str, seed: int, text: str, epsilon: float, scale: float, deep: bool
 ) -> None:
-    """With fixed slopes of 1/2, which do not tip over, and hidden bounds by intervals or (one hidden layer) exact ones."""
+    """With fixed slopes of 1/2, which do not tip over, and hidden bounds by intervals, or exact (one hidden layer)."""
     net, perturbation = case(body, text, seed, epsilon)
     net32, set32 = single(net, perturbation)
     lower, upper = set32.hull()

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from test_verify import Difference, micro_module, micro_query
 from torch import Tensor, nn
 
+from solvers import SolveLimits
 from stbp_milp.bounds.objective import Duals, bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
@@ -33,7 +34,6 @@ from stbp_milp.properties import same_class
 from stbp_milp.query import Query
 from stbp_milp.search import Deadline
 from stbp_milp.sets import Patch, PerturbationSet, SetSpecification, VoxelBox
-from solvers import SolveLimits
 
 seeds = st.integers(0, 10**6)
 each_set = pytest.mark.parametrize("text", SETS)
