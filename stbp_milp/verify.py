@@ -7,7 +7,6 @@ ends the run; clauses of the property that are proved are not looked at again.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stbp_milp.attack import AttackConfiguration, attack, representable
+from stbp_milp.attack import AttackConfiguration, Judge, attack
 from stbp_milp.bounds.objective import OptimiserOptions
 from stbp_milp.bounds.preactivation import BoundingOptions
 from stbp_milp.bounds.problem import Problem
@@ -34,7 +33,7 @@ from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.properties import Property, same_class, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
-from stbp_milp.search import Deadline, Search, SearchEnd, best_first
+from stbp_milp.search import Deadline, Expansion, Pace, Search, SearchEnd, best_first
 from stbp_milp.sets import Patch, PerturbationSet, SetSpecification, concatenate
 from stbp_milp.verdict import (
     Certificate,
@@ -48,13 +47,11 @@ from stbp_milp.verdict import (
     Verified,
 )
 
-_LOG = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], None]
 
 _STAGES = ("union bound", "split", "relu search", "milp")
 _LEAVES_KEPT = 1_000
-_STEP_SECONDS = 1.5  # what one expansion of a batch should not exceed
 
 _MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
 _NORMAL_FORM_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
@@ -144,60 +141,6 @@ def property_of(
     return same_class(chosen, classes) if top == 1 else top_k(chosen, top, classes)
 
 
-class _Judge:
-    """Keeps the smallest margin seen and the first counterexample; the original model has the last word."""
-
-    def __init__(self, query: Query, perturbation: PerturbationSet) -> None:
-        self._query, self._set = query, perturbation
-        self.least = math.inf
-        self.counterexample: Counterexample | None = None
-
-    @property
-    def found(self) -> bool:
-        return self.counterexample is not None
-
-    def __call__(self, clips: Tensor, stage: str) -> None:
-        if self.found or not len(clips):
-            return
-        candidates = representable(self._set, clips)
-        with torch.no_grad():
-            margins = self._query.property.margin(self._query.model.network(candidates.to(torch.float64)))
-        at = int(margins.argmin())
-        margin = float(margins[at])
-        inside = bool(self._set.contains(candidates[at : at + 1].to(torch.float64))[0])
-        if not inside:
-            raise SoundnessError(f"a candidate of stage {stage!r} lies outside the perturbation set; report this query")
-        self.least = min(self.least, margin)
-        if margin <= 0:
-            self._ask_the_original(candidates[at], stage)
-
-    def _ask_the_original(self, clip: Tensor, stage: str) -> None:
-        outputs = self._query.model.predict(clip.numpy()[None])[0]
-        margin = float(self._query.property.margin(torch.from_numpy(outputs).to(torch.float64)[None])[0])
-        if margin <= 0:
-            self.counterexample = Counterexample(clip, tuple(float(v) for v in outputs), margin, stage)
-        else:
-            _LOG.info("a candidate of stage %s with margin 0 in float64 keeps %g in the original model", stage, margin)
-
-
-@dataclass
-class _Pace:
-    """How many pieces to expand at once: more while that is quick, so that the clock is looked at often enough."""
-
-    most: int
-    batch: int = 4
-
-    @contextmanager
-    def measured(self, pieces: int) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        seconds = time.monotonic() - began
-        if seconds > _STEP_SECONDS:
-            self.batch = max(1, self.batch // 2)
-        elif pieces >= self.batch and 3 * seconds < _STEP_SECONDS:
-            self.batch = min(self.most, 2 * self.batch)
-
-
 @dataclass(eq=False)
 class _Run:
     query: Query
@@ -205,7 +148,7 @@ class _Run:
     report: OnProgress
     deadline: Deadline
     set: PerturbationSet
-    judge: _Judge
+    judge: Judge
     slack: float
     clean_outputs: tuple[float, ...]
     lower: float = -math.inf
@@ -223,7 +166,7 @@ class _Run:
         slack = rounding_slack(query.model.network, lower, upper, query.property.rows, query.property.offset)
         clean = query.model.predict(query.clip.to(torch.float32).numpy()[None])[0]
         return cls(
-            query, configuration, report, deadline, perturbation, _Judge(query, perturbation), slack,
+            query, configuration, report, deadline, perturbation, Judge(query, perturbation), slack,
             tuple(float(v) for v in clean),
         )  # fmt: skip
 
@@ -308,27 +251,33 @@ class _Run:
             expand = expander(open_clauses, stages)
             self._tell("split", 1)
             roots = self._roots(expand, family)
+        return self._search(expand, roots, open_clauses)
+
+    def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int]) -> SearchEnd:
         search: Search[Piece] = Search(self.slack, lambda piece: self._close(piece, open_clauses[piece.clause]))
         search.add(roots)
+        self._raise_lower(search.lower())
         if search.open:
             self._attack(AttackConfiguration(), 0.1)
-        if self._over():
-            return SearchEnd.EXPIRED
+            if self._over():
+                return SearchEnd.EXPIRED
+        pace = Pace(self._most_at_once())
 
-        pace = _Pace(self._most_at_once())
-
-        def step(pieces: list[Piece]) -> object:
+        def step(pieces: list[Piece]) -> Expansion[Piece]:
             # The batch taken is no longer in the search: its bounds count too.
-            open_lower = min(search.lower(), *(p.lower for p in pieces))
-            self.lower = max(self.lower, min(open_lower, self.closed_lower))
+            self._raise_lower(min(search.lower(), *(p.lower for p in pieces)))
             self._tell(pieces[0].method, search.open + len(pieces))
             with pace.measured(len(pieces)):
                 return expand(pieces)
 
-        end = best_first(search, step, lambda: pace.batch, self.deadline.expired)  # type: ignore[arg-type]
+        end = best_first(search, step, lambda: pace.batch, self.deadline.expired)
         if end is not SearchEnd.STOPPED:  # a stopped expansion does not give back what it took
-            self.lower = max(self.lower, min(search.lower(), self.closed_lower))
+            self._raise_lower(search.lower())
         return end
+
+    def _raise_lower(self, open_lower: float) -> None:
+        """The set's bound, given that of the pieces still open."""
+        self.lower = max(self.lower, min(open_lower, self.closed_lower))
 
     def _roots(self, expand: Expander, family: Family) -> list[Piece]:
         """Where the search starts: all members where they are few or cheap, else the whole set."""

@@ -1,8 +1,8 @@
 """Random queries on micro networks, near the point where the verdict changes, and what is exactly true of them.
 
 An *instance* is a 3D CNN of a few ReLUs on a clip of at most 2x3x4x4 voxels, one of the nine kinds of sets, and a
-property. Its *level* is the least margin over the set. Shifting the label's bias (or the tolerance) by the level and a small
-*distance* puts the query as near to the decision boundary as wanted, on the side that is wanted.
+property. Its *level* is the least margin over the set. Shifting the label's bias (or the tolerance) by the level and a
+small *distance* puts the query as near to the decision boundary as wanted, on the side that is wanted.
 
 The *oracle* writes a network on a box as a program of its own: matrices by probing layers with unit vectors, big-M
 constraints from intervals, scipy's HiGHS. It shares no encoding, no bounds and no sets with the package.

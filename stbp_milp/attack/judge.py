@@ -1,0 +1,55 @@
+"""Judges candidates: the smallest margin seen, and the first counterexample that counts."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+from stbp_milp.attack.candidates import representable
+from stbp_milp.errors import SoundnessError
+from stbp_milp.query import Query
+from stbp_milp.sets import PerturbationSet
+from stbp_milp.verdict import Counterexample
+
+_LOG = logging.getLogger(__name__)
+
+CLEAN = "clean"  # the stage that judges the clean clip; the original is asked about it whatever our network says
+
+
+class Judge:
+    """Keeps the smallest margin seen and the first counterexample; the original model has the last word."""
+
+    def __init__(self, query: Query, perturbation: PerturbationSet) -> None:
+        self._query, self._set = query, perturbation
+        self.least = math.inf
+        self.counterexample: Counterexample | None = None
+
+    @property
+    def found(self) -> bool:
+        return self.counterexample is not None
+
+    def __call__(self, clips: Tensor, stage: str) -> None:
+        if self.found or not len(clips):
+            return
+        candidates = representable(self._set, clips)
+        with torch.no_grad():
+            margins = self._query.property.margin(self._query.model.network(candidates.to(torch.float64)))
+        at = int(margins.argmin())
+        margin = float(margins[at])
+        inside = bool(self._set.contains(candidates[at : at + 1].to(torch.float64))[0])
+        if not inside:
+            raise SoundnessError(f"a candidate of stage {stage!r} lies outside the perturbation set; report this query")
+        self.least = min(self.least, margin)
+        if margin <= 0 or stage == CLEAN:
+            self._ask_the_original(candidates[at], stage)
+
+    def _ask_the_original(self, clip: Tensor, stage: str) -> None:
+        outputs = self._query.model.predict(clip.numpy()[None])[0]
+        margin = float(self._query.property.margin(torch.from_numpy(outputs).to(torch.float64)[None])[0])
+        if margin <= 0:
+            self.counterexample = Counterexample(clip, tuple(float(v) for v in outputs), margin, stage)
+        else:
+            _LOG.info("a candidate of stage %s with margin 0 in float64 keeps %g in the original model", stage, margin)
