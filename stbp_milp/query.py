@@ -43,5 +43,5 @@ class Configuration:
     timeout: float = 60.0
     solver: SolverName = "auto"
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
     memory_bytes: int = 2 << 30

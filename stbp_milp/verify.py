@@ -47,7 +47,6 @@ from stbp_milp.verdict import (
     Verified,
 )
 
-
 OnProgress = Callable[[Progress], None]
 
 _STAGES = ("union bound", "split", "relu search", "milp")

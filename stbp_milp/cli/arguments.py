@@ -125,7 +125,13 @@ _SEED = click.IntRange(min=0, max=2**31 - 1)  # what SCIP takes
 )
 @click.option("--solver", type=_SOLVERS, default="auto", show_default=True, help="MILP solver; none: bounds only.")
 @click.option("--seed", type=_SEED, default=0, show_default=True, help="Of every random choice.")
-@click.option("--threads", type=_COUNT, default=2, show_default=True, help="For torch and the solvers.")
+@click.option(
+    "--threads",
+    type=_COUNT,
+    default=1,
+    show_default=True,
+    help="For torch and the solvers; more pay on large networks.",
+)
 @click.option("--memory", metavar="SIZE", help="What batches of subproblems may take, as 4G or 512M. Default: 2G.")
 @click.option("--out", type=_FILE, default="results", show_default=True, help="Folder of records, clips and pictures.")
 @click.option("--quiet", "-q", is_flag=True, help="Print one line with the verdict.")
