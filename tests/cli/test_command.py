@@ -208,7 +208,7 @@ def test_options_reach_the_query(run: Run) -> None:
     changes = {"timeout": "7.5", "solver": "none", "seed": "3", "threads": "3", "memory": "512M", "top_k": "2"}
     assert run(**changes, label="1", domain="-1,1", eps="4/255") == 0
     asked, configuration = run.asked[0]
-    assert configuration == Configuration(7.5, "none", 3, 1, 512 << 20)
+    assert configuration == Configuration(7.5, "none", 3, 3, 512 << 20)
     assert asked.property.text == "class 1 stays among the first 2"
     assert asked.set.domain == (-1.0, 1.0)
     assert asked.set.epsilon == 4 / 255
