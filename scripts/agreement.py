@@ -55,7 +55,8 @@ def describe(comparison: Comparison) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]]) -> Table:
-    result = Table("set", *(f"{w} / of them near" for w in WORDS), "enumerated", "verify s", "others s")
+    """Counts by set and verdict; in brackets those whose exact optimum is within 0.01 of 0."""
+    result = Table("set", *(f"{w} (near)" for w in WORDS), "listed", "verify s", "others s")
     for kind in (*KINDS, ""):
         own = [r for r in records if not kind or r["set"].split(":")[0] == kind]
         if not own:
@@ -66,7 +67,7 @@ def table(records: list[dict[str, Any]]) -> Table:
         )
         verify, others = (sum(r["seconds"][part] for r in own) for part in ("verify", "other methods"))
         enumerated = sum(r["members"] is not None for r in own)
-        counts = [f"{words[w]} / {near[w]}" for w in WORDS]
+        counts = [f"{words[w]} ({near[w]})" for w in WORDS]
         result.add_row(kind or "all", *counts, str(enumerated), f"{verify:.1f}", f"{others:.1f}")
     return result
 

@@ -161,7 +161,8 @@ def _report(rows: list[dict[str, str]], out: Path, timeout: float) -> None:
         table.add_row(*cells)
         lines.append("| " + " | ".join(cells) + " |")
     lines.append(
-        f"\n{decided} of {len(rows)} instances decided ({100 * decided / max(1, len(rows)):.1f}%), {time.strftime('%Y-%m-%d')}."
+        f"\n{decided} of {len(rows)} instances decided ({100 * decided / max(1, len(rows)):.1f}%), "
+        + time.strftime("%Y-%m-%d.")
     )
     console = Console()
     console.print(table, lines[-1].strip())

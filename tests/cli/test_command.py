@@ -55,9 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [helper.make_tensor_value_info("clip", TensorProto.FLOAT, ["N", *SHAPE])],
         [helper.make_tensor_value_info("waves", TensorProto.FLOAT, ["N", 144])],
     )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "sine.onnx"
-    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "sine.onnx")
     return folder
 
 
