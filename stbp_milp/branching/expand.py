@@ -277,10 +277,9 @@ class Expander:
         Few members: the set first, its members are then boxes. Many: what a look ahead finds better; splitting the
         set also tightens hidden layers, which the look ahead does not see, so it needs only half the gain.
         """
-        single = [p for p in pieces if not p.members > 1]
         by_set = [p for p in pieces if 1 < p.members <= self.options.few_members]
         many = [p for p in pieces if p.members > max(1, self.options.few_members)]
-        by_relu = single
+        by_relu = [p for p in pieces if not p.members > 1]
         if many:
             batch = stack(many)
             found = self._bound(batch)
