@@ -1,6 +1,6 @@
 """Network, set and bounds as a mixed-integer program: exact, for what bounds and branching leave undecided."""
 
-from stbp_milp.milp.cuts import strengthen
+from stbp_milp.milp.cuts import cut_rounds, strengthen
 from stbp_milp.milp.encode import SLACK, Encoded, encode, relax
 from stbp_milp.milp.points import complete, extract
 from stbp_milp.milp.region import InputRegion
@@ -15,6 +15,7 @@ __all__ = [
     "MilpResult",
     "Tightened",
     "complete",
+    "cut_rounds",
     "encode",
     "extract",
     "minimum",

@@ -12,6 +12,7 @@ its minimum, so separating is linear in the number of inputs.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,23 +22,40 @@ from solvers import LinearRelaxation, MixedIntegerProgram
 from stbp_milp.milp.encode import Encoded
 
 _VIOLATION = 1e-4  # a cut less violated than this, relative to 1 + |y|, is not worth its row
+_BINDING = 1e-6  # a cut with less room than this at an optimum binds
 _ROUNDING = 1e-9  # cuts are relaxed by this much, relative to the magnitude of their terms
 
 
 def strengthen(encoded: Encoded, rounds: int, seconds: float) -> Encoded:
     """The same program with rounds of ideal cuts at its relaxation's optimum; stops early when none is violated."""
-    deadline = time.monotonic() + seconds
-    for _ in range(rounds):
-        left = deadline - time.monotonic()
-        if left <= 0 or not encoded.program.binaries or encoded.empty:
-            break
-        relaxation = LinearRelaxation(encoded.program)
-        relaxation.minimum(encoded.program.cost, left)
-        rows, sides = ideal_cuts(encoded, relaxation.point())
-        if not sides.size:
-            break
-        encoded = replace(encoded, program=_with_rows(encoded.program, rows, sides))
+    for _, stronger in cut_rounds(encoded, rounds, seconds):
+        encoded = stronger
     return encoded
+
+
+def cut_rounds(encoded: Encoded, rounds: int, seconds: float) -> Iterator[tuple[float, Encoded]]:
+    """Before the first round of cuts and after every one: a proved lower bound of the margin, and the program.
+
+    The bound is the relaxation's, from its duals. Of the cuts, the program keeps those that bind at the optimum:
+    the others cost time at every node of a search and change nothing here. Ends when no cut is violated.
+    """
+    deadline = time.monotonic() + seconds
+    own = encoded.program.rows.shape[0]
+    for done in range(rounds + 1):
+        left = deadline - time.monotonic()
+        if left <= 0 or not encoded.program.variables or encoded.empty:
+            return
+        relaxation = LinearRelaxation(encoded.program)
+        lower = relaxation.minimum(encoded.program.cost, left) + encoded.program.offset
+        point = relaxation.point()
+        encoded = replace(encoded, program=_binding(encoded.program, point, own))
+        yield lower, encoded
+        if done == rounds or not encoded.program.binaries:
+            return
+        rows, sides = ideal_cuts(encoded, point)
+        if not sides.size:
+            return
+        encoded = replace(encoded, program=_with_rows(encoded.program, rows, sides))
 
 
 def ideal_cuts(encoded: Encoded, point: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:
@@ -101,6 +119,15 @@ def _separate(
     )
     magnitude = total(np.abs(low) + np.abs(high)) + np.abs(bias)
     return matrix[violated], (-in_chosen + _ROUNDING * (1 + magnitude))[violated]
+
+
+def _binding(program: MixedIntegerProgram, point: np.ndarray, own: int) -> MixedIntegerProgram:
+    """The program without those rows from `own` on that do not bind at the point."""
+    keep = program.row_upper - program.rows @ point <= _BINDING
+    keep[:own] = True
+    return replace(
+        program, rows=program.rows[keep], row_lower=program.row_lower[keep], row_upper=program.row_upper[keep]
+    )
 
 
 def _with_rows(program: MixedIntegerProgram, rows: sp.csr_matrix, upper: np.ndarray) -> MixedIntegerProgram:
