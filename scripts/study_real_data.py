@@ -26,7 +26,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 from study_files import STUDIES, markdown, median, provenance, show, write_csv
 from torch import Tensor, nn
 
@@ -289,9 +299,16 @@ def publish(
     write_csv(STUDIES / f"real_data_{name}.csv", HEADER, rows)
 
 
+class _Note(ProgressColumn):
+    """What a task says about itself, if anything."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get("note", "")))
+
+
 def bar(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console)
+    return Progress(*columns, TimeRemainingColumn(), _Note(), console=console)
 
 
 if __name__ == "__main__":
