@@ -129,7 +129,10 @@ def adrenal(arguments: argparse.Namespace, configuration: Configuration, console
 
 
 def trained_on(volumes: Tensor, labels: Tensor, arguments: argparse.Namespace, console: Console) -> nn.Module:
-    """A network trained against the sets it will be verified on, on batches with as many volumes of either class."""
+    """A network trained against the sets it will be verified on, on batches with as many volumes of either class.
+
+    The last bias is then moved by the logarithms of the classes' shares (prior correction), as rare is rare again.
+    """
     classes = [(labels == label).nonzero().flatten() for label in (0, 1)]
 
     def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -172,6 +175,9 @@ def trained_on(volumes: Tensor, labels: Tensor, arguments: argparse.Namespace, c
         with torch.no_grad():
             kept = (network(attacked).argmax(1) == targets).float().mean()
         console.print(f"    on attacked training volumes, {text} with eps {radius}: {float(kept):.1%} right")
+    with torch.no_grad():
+        last: nn.Linear = network.get_submodule("7")  # type: ignore[assignment]
+        last.bias += torch.tensor([len(own) / len(labels) for own in classes]).log()
     return network
 
 
@@ -227,6 +233,7 @@ def verify_volumes(
                 for epsilon, budget in budgets:
                     progress.update(task, note=f"{text}, volume {item}, eps {epsilon:.3g}")
                     rows.append(row(model, clip, property, text, epsilon, budget, item, configuration))
+                    write_csv(arguments.out / "adrenal_so_far.csv", HEADER, rows)
                     progress.advance(task, len(arguments.factors) / len(budgets))
     return rows
 

@@ -9,6 +9,7 @@ negative (CROWN, Zhang et al. 2018), and adds `-sign * multiplier * z` for split
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from stbp_milp.bounds.relaxation import Relaxation
 from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import ReLU
+from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.operations import reads, transpose
 from stbp_milp.sets import InputSet, inner
 
@@ -42,6 +43,7 @@ def input_form(
     form: Tensor,
     multipliers: Mapping[int, Tensor] | None = None,
     record: dict[int, Tensor] | None = None,
+    constant: Tensor | None = None,
 ) -> InputForm:
     """Push forms `(N, M, *shape of node)` back to the input.
 
@@ -51,9 +53,11 @@ def input_form(
         multipliers: for ReLU nodes with split neurons the signed multiplier `sign * beta`, `(N, M, *shape)`: the bound
             holds where `sign * z >= 0`.
         record: if given, receives the form on every ReLU's output, for branching scores.
+        constant: the forms' clean values `(N, M)`, where they are not `<form, clean value of node>`.
     """
     pending: dict[int, Tensor] = {node: form}
-    constant = inner(form, clean[node])
+    if constant is None:
+        constant = inner(form, clean[node])
     for position in range(node, 0, -1):
         current = pending.pop(position, None)
         if current is None:
@@ -76,6 +80,26 @@ def input_form(
     if 0 not in pending:  # the node does not depend on the input
         pending[0] = form.new_zeros(*form.shape[:2], *network.input_shape)
     return InputForm(pending[0], constant)
+
+
+def neuron_forms(
+    network: Network, clean: Sequence[Tensor], node: int, neurons: Tensor
+) -> tuple[int, Tensor, Tensor]:
+    """Single neurons of a node as forms: where to start a backward pass, the forms there, their clean values.
+
+    Args:
+        neurons: flat indices `(N, M)`.
+
+    Neurons of a matrix start as its rows, one layer further back: no product with unit vectors.
+    """
+    layer, shape = network.nodes[node].layer, network.nodes[node].shape
+    value = clean[node].flatten(1).expand(neurons.shape[0], -1).gather(1, neurons)
+    if isinstance(layer, Linear):
+        rows = neurons.unsqueeze(-1).expand(-1, -1, layer.weight.shape[-1])
+        form = layer.weight[neurons] if layer.weight.dim() == 2 else layer.weight.gather(1, rows)
+        return network.nodes[node].inputs[0], form, value
+    unit = value.new_zeros(*neurons.shape, math.prod(shape)).scatter_(2, neurons.unsqueeze(-1), 1.0)
+    return node, unit.view(*neurons.shape, *shape), value
 
 
 def _accumulate(pending: dict[int, Tensor], operand: int, form: Tensor) -> None:

@@ -19,7 +19,7 @@ from stbp_milp.bounds.problem import Problem
 from stbp_milp.network.graph import Network, Node
 from stbp_milp.network.layers import Add, Input, Layer, Linear, ReLU
 from stbp_milp.network.normal_form import Stage
-from stbp_milp.sets import VoxelBox
+from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox
 
 _DENSE_ENTRIES = 32_000_000  # a stage's matrix is gathered from its dense form up to this size (256 MB)
 
@@ -42,25 +42,47 @@ class Footprint:
         return Footprint(self.index[items, :width], valid[:, :width])
 
 
-def footprints(stages: Sequence[Stage], moved: Tensor) -> dict[int | None, Footprint]:
-    """Footprints of the input (key 0), every ReLU and the output (key None) for members that move `moved`.
-
-    Args:
-        moved: (N, input size) bool.
-    """
-    reached: dict[int, sp.csr_matrix] = {0: sp.csr_matrix(moved.numpy().T.astype(np.float64))}
-    result: dict[int | None, Footprint] = {0: _padded(reached[0])}
+def footprints(stages: Sequence[Stage], members: InputSet) -> dict[int | None, Footprint]:
+    """Footprints of the input (key 0), every ReLU and the output (key None), member by member."""
+    moved = _moved(members)
+    result: dict[int | None, Footprint] = {0: _padded(moved)}
+    # Many members reach the same neurons: every *kind* of footprint (a column) is followed once.
+    kinds: dict[int, tuple[sp.csr_matrix, np.ndarray]] = {0: (moved, np.arange(members.parts))}
     for stage in stages:
-        parts = [_pattern(weight) @ reached[source] for source, weight in stage.weights.items()]
-        union = sum(parts[1:], parts[0]).tocsr()
-        union.data[:] = 1.0
         if stage.relu is None:
-            everything = torch.arange(union.shape[0]).expand(moved.shape[0], -1)
+            everything = torch.arange(len(stage.bias)).expand(members.parts, -1)
             result[None] = Footprint(everything, torch.ones_like(everything, dtype=torch.bool))
-        else:
-            reached[stage.relu] = union
-            result[stage.relu] = _padded(union)
+            continue
+        below = [kinds[source] for source in stage.weights]
+        first, of_member = _different(np.stack([own for _, own in below], 1))
+        reached = sum(
+            _pattern(weight) @ columns[:, own[first]]
+            for weight, (columns, own) in zip(stage.weights.values(), below, strict=True)
+        )
+        footprint = _padded(reached)
+        first, of_column = _different(torch.where(footprint.valid, footprint.index, -1).numpy())
+        kinds[stage.relu] = reached.tocsc()[:, first].tocsr(), of_column[of_member]
+        result[stage.relu] = Footprint(footprint.index[of_member], footprint.valid[of_member])
     return result
+
+
+def _moved(members: InputSet) -> sp.csr_matrix:
+    """Which voxels a member moves, `(input size, N)` with ones."""
+    size = members.centre[0].numel()
+    at_once = max(1, (1 << 24) // size)
+    blocks = []
+    for items in torch.split(torch.arange(members.parts), at_once):
+        lower, upper = members.select(items).hull()
+        item, voxel = (upper > lower).flatten(1).nonzero(as_tuple=True)
+        blocks.append(sp.csc_matrix((np.ones(len(item)), (voxel.numpy(), item.numpy())), (size, len(items))))
+    return sp.hstack(blocks, format="csr")
+
+
+def _different(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each different row occurs first, and which of them every row is."""
+    seen: dict[bytes, int] = {}
+    of_row = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in np.ascontiguousarray(rows)])
+    return np.unique(of_row, return_index=True)[1], of_row
 
 
 def costs(stages: Sequence[Stage], prints: dict[int | None, Footprint]) -> tuple[int, int]:
@@ -78,14 +100,16 @@ def restrict(
     Args:
         problem: the whole network on N sets of one member each, all around one clean input.
     """
-    entries = max(1, costs(stages, prints)[0])
+    entries, size = max(1, costs(stages, prints)[0]), problem.clean[0][0].numel()
     clean = {0: problem.clean[0].reshape(-1)}
     for stage in stages:
         if stage.relu is not None:
             clean[stage.relu] = problem.clean[stage.relu].reshape(-1)
     operand = {s.relu: problem.clean[_operand(problem.network, s.relu)].reshape(-1) for s in stages}
     gatherers = {(i, s): _Gatherer(w) for i, stage in enumerate(stages) for s, w in stage.weights.items()}
-    lower, upper = problem.inputs.hull()
+    inputs = problem.inputs
+    # A voxel that a member moves has the set's own box there.
+    lower, upper = (inputs.lower, inputs.upper) if isinstance(inputs, PerturbationSet) else inputs.hull()
     # Members with footprints of about one size go together, so that little is padded.
     sizes = torch.stack([footprint.valid.sum(1) for key, footprint in prints.items() if key is not None]).double()
     order = (sizes.log().sum(0)).argsort(stable=True)
@@ -94,8 +118,8 @@ def restrict(
         local = {key: prints_.select(items) for key, prints_ in prints.items()}
         box = VoxelBox(
             *(
-                _gather(x.flatten(1)[items] if x.shape[0] > 1 else x.flatten(1).expand(len(items), -1), local[0])
-                for x in (problem.clean[0], lower, upper)
+                _gather(x[items] if x.shape[0] > 1 else x.expand(len(items), -1), local[0])
+                for x in (x.reshape(-1, size) for x in (problem.clean[0], lower, upper))
             )
         )
         yield items, _assemble(stages, gatherers, local, clean, operand, box)

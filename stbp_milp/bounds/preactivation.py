@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.backward import input_form
+from stbp_milp.bounds.backward import input_form, neuron_forms
 from stbp_milp.bounds.first_layer import first_layer
 from stbp_milp.bounds.interval import Interval, interval
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
@@ -131,7 +131,6 @@ def _backward(
     exact: bool = False,
 ) -> Interval:
     """`own` with every undecided neuron bounded by a backward pass of its own (`exact`: and nothing else counts)."""
-    shape = own.lower.shape[1:]
     lower, upper = own.lower.flatten(1).clone(), own.upper.flatten(1).clone()
     undecided = (lower < 0) & (upper > 0)
     counts = undecided.sum(1)
@@ -153,12 +152,12 @@ def _backward(
             relaxations if items_at_once >= problem.parts else {k: _select(r, items) for k, r in relaxations.items()}
         )
         for neurons in torch.split(order[items, : int(counts[items].max())], rows_at_once, dim=1):
-            form = lower.new_zeros(len(items), neurons.shape[1], lower.shape[1]).scatter_(2, neurons.unsqueeze(-1), 1.0)
-            form = torch.cat([form, -form], 1).view(len(items), -1, *shape)
-            value = input_form(part.network, part.clean, lines, operand, form).lower(part.inputs)
+            node, form, clean = neuron_forms(part.network, part.clean, operand, neurons)
+            form, clean = torch.cat([form, -form], 1), torch.cat([clean, -clean], 1)
+            value = input_form(part.network, part.clean, lines, node, form, constant=clean).lower(part.inputs)
             if options.slope_steps and earlier and not expired():
                 below = earlier if items_at_once >= problem.parts else select_preactivations(earlier, items)
-                value = torch.maximum(value, _ascend(part, below, operand, form, options.slope_steps, expired))
+                value = torch.maximum(value, _ascend(part, below, node, form, clean, options.slope_steps, expired))
             low, high = value[:, : neurons.shape[1]], -value[:, neurons.shape[1] :]
             if not exact:
                 low = torch.maximum(low, lower[items].gather(1, neurons))
@@ -169,7 +168,13 @@ def _backward(
 
 
 def _ascend(
-    problem: Problem, earlier: Preactivations, operand: int, form: Tensor, steps: int, expired: Callable[[], bool]
+    problem: Problem,
+    earlier: Preactivations,
+    node: int,
+    form: Tensor,
+    constant: Tensor,
+    steps: int,
+    expired: Callable[[], bool],
 ) -> Tensor:
     """The best lower bounds `(N, M)` of the forms that gradient ascent on their own slopes finds."""
     clean = {relu: problem.clean[problem.network.nodes[relu].inputs[0]] for relu in earlier}
@@ -187,7 +192,8 @@ def _ascend(
             if expired():
                 break
             lines = {relu: relax(b, clean[relu], slopes.get(relu)) for relu, b in earlier.items()}
-            value = input_form(problem.network, problem.clean, lines, operand, form).lower(problem.inputs)
+            back = input_form(problem.network, problem.clean, lines, node, form, constant=constant)
+            value = back.lower(problem.inputs)
             best = torch.maximum(best, value.detach())
             adam.zero_grad()
             (-value.sum()).backward()  # type: ignore[no-untyped-call]

@@ -181,7 +181,7 @@ class Expander:
         """
         prints, own = None, 0
         if self.stages is not None:
-            prints = footprints(self.stages, (members.hull()[1] > members.hull()[0]).flatten(1))
+            prints = footprints(self.stages, members)
             own, complete = costs(self.stages, prints)
             if own > _DENSE_PAYS * complete:
                 prints = None

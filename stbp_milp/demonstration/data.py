@@ -19,18 +19,22 @@ STEERING_SHAPE = (3, 4, 16, 24)
 STEERING_LIMIT = 25.0  # degrees
 
 
-def moving_shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Clips `(count, 1, 8, 16, 16)` of one shape that moves; the label `(count,)` is the direction (VIDEO_CLASSES).
+def moving_shapes(
+    count: int, seed: int, clip_shape: tuple[int, int, int, int] = VIDEO_SHAPE
+) -> tuple[Tensor, Tensor]:
+    """Clips `(count, *clip_shape)` of one shape that moves; the label `(count,)` is the direction (VIDEO_CLASSES).
 
     The shape leaves one side and enters at the other, from a uniformly random start: every single frame has the
-    same distribution in all four classes, so only the motion tells them apart.
+    same distribution in all four classes, so only the motion tells them apart. Larger frames show it larger and
+    faster in proportion; with several channels shape and background have colours.
     """
     draw = _Draw(seed)
-    _, frames, height, width = VIDEO_SHAPE
+    channels, frames, height, width = clip_shape
+    scale = height / VIDEO_SHAPE[2]
     labels = torch.randint(len(VIDEO_CLASSES), (count,), generator=draw.generator)
     direction = torch.tensor([[0.0, -1.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])[labels]  # (count, 2): rows, columns
     start = draw.uniform(0.0, 1.0, count, 2) * torch.tensor([height, width])
-    speed = draw.uniform(0.9, 1.6, count)
+    speed = draw.uniform(0.9, 1.6, count) * scale
     time = torch.arange(frames, dtype=torch.float32)
     place = start[:, None] + direction[:, None] * (speed[:, None] * time)[..., None]  # (count, T, 2)
     rows = _around(torch.arange(height), place[..., 0], height)[..., :, None]  # (count, T, H, 1)
@@ -45,10 +49,11 @@ def moving_shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
     )
     kind = torch.randint(distances.shape[1], (count,), generator=draw.generator)
     distance = distances[torch.arange(count), kind]  # (count, T, H, W)
-    shape = (draw.uniform(2.0, 3.2, count, 1, 1, 1) - distance + 0.5).clamp(0, 1)
-    background, contrast = draw.uniform(0.05, 0.3, count, 1, 1, 1), draw.uniform(0.45, 0.65, count, 1, 1, 1)
-    clips = background + contrast * shape + 0.03 * draw.normal(*shape.shape)
-    return clips.clamp(0, 1).unsqueeze(1), labels
+    shape = (draw.uniform(2.0, 3.2, count, 1, 1, 1) * scale - distance + 0.5).clamp(0, 1).unsqueeze(1)
+    planes = [count, channels, 1, 1, 1]
+    background, contrast = draw.uniform(0.05, 0.3, *planes), draw.uniform(0.45, 0.65, *planes)
+    clips = background + contrast * shape + 0.03 * draw.normal(count, channels, frames, height, width)
+    return clips.clamp(0, 1), labels
 
 
 def organs(count: int, seed: int) -> tuple[Tensor, Tensor]:

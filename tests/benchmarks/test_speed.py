@@ -58,7 +58,7 @@ def test_all_members_restricted(benchmark: BenchmarkFixture) -> None:
 
     def bound() -> torch.Tensor:
         stages = normal_form(problem.network)
-        prints = footprints(stages, (members.hull()[1] > members.hull()[0]).flatten(1))
+        prints = footprints(stages, members)
         lower = torch.empty(members.parts, 3, dtype=torch.float64)
         for items, small in restrict(stages, problem, prints, 32 << 20):
             lower[items] = bound_once(small, preactivations(small, BoundingOptions()), rows, offset).lower

@@ -39,7 +39,7 @@ def test_by_hand() -> None:
     net = b.build(b.add("f", Linear(torch.tensor([[1.0, -1.0]]).double(), torch.zeros(1).double()), "y"))
     centre = torch.tensor([[0.5, 0.25, 0.5]]).double()
     box = VoxelBox(centre, centre - torch.tensor([0.25, 0, 0]), centre + torch.tensor([0.25, 0, 0]))
-    prints = footprints(normal_form(net), (box.upper > box.lower))
+    prints = footprints(normal_form(net), box)
     assert prints[0].index[prints[0].valid].tolist() == [0]
     assert prints[net.relus[0]].index[prints[net.relus[0]].valid].tolist() == [0]
     ((items, problem),) = restrict(normal_form(net), Problem.of(net, box), prints, BUDGET)
@@ -64,8 +64,7 @@ def single_members(perturbation: PerturbationSet) -> PerturbationSet:
 
 def restricted(net: Network, members: PerturbationSet, budget: int = BUDGET) -> list[tuple[Tensor, Problem, Family]]:
     stages, whole = normal_form(net), Problem.of(net, members)
-    moved = (members.hull()[1] > members.hull()[0]).flatten(1)
-    prints = footprints(stages, moved)
+    prints = footprints(stages, members)
     return [
         (items, problem, Family(problem, members, prints[0].select(items), members.select(items)))
         for items, problem in restrict(stages, whole, prints, budget)
