@@ -1,0 +1,236 @@
+#!/usr/bin/env python
+"""How fast the bounds are: members of patch sets, the search, large networks. One table each, in results/studies.
+
+    python scripts/benchmark.py                      # everything, about half an hour
+    python scripts/benchmark.py --only members scaling
+    python scripts/benchmark.py --only search --clips 3 --timeout 10
+
+    members   every position of a 3x3 patch in 2 frames, eps 1, on networks P and Q, each with its own bounds of hidden
+              layers; beside it, in the same run, the naive loop: position by position on the whole network
+    scaling   time for a position when the clip's height and width double (convolutions of P, one pooled output)
+    search    complete verdicts on P: frames 3 and 4 with eps 0.15, all frames with eps 0.03
+    large     networks like C3D and R3D-18 on 3x16x112x112: bounds as multiples of a forward pass, and peak memory
+
+Networks P and Q are trained when they are not in build/benchmark (a few minutes). Every measurement has a process of
+its own; memory is the peak of that whole process, Python and torch included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import torch
+from benchmark_networks import LARGE, trained
+from rich.console import Console
+from rich.progress import track
+from study_files import STUDIES, markdown, median, provenance, show, write_csv
+from torch import Tensor
+
+from stbp_milp.bounds.footprint import footprints, restrict
+from stbp_milp.bounds.objective import bound_once
+from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
+from stbp_milp.bounds.problem import Problem, unstable_count
+from stbp_milp.branching import ExpanderOptions
+from stbp_milp.network.graph import Network, NetworkBuilder
+from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape
+from stbp_milp.network.normal_form import normal_form
+from stbp_milp.properties import same_class
+from stbp_milp.query import Configuration, Query
+from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
+from stbp_milp.verify import verify
+
+PARTS = ("members", "scaling", "search", "large")
+PATCH = "patch:3x3@2"
+SEARCH_SETS = (("frames:3,4", 0.15), ("everywhere", 0.03))
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts")
+    parser.add_argument("--clips", type=int, default=10, help="clips of the search (default 10)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one verdict (default 60)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, for members and large (default 2)")
+    arguments = parser.parse_args()
+    console = Console()
+    for part in arguments.only:
+        page = [f"# Benchmark: {part}\n", provenance(arguments.threads)]
+        title, header, rows = {"members": members, "scaling": scaling, "search": search, "large": large}[part](
+            arguments, console
+        )
+        show(console, title, header, rows)
+        STUDIES.mkdir(parents=True, exist_ok=True)
+        (STUDIES / f"benchmark_{part}.md").write_text("\n".join([*page, title + "\n", markdown(header, rows)]))
+        write_csv(STUDIES / f"benchmark_{part}.csv", header, rows)
+
+
+Table = tuple[str, list[str], list[list[object]]]
+
+
+def alone(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    """The function's result, from a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **named).result()
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# --- members ------------------------------------------------------------------------------------------------
+
+
+def members(arguments: argparse.Namespace, console: Console) -> Table:
+    header = [
+        "network", "positions", "seconds", "proved", "median unstable", "peak MB", "MB before", "naive s", "faster"
+    ]  # fmt: skip
+    rows: list[list[object]] = []
+    for name in ("P", "Q"):
+        trained(name, console)
+        with console.status(f"members of {name}"):
+            count, seconds, proved, unstable, peak, before = alone(_restricted_members, name, arguments.threads)
+            naive = alone(_naive_members, name, arguments.threads)
+        rows.append([name, count, seconds, proved, unstable, peak, before, naive, naive / seconds])
+    return f"{PATCH}, eps 1, median of 3 clips, threads {arguments.threads}", header, rows
+
+
+def positions_of(clip: Tensor) -> PerturbationSet:
+    """Every position of the patch as a set of its own."""
+    union = SetSpecification(PATCH, 1.0).build(clip)
+    assert isinstance(union.choice, Patch)
+    return PerturbationSet(union.clip, union.lower, union.upper, union.choice.singletons())
+
+
+def bounded(network: Network, places: PerturbationSet, rows: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower bounds of every position, `(N, M)`, and how many of its ReLUs are undecided, `(N,)`."""
+    stages = normal_form(network)
+    lower = torch.empty(places.parts, rows.shape[0], dtype=torch.float64)
+    unstable = torch.empty(places.parts, dtype=torch.int64)
+    whole = Problem.of(network, places)
+    for items, small in restrict(stages, whole, footprints(stages, places), ExpanderOptions().screen_memory):
+        bounds = preactivations(small, BoundingOptions())
+        lower[items] = bound_once(small, bounds, rows, offset).lower
+        unstable[items] = unstable_count(bounds, len(items))
+    return lower, unstable
+
+
+def _restricted_members(name: str, threads: int) -> tuple[int, float, str, int, float, float]:
+    torch.set_num_threads(threads)
+    model, clips, labels = trained(name, Console())
+    before = peak_megabytes()
+    seconds, proved, undecided = [], [], []
+    for clip, label in zip(clips[:3], labels[:3].tolist(), strict=True):
+        began = time.monotonic()
+        places = positions_of(clip)
+        lower, unstable = bounded(model.network, places, *same_class(label, 4).forms())
+        seconds.append(time.monotonic() - began)
+        proved.append(int((lower > 0).all(1).sum()))
+        undecided.append(int(unstable.median()))
+    return places.parts, median(seconds) or 0.0, str(proved), max(undecided), peak_megabytes(), before
+
+
+def _naive_members(name: str, threads: int, sample: int = 40) -> float:
+    """Seconds for all positions of the first clip one by one on the whole network, from a sample of them."""
+    torch.set_num_threads(threads)
+    model, clips, labels = trained(name, Console())
+    places, (rows, offset) = positions_of(clips[0]), same_class(int(labels[0]), 4).forms()
+    problem = Problem.of(model.network, places.select(torch.tensor([0])))
+    began = time.monotonic()
+    for item in torch.linspace(0, places.parts - 1, sample).long().split(1):
+        one = problem.with_inputs(places.select(item))
+        bound_once(one, preactivations(one, BoundingOptions()), rows, offset)
+    return (time.monotonic() - began) * places.parts / sample
+
+
+# --- scaling ------------------------------------------------------------------------------------------------
+
+
+def scaling(arguments: argparse.Namespace, console: Console) -> Table:
+    header = ["height and width", "positions", "bounded", "ms a position", "times the row before"]
+    rows: list[list[object]] = []
+    for side in (16, 32, 64):
+        with console.status(f"scaling, {side}"):
+            count, sample, each = alone(_scaled, side, arguments.threads)
+        rows.append([side, count, sample, 1e3 * each, each / float(str(rows[-1][3])) * 1e3 if rows else None])
+    return f"{PATCH}, eps 1, convolutions of P and one pooled output", header, rows
+
+
+def _scaled(side: int, threads: int) -> tuple[int, int, float]:
+    torch.set_num_threads(threads)
+    model, clips, _ = trained("P", Console())
+    kernels = [node.layer for node in model.network.nodes if isinstance(node.layer, Convolution)]
+    network = convolutions(kernels, (1, 8, side, side))
+    clip = clips[0].repeat(1, 1, side // 16, side // 16)
+    places = positions_of(clip)
+    sample = places.select(torch.linspace(0, places.parts - 1, 1372).long())
+    forms = torch.eye(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    bounded(network, sample.select(torch.arange(10)), *forms)
+    stages = normal_form(network)
+    began = time.monotonic()
+    for _items, small in restrict(
+        stages, Problem.of(network, sample), footprints(stages, sample), ExpanderOptions().screen_memory
+    ):
+        bound_once(small, preactivations(small, BoundingOptions()), *forms)
+    return places.parts, sample.parts, (time.monotonic() - began) / sample.parts
+
+
+def convolutions(kernels: list[Convolution], clip_shape: tuple[int, int, int, int]) -> Network:
+    """The convolutions with ReLUs and the mean of what comes out."""
+    builder = NetworkBuilder(clip_shape)
+    node = "input"
+    for i, kernel in enumerate(kernels):
+        node = builder.add(f"relu {i}", ReLU(), builder.add(f"convolution {i}", kernel, node))
+    size = torch.Size(builder.shape(node)).numel()
+    flat = builder.add("flat", Reshape((size,)), node)
+    mean = torch.full((1, size), 1.0 / size, dtype=torch.float64)
+    return builder.build(builder.add("mean", Linear(mean, torch.zeros(1, dtype=torch.float64)), flat))
+
+
+# --- search -------------------------------------------------------------------------------------------------
+
+
+def search(arguments: argparse.Namespace, console: Console) -> Table:
+    header = ["set", "eps", "clip", "verdict", "decided by", "lower", "upper", "seconds", "subproblems", "a second"]
+    rows: list[list[object]] = []
+    torch.set_num_threads(1)
+    model, clips, labels = trained("P", console)
+    for text, epsilon in SEARCH_SETS:
+        for i in track(range(arguments.clips), description=text, console=console):
+            query = Query(model, clips[i], SetSpecification(text, epsilon), same_class(int(labels[i]), 4))
+            outcome = verify(query, Configuration(timeout=arguments.timeout, threads=1))
+            bounded_each = outcome.counts.get("subproblems", 0)
+            searching = outcome.seconds_by_stage.get("relu search", 0.0)
+            rows.append(
+                [text, epsilon, i, outcome.word, outcome.decided_by, outcome.lower, outcome.upper, outcome.seconds]
+                + [bounded_each, bounded_each / searching if searching > 1 else None]
+            )
+    return f"complete verdicts on P, {arguments.timeout:g} s, one thread", header, rows
+
+
+# --- large networks -----------------------------------------------------------------------------------------
+
+
+def large(arguments: argparse.Namespace, console: Console) -> Table:
+    header = ["network", "set", "forward s", "bounds s", "times forward", "peak MB", "lower"]
+    rows: list[list[object]] = []
+    for name in LARGE:
+        for text in ("any-frames:2", "window:2", "patch-at:7,50,50:8x8@2"):
+            with console.status(f"{name}, {text}"):
+                forward, seconds, peak, lower = alone(_large, name, text, arguments.threads)
+            rows.append([name, text, forward, seconds, seconds / forward, peak, lower])
+    return "eps 1/255, untrained networks, 101 classes", header, rows
+
+
+def _large(name: str, text: str, threads: int) -> tuple[float, float, float, float]:
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    main()
