@@ -32,7 +32,7 @@ from rich.progress import track
 from study_files import STUDIES, markdown, median, provenance, show, write_csv
 from torch import Tensor
 
-from stbp_milp.bounds.footprint import footprints, restrict
+from stbp_milp.bounds.footprint import Restrictor, grouped
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem, unstable_count
@@ -113,11 +113,12 @@ def bounded(network: Network, places: PerturbationSet, rows: Tensor, offset: Ten
     stages = normal_form(network)
     lower = torch.empty(places.parts, rows.shape[0], dtype=torch.float64)
     unstable = torch.empty(places.parts, dtype=torch.int64)
-    whole = Problem.of(network, places)
-    for items, small in restrict(stages, whole, footprints(stages, places), ExpanderOptions().screen_memory):
+    restrict = Restrictor(stages, Problem.of(network, places))
+    for group in grouped(stages, places, ExpanderOptions().family_memory // 8):
+        small = restrict(group)
         bounds = preactivations(small, BoundingOptions())
-        lower[items] = bound_once(small, bounds, rows, offset).lower
-        unstable[items] = unstable_count(bounds, len(items))
+        lower[group.members] = bound_once(small, bounds, rows, offset).lower
+        unstable[group.members] = unstable_count(bounds, small.parts)
     return lower, unstable
 
 
@@ -172,12 +173,8 @@ def _scaled(side: int, threads: int) -> tuple[int, int, float]:
     sample = places.select(torch.linspace(0, places.parts - 1, 1372).long())
     forms = torch.eye(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     bounded(network, sample.select(torch.arange(10)), *forms)
-    stages = normal_form(network)
     began = time.monotonic()
-    for _items, small in restrict(
-        stages, Problem.of(network, sample), footprints(stages, sample), ExpanderOptions().screen_memory
-    ):
-        bound_once(small, preactivations(small, BoundingOptions()), *forms)
+    bounded(network, sample, *forms)
     return places.parts, sample.parts, (time.monotonic() - began) / sample.parts
 
 
@@ -206,11 +203,9 @@ def search(arguments: argparse.Namespace, console: Console) -> Table:
             query = Query(model, clips[i], SetSpecification(text, epsilon), same_class(int(labels[i]), 4))
             outcome = verify(query, Configuration(timeout=arguments.timeout, threads=1))
             bounded_each = outcome.counts.get("subproblems", 0)
-            searching = outcome.seconds_by_stage.get("relu search", 0.0)
-            rows.append(
-                [text, epsilon, i, outcome.word, outcome.decided_by, outcome.lower, outcome.upper, outcome.seconds]
-                + [bounded_each, bounded_each / searching if searching > 1 else None]
-            )
+            searching = outcome.stage_seconds.get("relu search", 0.0)
+            row = [text, epsilon, i, outcome.word, outcome.decided_by, outcome.lower, outcome.upper, outcome.seconds]
+            rows.append([*row, bounded_each, bounded_each / searching if searching > 1 else None])
     return f"complete verdicts on P, {arguments.timeout:g} s, one thread", header, rows
 
 

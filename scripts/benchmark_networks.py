@@ -51,9 +51,7 @@ def colour_shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
 ADVERSARIES = (("window:2", 0.1), ("any-frames:2", 0.1), ("patch:3x3@2", 0.2), ("everywhere", 0.03))
 RECIPES = {
     "P": Recipe("P", data.moving_shapes, video_network, F.cross_entropy, ADVERSARIES, steps=1000, clips=20, seed=1),
-    "Q": Recipe(
-        "Q", colour_shapes, network_q, F.cross_entropy, ADVERSARIES, steps=500, clips=20, seed=1, batch=48
-    ),
+    "Q": Recipe("Q", colour_shapes, network_q, F.cross_entropy, ADVERSARIES, steps=500, clips=20, seed=1, batch=48),
 }
 
 

@@ -40,7 +40,7 @@ from stbp_milp.attack import AttackConfiguration, attack, representable
 from stbp_milp.bounds.objective import OptimiserOptions, optimise
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
-from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, exact
+from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots, exact
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.branching.piece import stack
 from stbp_milp.demonstration import FOLDER, clips
@@ -233,7 +233,7 @@ def open_members(expander: Expander, source: Source) -> list[Piece]:
         level = torch.zeros(alone.parts, *source.set.clip.shape, dtype=torch.float64)
         alone = concatenate([done, alone.split(level)[0]])
     plain = replace(expander.options, root=OptimiserOptions(steps=0), tighten_steps=0)
-    pieces = replace(expander, options=plain).member_pieces(alone, "split")
+    pieces = Roots(replace(expander, options=plain)).member_pieces(alone, "split")
     return [piece for piece in pieces if piece.lower <= source.slack]
 
 
@@ -291,7 +291,7 @@ def clause_of(source: Source, piece: Piece) -> Property:
 
 def open_child(expander: Expander, source: Source, piece: Piece, point: Tensor | None) -> Piece | None:
     """The worse child of those that stay open when one ReLU is split; with a point, the child it lies in."""
-    if point is not None and piece.family.footprint is not None:
+    if point is not None and piece.family.voxels is not None:
         return None
     children = [child for child in expander([piece]).children if child.lower <= source.slack]
     if point is not None:
@@ -333,7 +333,7 @@ def solve(model: Model, subproblem: Subproblem, variant: Variant, seconds: float
     )
     breaks = False
     if candidate is not None:
-        found = piece.family.clips(torch.tensor([piece.item]), candidate.unsqueeze(0))
+        found = piece.family.clips(candidate.unsqueeze(0))
         breaks = original_breaks(model, source, clause, found)
     word = "broken" if breaks else "proved" if bound - PROOF_MARGIN > source.slack else "undecided"
     return Answer(word, bound, took, said, breaks if said else None, result)

@@ -23,7 +23,7 @@ from stbp_milp.bounds.objective import OptimiserOptions
 from stbp_milp.bounds.preactivation import BoundingOptions
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
-from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece
+from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.milp import PROOF_MARGIN
@@ -235,7 +235,7 @@ class _Run:
         self._tell("union bound", 1)
         with self.timed("union bound"):
             optimiser = OptimiserOptions(steps=0) if self._has_many_places() else options.root
-            union = expander(clauses, None).pieces(family, self.set, "union bound", optimiser)
+            union = Roots(expander(clauses, None)).pieces(family, self.set, "union bound", optimiser)
         self.lower = min(piece.lower for piece in union)
         proved = [piece for piece in union if piece.lower > self.slack]
         for piece in proved:
@@ -249,7 +249,7 @@ class _Run:
             stages = normal_form(network) if _multiplications(network) <= _NORMAL_FORM_LIMIT else None
             expand = expander(open_clauses, stages)
             self._tell("split", 1)
-            roots = self._roots(expand, family)
+            roots = self._roots(Roots(expand), family)
         return self._search(expand, roots, open_clauses)
 
     def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int]) -> SearchEnd:
@@ -278,24 +278,22 @@ class _Run:
         """The set's bound, given that of the pieces still open."""
         self.lower = max(self.lower, min(open_lower, self.closed_lower))
 
-    def _roots(self, expand: Expander, family: Family) -> list[Piece]:
+    def _roots(self, start: Roots, family: Family) -> list[Piece]:
         """Where the search starts: all members where they are few or cheap, else the whole set."""
         members = float(self.set.choice.members()[0])
         pieces: list[Piece] | None = None
         if isinstance(self.set.choice, Patch) and members <= _MEMBERS_AT_ONCE:
             alone = PerturbationSet(self.set.clip, self.set.lower, self.set.upper, self.set.choice.singletons())
-            pieces = expand.member_pieces(alone, "split")
+            pieces = start.member_pieces(alone, "split")
         elif members <= ExpanderOptions().few_members:
             alone = self.set
             while bool((alone.choice.members() > 1).any()):
                 done = alone.select((alone.choice.members() <= 1).nonzero().flatten())
                 form = torch.zeros(alone.parts, *self.set.clip.shape, dtype=torch.float64)
                 alone = concatenate([done, alone.split(form)[0]])
-            pieces = expand.member_pieces(alone, "split")
+            pieces = start.member_pieces(alone, "split")
         return (
-            expand.pieces(family, self.set, "split", ExpanderOptions().root, expand.share())
-            if pieces is None
-            else pieces
+            start.pieces(family, self.set, "split", ExpanderOptions().root, start.share()) if pieces is None else pieces
         )
 
     def _program(
@@ -312,7 +310,7 @@ class _Run:
             rows = list(property.clauses[open_clauses[piece.clause]])
             bound, candidate = solve_piece(piece, stages, property.rows[rows], property.offset[rows], options, deadline)
             if candidate is not None:
-                self.judge(piece.family.clips(torch.tensor([piece.item]), candidate.unsqueeze(0)), "milp")
+                self.judge(piece.family.clips(candidate.unsqueeze(0)), "milp")
             # A solver's bound counts less its tolerances.
             return bound - PROOF_MARGIN
 

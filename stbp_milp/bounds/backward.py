@@ -82,9 +82,7 @@ def input_form(
     return InputForm(pending[0], constant)
 
 
-def neuron_forms(
-    network: Network, clean: Sequence[Tensor], node: int, neurons: Tensor
-) -> tuple[int, Tensor, Tensor]:
+def neuron_forms(network: Network, clean: Sequence[Tensor], node: int, neurons: Tensor) -> tuple[int, Tensor, Tensor]:
     """Single neurons of a node as forms: where to start a backward pass, the forms there, their clean values.
 
     Args:
@@ -95,9 +93,7 @@ def neuron_forms(
     layer, shape = network.nodes[node].layer, network.nodes[node].shape
     value = clean[node].flatten(1).expand(neurons.shape[0], -1).gather(1, neurons)
     if isinstance(layer, Linear):
-        rows = neurons.unsqueeze(-1).expand(-1, -1, layer.weight.shape[-1])
-        form = layer.weight[neurons] if layer.weight.dim() == 2 else layer.weight.gather(1, rows)
-        return network.nodes[node].inputs[0], form, value
+        return network.nodes[node].inputs[0], layer.weight[neurons], value
     unit = value.new_zeros(*neurons.shape, math.prod(shape)).scatter_(2, neurons.unsqueeze(-1), 1.0)
     return node, unit.view(*neurons.shape, *shape), value
 
@@ -107,11 +103,16 @@ def _accumulate(pending: dict[int, Tensor], operand: int, form: Tensor) -> None:
 
 
 def _through_relu(form: Tensor, relaxation: Relaxation) -> tuple[Tensor, Tensor]:
-    """The form on the operand and the constant the two lines contribute."""
-    lower_slope, lower_gap = (
-        x if x.dim() == form.dim() else x.unsqueeze(1) for x in (relaxation.lower_slope, relaxation.lower_gap)
-    )
-    positive = form >= 0
-    slope = torch.where(positive, lower_slope, relaxation.upper_slope.unsqueeze(1))
-    gap = torch.where(positive, lower_gap, relaxation.upper_gap.unsqueeze(1))
-    return form * slope, (form * gap).flatten(2).sum(-1)
+    """The form on the operand and the constant the two lines contribute.
+
+    With p the positive part of the form, its product with the right line is `form * upper + p * (lower - upper)`.
+    """
+    positive = form.clamp(min=0)
+    upper_slope, upper_gap = relaxation.upper_slope.unsqueeze(1), relaxation.upper_gap
+    if relaxation.lower_slope.dim() == form.dim():  # slopes of their own for every form
+        lower_slope, gap_difference = relaxation.lower_slope, relaxation.lower_gap - upper_gap.unsqueeze(1)
+        gap = inner(form, upper_gap) + (positive * gap_difference).flatten(2).sum(-1)
+    else:
+        lower_slope = relaxation.lower_slope.unsqueeze(1)
+        gap = inner(form, upper_gap) + inner(positive, relaxation.lower_gap - upper_gap)
+    return torch.addcmul(form * upper_slope, positive, lower_slope - upper_slope), gap

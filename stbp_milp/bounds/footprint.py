@@ -1,13 +1,14 @@
-"""A member's own small network: only the neurons that it can change.
+"""Members' own small networks: only the neurons that they can change.
 
 A member moves few voxels; the neurons they reach, layer by layer, are its *footprint*. All others keep their clean
 value, so the network restricted to the footprint, with the rest folded into the bias, is the same function on the
-member's box. Restricted networks of many members are padded to one size and become one batched problem of matrices.
+member's box. Neighbours have nearly the same footprint: members are bounded in *groups* that share one restricted
+network of dense matrices, the one of all neurons that any of them reaches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,178 +23,235 @@ from stbp_milp.network.normal_form import Stage
 from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox
 
 _DENSE_ENTRIES = 32_000_000  # a stage's matrix is gathered from its dense form up to this size (256 MB)
+_LEAF = 4  # members that are not told apart when groups are chosen
+# Measured on two networks, in multiplications: what a group costs besides its members' (some hundred small tensor
+# operations), what writing down an entry of its matrices costs, and the share of neurons that needs a backward pass.
+_PER_GROUP = 1e8
+_PER_ENTRY = 10.0
+_UNDECIDED = 0.3
 
 
 @dataclass(frozen=True, eq=False)
-class Footprint:
-    """Per member the neurons of a source (flat indices), padded.
+class Group:
+    """Members that share a restricted network.
 
     Attributes:
-        index: (N, n) int64, 0 where padded.
-        valid: (N, n) bool.
+        members: (n,) int64, which.
+        neurons: of the input (key 0) and of every ReLU that any of them reaches: sorted flat indices.
+        entries: of the network's matrices.
     """
 
-    index: Tensor
-    valid: Tensor
-
-    def select(self, items: Tensor) -> Footprint:
-        valid = self.valid[items]
-        width = max(1, int(valid.sum(1).max()))
-        return Footprint(self.index[items, :width], valid[:, :width])
+    members: Tensor
+    neurons: dict[int, Tensor]
+    entries: int
 
 
-def footprints(stages: Sequence[Stage], members: InputSet) -> dict[int | None, Footprint]:
-    """Footprints of the input (key 0), every ReLU and the output (key None), member by member."""
+def grouped(stages: Sequence[Stage], members: InputSet, largest: int) -> list[Group]:
+    """Members in groups that are cheap to bound.
+
+    A tree of neighbours is grown over the members; it is cut where bounding the members of a node on one network is
+    estimated to cost less than bounding those of its children on two.
+
+    Args:
+        largest: entries that the matrices of a group of several members may have.
+    """
     moved = _moved(members)
-    result: dict[int | None, Footprint] = {0: _padded(moved)}
-    # Many members reach the same neurons: every *kind* of footprint (a column) is followed once.
-    kinds: dict[int, tuple[sp.csr_matrix, np.ndarray]] = {0: (moved, np.arange(members.parts))}
-    for stage in stages:
-        if stage.relu is None:
-            everything = torch.arange(len(stage.bias)).expand(members.parts, -1)
-            result[None] = Footprint(everything, torch.ones_like(everything, dtype=torch.bool))
+    nodes, children = _tree(moved, members.centre.shape[1:])
+    belongs = sp.csc_matrix(
+        (np.ones(sum(map(len, nodes))), np.concatenate(nodes), np.cumsum([0, *map(len, nodes)])),
+        shape=(members.parts, len(nodes)),
+    )
+    reached = _reached(stages, (moved @ belongs).tocsc())
+    sizes = {source: np.diff(columns.indptr) for source, columns in reached.items()}
+    entries, work = _costs(stages, sizes)
+    counts = np.array([len(node) for node in nodes])
+    own = _PER_GROUP + _PER_ENTRY * entries + counts * work
+    own[(entries > largest) & np.array([bool(c) for c in children])] = np.inf
+    best = own.copy()
+    for node in reversed(range(len(nodes))):  # children come after their parents
+        if children[node]:
+            best[node] = min(best[node], sum(best[child] for child in children[node]))
+    groups, pending = [], [0]
+    while pending:
+        node = pending.pop()
+        if best[node] < own[node]:
+            pending += children[node]
             continue
-        below = [kinds[source] for source in stage.weights]
-        first, of_member = _different(np.stack([own for _, own in below], 1))
-        reached = sum(
-            _pattern(weight) @ columns[:, own[first]]
-            for weight, (columns, own) in zip(stage.weights.values(), below, strict=True)
-        )
-        footprint = _padded(reached)
-        first, of_column = _different(torch.where(footprint.valid, footprint.index, -1).numpy())
-        kinds[stage.relu] = reached.tocsc()[:, first].tocsr(), of_column[of_member]
-        result[stage.relu] = Footprint(footprint.index[of_member], footprint.valid[of_member])
-    return result
+        neurons = {}
+        for source, columns in reached.items():
+            index = columns.indices[columns.indptr[node] : columns.indptr[node + 1]].astype(np.int64)
+            # A layer that no member reaches keeps one neuron, so that nothing has to deal with empty layers.
+            neurons[source] = torch.from_numpy(index if len(index) else np.zeros(1, dtype=np.int64))
+        groups.append(Group(torch.from_numpy(nodes[node]), neurons, int(entries[node])))
+    return groups
+
+
+class Restrictor:
+    """Makes the groups' restricted networks.
+
+    Args:
+        problem: the whole network on N sets of one member each, all around one clean input.
+    """
+
+    def __init__(self, stages: Sequence[Stage], problem: Problem) -> None:
+        self._stages = stages
+        self._members = problem.inputs
+        self._clean = {s: problem.clean[s].reshape(-1) for s in (0, *(t.relu for t in stages if t.relu is not None))}
+        self._operands = [problem.clean[_operand(problem.network, stage.relu)].reshape(-1) for stage in stages]
+        # Rows and columns are gathered from dense matrices where those are small.
+        self._dense = [
+            {s: torch.from_numpy(w.toarray()) for s, w in stage.weights.items() if np.prod(w.shape) <= _DENSE_ENTRIES}
+            for stage in stages
+        ]
+
+    def __call__(self, group: Group) -> Problem:
+        """The restricted network on the boxes of the group's members."""
+        nodes = [Node("input", Input(), (), (len(group.neurons[0]),))]
+        position = {0: 0}  # source of the whole network -> node of the restricted one
+
+        def add(name: str, layer: Layer, inputs: tuple[int, ...], size: int) -> int:
+            nodes.append(Node(name, layer, inputs, (size,)))
+            return len(nodes) - 1
+
+        for i, stage in enumerate(self._stages):
+            rows = None if stage.relu is None else group.neurons[stage.relu]
+            bias = self._operands[i] if rows is None else self._operands[i][rows]
+            terms: list[tuple[int, Tensor]] = []
+            for source in stage.weights:
+                weight = self._gather(i, source, rows, group.neurons[source])
+                bias = bias - weight @ self._clean[source][group.neurons[source]]
+                terms.append((position[source], weight))
+            name, size = f"stage {i}", len(bias)
+            linear = [
+                add(f"{name}/{j}", Linear(w, bias if j == 0 else torch.zeros_like(bias)), (s,), size)
+                for j, (s, w) in enumerate(terms)
+            ]
+            node = linear[0] if len(linear) == 1 else add(f"{name}/sum", Add((1.0,) * len(linear)), tuple(linear), size)
+            if stage.relu is not None:
+                position[stage.relu] = add(f"{name}/relu", ReLU(), (node,), size)
+        network, boxes = Network(tuple(nodes)), _boxes(self._members.select(group.members), group.neurons[0])
+        return Problem(network, boxes, tuple(network.values(boxes.centre[:1])))
+
+    def _gather(self, stage: int, source: int, rows: Tensor | None, columns: Tensor) -> Tensor:
+        """`weight[rows][:, columns]`, dense; None: all rows."""
+        if source in self._dense[stage]:
+            dense = self._dense[stage][source]
+            if len(columns) == dense.shape[1]:
+                return dense if rows is None or len(rows) == len(dense) else dense[rows]
+            return dense.index_select(1, columns) if rows is None else dense[rows.unsqueeze(1), columns]
+        part = self._stages[stage].weights[source]
+        part = part if rows is None else part[rows.numpy()]
+        return torch.from_numpy(part[:, columns.numpy()].toarray())
+
+
+# --- which neurons ------------------------------------------------------------------------------------------
 
 
 def _moved(members: InputSet) -> sp.csr_matrix:
     """Which voxels a member moves, `(input size, N)` with ones."""
     size = members.centre[0].numel()
-    at_once = max(1, (1 << 24) // size)
     blocks = []
-    for items in torch.split(torch.arange(members.parts), at_once):
-        lower, upper = members.select(items).hull()
-        item, voxel = (upper > lower).flatten(1).nonzero(as_tuple=True)
-        blocks.append(sp.csc_matrix((np.ones(len(item)), (voxel.numpy(), item.numpy())), (size, len(items))))
+    for items in torch.split(torch.arange(members.parts), max(1, (1 << 25) // size)):
+        part = members.select(items)
+        if isinstance(part, PerturbationSet):
+            item, place = part.choice.union().flatten(1).nonzero(as_tuple=True)  # places (T, H, W)
+            channel = torch.arange(part.clip.shape[0]).unsqueeze(1) * (size // part.clip.shape[0])
+            item, voxel = item.repeat(len(channel)), (channel + place).flatten()
+            moves = (part.upper > part.lower).flatten()[voxel]
+            item, voxel = item[moves], voxel[moves]
+        else:
+            lower, upper = part.hull()
+            item, voxel = (upper > lower).flatten(1).nonzero(as_tuple=True)
+        ones = np.ones(len(item))
+        blocks.append(sp.csc_matrix((ones, (voxel.numpy(), item.numpy())), (size, len(items))))
     return sp.hstack(blocks, format="csr")
 
 
-def _different(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each different row occurs first, and which of them every row is."""
-    seen: dict[bytes, int] = {}
-    of_row = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in np.ascontiguousarray(rows)])
-    return np.unique(of_row, return_index=True)[1], of_row
+def _tree(moved: sp.csr_matrix, shape: Sequence[int]) -> tuple[list[np.ndarray], list[list[int]]]:
+    """Members halved along the axis in which they are furthest apart, down to leaves: members and children of nodes."""
+    where = np.stack(np.unravel_index(np.arange(moved.shape[0]), shape), 1).astype(float)
+    counts = np.maximum(moved.T @ np.ones(moved.shape[0]), 1)
+    middle = (moved.T @ where) / counts[:, None]  # (N, axes): the middle of every member
+    nodes: list[np.ndarray] = [np.arange(moved.shape[1])]
+    children: list[list[int]] = []
+    for node in nodes:  # grows while it is walked
+        children.append([])
+        if len(node) > _LEAF:
+            place = middle[node]
+            order = np.argsort(place[:, np.ptp(place, axis=0).argmax()], kind="stable")
+            children[-1] = [len(nodes), len(nodes) + 1]
+            nodes += [node[order[: len(node) // 2]], node[order[len(node) // 2 :]]]
+    return nodes, children
 
 
-def costs(stages: Sequence[Stage], prints: dict[int | None, Footprint]) -> tuple[int, int]:
-    """Multiplications of one backward form: through a member's restricted network, and through the whole one."""
-    own = sum(prints[stage.relu].index.shape[1] * prints[s].index.shape[1] for stage in stages for s in stage.weights)
-    whole = sum(weight.nnz for stage in stages for weight in stage.weights.values())
-    return own, whole
-
-
-def restrict(
-    stages: Sequence[Stage], problem: Problem, prints: dict[int | None, Footprint], memory_bytes: int
-) -> Iterator[tuple[Tensor, Problem]]:
-    """Restricted problems of the members, in batches `(items, problem)` whose matrices fit the budget.
-
-    Args:
-        problem: the whole network on N sets of one member each, all around one clean input.
-    """
-    entries, size = max(1, costs(stages, prints)[0]), problem.clean[0][0].numel()
-    clean = {0: problem.clean[0].reshape(-1)}
+def _reached(stages: Sequence[Stage], moved: sp.csc_matrix) -> dict[int, sp.csc_matrix]:
+    """The neurons of every source that columns of voxels reach, column by column `(size, columns)`."""
+    result = {0: _sorted(moved)}
+    # Many columns reach the same neurons: every *kind* of footprint is followed once.
+    kinds: dict[int, tuple[sp.csc_matrix, np.ndarray]] = {0: (result[0], np.arange(moved.shape[1]))}
     for stage in stages:
-        if stage.relu is not None:
-            clean[stage.relu] = problem.clean[stage.relu].reshape(-1)
-    operand = {s.relu: problem.clean[_operand(problem.network, s.relu)].reshape(-1) for s in stages}
-    gatherers = {(i, s): _Gatherer(w) for i, stage in enumerate(stages) for s, w in stage.weights.items()}
-    inputs = problem.inputs
-    # A voxel that a member moves has the set's own box there.
-    lower, upper = (inputs.lower, inputs.upper) if isinstance(inputs, PerturbationSet) else inputs.hull()
-    # Members with footprints of about one size go together, so that little is padded.
-    sizes = torch.stack([footprint.valid.sum(1) for key, footprint in prints.items() if key is not None]).double()
-    order = (sizes.log().sum(0)).argsort(stable=True)
-    # Matrices stay alive through branch and bound; their gathers hold about three copies for a moment.
-    for items in torch.split(order, max(1, memory_bytes // (3 * 8 * entries))):
-        local = {key: prints_.select(items) for key, prints_ in prints.items()}
-        box = VoxelBox(
-            *(
-                _gather(x[items] if x.shape[0] > 1 else x.expand(len(items), -1), local[0])
-                for x in (x.reshape(-1, size) for x in (problem.clean[0], lower, upper))
-            )
+        if stage.relu is None:
+            continue
+        below = [kinds[source] for source in stage.weights]
+        first, which = np.unique(
+            np.stack([own for _, own in below], 1), axis=0, return_index=True, return_inverse=True
+        )[1:]
+        own = sum(
+            _pattern(weight) @ columns[:, of_column[first]]
+            for weight, (columns, of_column) in zip(stage.weights.values(), below, strict=True)
         )
-        yield items, _assemble(stages, gatherers, local, clean, operand, box)
+        first, of_kind = _different(_sorted(own.tocsc()))
+        kept = _sorted(own.tocsc()[:, first])
+        kinds[stage.relu] = kept, of_kind[which.reshape(-1)]
+        result[stage.relu] = _sorted(kept[:, kinds[stage.relu][1]])
+    return result
 
 
-def _assemble(
-    stages: Sequence[Stage],
-    gatherers: dict[tuple[int, int], _Gatherer],
-    prints: dict[int | None, Footprint],
-    clean: dict[int, Tensor],
-    operand: dict[int | None, Tensor],
-    box: VoxelBox,
-) -> Problem:
-    nodes = [Node("input", Input(), (), tuple(box.centre.shape[1:]))]
-    position = {0: 0}  # source of the whole network -> node of the restricted one
-
-    def add(name: str, layer: Layer, inputs: tuple[int, ...], size: int) -> int:
-        nodes.append(Node(name, layer, inputs, (size,)))
-        return len(nodes) - 1
-
-    for i, stage in enumerate(stages):
-        rows = prints[stage.relu]
-        size = rows.index.shape[1]
-        bias = torch.where(rows.valid, operand[stage.relu][rows.index], -1.0)  # padded neurons are inactive
-        terms: list[tuple[int, Tensor]] = []
-        for source in stage.weights:
-            weight = gatherers[i, source](rows, prints[source])
-            values = torch.where(prints[source].valid, clean[source][prints[source].index], 0.0)
-            bias = bias - (weight @ values.unsqueeze(-1)).squeeze(-1)
-            terms.append((position[source], weight))
-        name = f"stage {i}"
-        linear = [
-            add(f"{name}/{j}", Linear(w, bias if j == 0 else torch.zeros_like(bias)), (s,), size)
-            for j, (s, w) in enumerate(terms)
-        ]
-        node = linear[0] if len(linear) == 1 else add(f"{name}/sum", Add((1.0,) * len(linear)), tuple(linear), size)
-        if stage.relu is not None:
-            position[stage.relu] = add(f"{name}/relu", ReLU(), (node,), size)
-    return Problem.of(Network(tuple(nodes)), box)
+def _different(columns: sp.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Where each different column occurs first, and which of them every column is."""
+    seen: dict[bytes, int] = {}
+    first, of_column = [], np.empty(columns.shape[1], dtype=np.int64)
+    for i in range(columns.shape[1]):
+        key = columns.indices[columns.indptr[i] : columns.indptr[i + 1]].tobytes()
+        if key not in seen:
+            seen[key] = len(seen)
+            first.append(i)
+        of_column[i] = seen[key]
+    return np.array(first), of_column
 
 
-class _Gatherer:
-    """Sub-matrices `W[rows of the member][:, columns of the member]` for many members at once."""
+def _costs(stages: Sequence[Stage], sizes: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Entries of the restricted matrices, and multiplications to bound one member, from the sizes of footprints."""
+    entries = np.zeros(len(sizes[0]))
+    work = np.zeros(len(sizes[0]))
+    for stage in stages:
+        rows = sizes[stage.relu] if stage.relu is not None else len(stage.bias)
+        # A backward pass from this stage goes through all matrices below it, once with either sign.
+        share = 2 * _UNDECIDED if stage.relu is not None else 1.0
+        work = work + share * rows * entries
+        own = rows * sum(sizes[source].astype(float) for source in stage.weights)
+        entries = entries + own
+        work = work + 2 * own
+    return entries, work
 
-    def __init__(self, weight: sp.csr_matrix) -> None:
-        self._weight = weight.tocsr()
-        self._dense = torch.from_numpy(weight.toarray()) if np.prod(weight.shape) <= _DENSE_ENTRIES else None
-        if self._dense is None:
-            self._entries = torch.from_numpy(self._weight.data)
-            self._columns = torch.from_numpy(self._weight.indices.astype(np.int64))
-            self._starts = torch.from_numpy(self._weight.indptr.astype(np.int64))
 
-    def __call__(self, rows: Footprint, columns: Footprint) -> Tensor:  # (N, rows, columns)
-        if self._dense is not None:
-            block = self._dense[rows.index.unsqueeze(2), columns.index.unsqueeze(1)]
-            return block * (rows.valid.unsqueeze(2) & columns.valid.unsqueeze(1))
-        return self._from_sparse(rows, columns)
+def whole_entries(stages: Sequence[Stage]) -> int:
+    """Multiplications of a form through the whole network."""
+    return sum(weight.nnz for stage in stages for weight in stage.weights.values())
 
-    def _from_sparse(self, rows: Footprint, columns: Footprint) -> Tensor:
-        count, width = columns.index.shape
-        # Where a neuron of the whole source stands in the member's footprint; `width` collects what is outside.
-        place = torch.full((count, self._weight.shape[1]), width, dtype=torch.int64)
-        place.scatter_(
-            1,
-            torch.where(columns.valid, columns.index, columns.index[:, :1]),
-            torch.where(columns.valid, torch.arange(width), 0),
-        )
-        starts, lengths = self._starts[rows.index], self._starts[rows.index + 1] - self._starts[rows.index]
-        offsets = torch.arange(max(1, int(lengths.max())))
-        inside = (offsets < lengths.unsqueeze(-1)) & rows.valid.unsqueeze(-1)
-        at = torch.where(inside, starts.unsqueeze(-1) + offsets, 0)  # (N, rows, nonzeros)
-        target = torch.where(inside, place.gather(1, self._columns[at].flatten(1)).view_as(at), width)
-        block = torch.zeros(*rows.index.shape, width + 1, dtype=self._entries.dtype)
-        return block.scatter_(2, target, self._entries[at])[..., :width]
+
+# --- the network --------------------------------------------------------------------------------------------
+
+
+def _boxes(members: InputSet, voxels: Tensor) -> VoxelBox:
+    """The members' boxes on some voxels (flat indices)."""
+    if isinstance(members, PerturbationSet):
+        moves = members.choice.union().flatten(1)  # (n, T*H*W): the same for every channel
+        moves = moves[:, voxels % moves.shape[1]]
+        clip, lower, upper = (x.flatten()[voxels] for x in (members.clip, members.lower, members.upper))
+        return VoxelBox(clip.expand(moves.shape), torch.where(moves, lower, clip), torch.where(moves, upper, clip))
+    centre, lower, upper = (x.flatten(1)[:, voxels] for x in (members.centre, *members.hull()))
+    return VoxelBox(centre.expand(lower.shape), lower, upper)
 
 
 def _operand(network: Network, relu: int | None) -> int:
@@ -206,19 +264,6 @@ def _pattern(weight: sp.csr_matrix) -> sp.csr_matrix:
     return pattern
 
 
-def _gather(values: Tensor, footprint: Footprint) -> Tensor:
-    return torch.where(footprint.valid, values.gather(1, footprint.index), 0.0)
-
-
-def _padded(reached: sp.csr_matrix) -> Footprint:
-    """Column by column the row indices of a `(size, N)` pattern, padded to the longest."""
-    columns = reached.tocsc()
+def _sorted(columns: sp.csc_matrix) -> sp.csc_matrix:
     columns.sort_indices()
-    counts = np.diff(columns.indptr)
-    width = max(1, int(counts.max(initial=0)))
-    member = np.repeat(np.arange(counts.size), counts)
-    place = np.arange(columns.indices.size) - columns.indptr[member]
-    index = np.zeros((counts.size, width), dtype=np.int64)
-    index[member, place] = columns.indices
-    valid = np.arange(width) < counts[:, None]
-    return Footprint(torch.from_numpy(index), torch.from_numpy(valid))
+    return columns

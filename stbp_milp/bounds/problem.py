@@ -11,7 +11,6 @@ from torch import Tensor
 
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import Linear
 from stbp_milp.sets import InputSet
 
 Preactivations = Mapping[int, Interval]
@@ -23,7 +22,6 @@ class Problem:
     """A network on N input sets around clean inputs.
 
     Attributes:
-        network: shared by the batch, or with matrices of its own for each item (`Linear` with a batch axis).
         inputs: N sets.
         clean: the value of every node at the centre, each `(N or 1, *shape)`.
     """
@@ -44,39 +42,11 @@ class Problem:
     def select(self, index: Tensor) -> Self:
         """The items at `index` (int64 `(n,)`)."""
         clean = tuple(value if value.shape[0] == 1 else value[index] for value in self.clean)
-        return replace(
-            self, network=select_matrices(self.network, index), inputs=self.inputs.select(index), clean=clean
-        )
-
-    def alone(self) -> Self:
-        """A problem of one item with plain matrices, which any number of its pieces can share."""
-        nodes = []
-        for node in self.network.nodes:
-            layer = node.layer
-            if isinstance(layer, Linear) and layer.weight.dim() == 3:
-                layer = Linear(layer.weight[0], layer.bias[0])
-            nodes.append(replace(node, layer=layer))
-        return replace(self, network=Network(tuple(nodes)))
+        return replace(self, inputs=self.inputs.select(index), clean=clean)
 
     def with_inputs(self, inputs: InputSet) -> Self:
         """Other sets around the same clean inputs."""
         return replace(self, inputs=inputs)
-
-
-def select_matrices(network: Network, index: Tensor) -> Network:
-    """The network with the matrices of the batch items at `index`; the same object if it has no batched matrix."""
-    if not any(isinstance(node.layer, Linear) and node.layer.weight.dim() == 3 for node in network.nodes):
-        return network
-    nodes = []
-    for node in network.nodes:
-        layer = node.layer
-        if isinstance(layer, Linear):
-            weight = layer.weight[index] if layer.weight.dim() == 3 else layer.weight
-            bias = layer.bias[index] if layer.bias.dim() == 2 else layer.bias
-            nodes.append(replace(node, layer=Linear(weight, bias)))
-        else:
-            nodes.append(node)
-    return Network(tuple(nodes))
 
 
 def select_preactivations(bounds: Preactivations, index: Tensor) -> dict[int, Interval]:

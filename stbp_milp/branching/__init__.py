@@ -1,6 +1,7 @@
 """Branch and bound on perturbation sets and ReLUs: what a node is, what to split, how children are bounded."""
 
 from stbp_milp.branching.expand import Expander, ExpanderOptions, Witness
-from stbp_milp.branching.piece import Family, Piece, whole_family
+from stbp_milp.branching.piece import Family, Piece
+from stbp_milp.branching.roots import Roots
 
-__all__ = ["Expander", "ExpanderOptions", "Family", "Piece", "Witness", "whole_family"]
+__all__ = ["Expander", "ExpanderOptions", "Family", "Piece", "Roots", "Witness"]

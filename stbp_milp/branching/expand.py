@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -10,20 +10,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.footprint import Footprint, costs, footprints, restrict
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import Duals, ObjectiveBound, OptimiserOptions, bound_once, optimise
 from stbp_milp.bounds.preactivation import BoundingOptions, empty, preactivations
-from stbp_milp.bounds.problem import Problem, select_preactivations, unstable_count
+from stbp_milp.bounds.problem import Problem, unstable_count
 from stbp_milp.branching.choose import choose, split_phase
 from stbp_milp.branching.piece import Batch, Family, Piece, stack
 from stbp_milp.network.normal_form import Stage
 from stbp_milp.search import Deadline, Expansion
-from stbp_milp.sets import InputSet, PerturbationSet
-
-_DENSE_PAYS = 12  # products of dense matrices are about so much faster, a multiplication, than small convolutions
-_COPIES = 1024  # of a member's matrices, in a look ahead over a full batch
-_WHOLE_AT_ONCE = 8  # members bounded together on the whole network: between two looks at the clock
+from stbp_milp.sets import PerturbationSet
 
 
 class Witness(Protocol):
@@ -54,8 +49,7 @@ class ExpanderOptions:
         few_members: sets with at most so many members are split before any ReLU.
         program_limit: pieces with at most so many undecided ReLUs go to the MILP.
         program_seconds: its time limit on one piece.
-        screen_memory, family_memory: bytes that restricted networks may take at once, when members are bounded for the
-            first time (what fits a cache is fastest), and in the search.
+        family_memory: bytes that the matrices of a restricted network of several members may take.
     """
 
     bounding: BoundingOptions = field(default_factory=BoundingOptions)
@@ -67,7 +61,6 @@ class ExpanderOptions:
     few_members: int = 64
     program_limit: int = 60
     program_seconds: float = 10.0
-    screen_memory: int = 32 << 20
     family_memory: int = 512 << 20
 
 
@@ -94,163 +87,6 @@ class Expander:
     program: Program | None = None
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()
     counts: dict[str, int] = field(default_factory=dict)
-
-    # --- entering the search --------------------------------------------------------------------------------
-
-    def pieces(
-        self,
-        family: Family,
-        inputs: InputSet,
-        method: str,
-        optimiser: OptimiserOptions,
-        tighten: Deadline | None = None,
-    ) -> list[Piece]:
-        """One piece for every part of `inputs` and clause (restricted family: item i is part i).
-
-        `tighten`: until when bounds of hidden layers may be improved for parts that are not settled; None: not at all.
-        """
-        problem = family.problem.with_inputs(inputs)
-        bounds = preactivations(problem, self.options.bounding)
-
-        def settled(lower: Tensor) -> Tensor:
-            return (lower > self.target).all(1)
-
-        found = optimise(problem, bounds, self.rows, self.offset, settled, optimiser, expired=self.deadline.expired)
-        self._count("subproblems", problem.parts)
-        if tighten is not None:
-            bounds, found = self._tightened(problem, bounds, found, settled, tighten)
-        restricted = family.footprint is not None
-        pieces: list[Piece] = []
-        for clause in range(self.rows.shape[0]):
-            one = _only_row(found, clause)
-            self._try_minimisers(
-                family, torch.arange(problem.parts) if restricted else None, problem, one, one.lower[:, 0], method
-            )
-            index = torch.full((problem.parts,), clause)
-            batch = Batch(problem, bounds, {}, index, one.lower[:, 0], one.duals)
-            pieces += self._pieces_of(
-                family, range(problem.parts) if restricted else [0] * problem.parts, batch, [0] * problem.parts, method
-            )
-        return pieces
-
-    def share(self) -> Deadline:
-        """The time that tightening first pieces may take."""
-        return self.deadline.within(self.options.tighten_share * self.deadline.remaining())
-
-    def _tightened(
-        self,
-        problem: Problem,
-        bounds: dict[int, Interval],
-        found: ObjectiveBound,
-        settled: Callable[[Tensor], Tensor],
-        share: Deadline,
-    ) -> tuple[dict[int, Interval], ObjectiveBound]:
-        """Better bounds of hidden layers, by optimised slopes, for parts that are not settled, while time allows."""
-        tight = replace(self.options.bounding, slope_steps=self.options.tighten_steps)
-        still = (~settled(found.lower)).nonzero().flatten()
-        still = still[found.lower[still].amin(1).argsort()]  # the furthest from proof gain most of it
-        for chunk in torch.split(
-            still, 4 if problem.network.nodes[0].shape == self.whole.problem.network.input_shape else 64
-        ):
-            if share.expired() or not self.options.tighten_steps or not len(chunk):
-                break
-            part = problem.select(chunk)
-            own = preactivations(part, tight, select_preactivations(bounds, chunk), expired=share.expired)
-            better = optimise(
-                part,
-                own,
-                self.rows,
-                self.offset,
-                settled,
-                self.options.root,
-                found.duals.select(chunk),
-                expired=self.deadline.expired,
-            )
-            bounds = {
-                k: Interval(b.lower.index_copy(0, chunk, own[k].lower), b.upper.index_copy(0, chunk, own[k].upper))
-                for k, b in bounds.items()
-            }
-            found = found.updated(chunk, better)
-            self._count("tightened", len(chunk))
-        return bounds, found
-
-    def member_pieces(self, members: PerturbationSet, method: str) -> list[Piece] | None:
-        """Pieces of sets with one member each, on restricted networks where those are cheaper.
-
-        None where members are too many to be bounded one by one on the whole network.
-        """
-        prints, own = None, 0
-        if self.stages is not None:
-            prints = footprints(self.stages, members)
-            own, complete = costs(self.stages, prints)
-            if own > _DENSE_PAYS * complete:
-                prints = None
-        if prints is None and members.parts > self.options.few_members:
-            return None
-        # One cheap pass over all; then more effort for those it does not settle, side by side.
-        quick = OptimiserOptions(steps=0) if prints is not None else self.options.root
-        bounded = self._members_bounded(members, prints, self.options.screen_memory, method, quick, None, False)
-        self._count("members bounded", len(bounded))
-        open_ = [m for m, pieces in bounded.items() if any(p.lower <= self.target for p in pieces)]
-        hard = torch.tensor(sorted(open_, key=lambda m: min(p.lower for p in bounded[m])), dtype=torch.int64)
-        if len(hard):
-            # Pieces of a batch with matrices of their own each need a copy; large ones are better shared, so that a
-            # batch is of one member.
-            apart = prints is not None and 8 * own * _COPIES > self.options.family_memory
-            again = prints and {key: footprint.select(hard) for key, footprint in prints.items()}
-            better = self._members_bounded(
-                members.select(hard), again, self.options.family_memory, method, self.options.root, self.share(), apart
-            )
-            bounded |= {int(hard[m]): pieces for m, pieces in better.items()}
-        found = [piece for pieces in bounded.values() for piece in pieces]
-        missing = next((m for m in range(members.parts) if m not in bounded), None)
-        if missing is not None:
-            # Stands for all members that time did not reach: without a bound, nothing is proved.
-            one = members.select(torch.tensor([missing]))
-            found.append(Piece(self.whole, 0, one, {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method))
-        return found
-
-    def _members_bounded(
-        self,
-        members: PerturbationSet,
-        prints: dict[int | None, Footprint] | None,
-        memory_bytes: int,
-        method: str,
-        optimiser: OptimiserOptions,
-        tighten: Deadline | None,
-        apart: bool,
-    ) -> dict[int, list[Piece]]:
-        """The pieces of every member that time allows, batch by batch."""
-        bounded: dict[int, list[Piece]] = {}
-        for items, family, inputs in self._families(members, prints, memory_bytes, apart):
-            found = self.pieces(family, inputs, method, optimiser, tighten)
-            for k, piece in enumerate(found):  # clause by clause, within a clause member by member
-                bounded.setdefault(int(items[k % len(items)]), []).append(piece)
-            if self.deadline.expired() or self.witness.found:
-                break
-        return bounded
-
-    def _families(
-        self,
-        members: PerturbationSet,
-        prints: dict[int | None, Footprint] | None,
-        memory_bytes: int,
-        apart: bool,
-    ) -> Iterator[tuple[Tensor, Family, InputSet]]:
-        """Batches of members: their indices, their networks, their sets. `apart`: restricted members one by one."""
-        if prints is None or self.stages is None:
-            for items in torch.split(torch.arange(members.parts), _WHOLE_AT_ONCE):
-                yield items, self.whole, members.select(items)
-            return
-        problem = self.whole.problem.with_inputs(members)
-        for items, restricted in restrict(self.stages, problem, prints, memory_bytes):
-            if not apart:
-                family = Family(restricted, self.whole.whole, prints[0].select(items), members.select(items))
-                yield items, family, restricted.inputs
-                continue
-            for i, item in enumerate(torch.split(items, 1)):
-                one = restricted.select(torch.tensor([i])).alone()
-                yield item, Family(one, self.whole.whole, prints[0].select(item), members.select(item)), one.inputs
 
     # --- expansion ------------------------------------------------------------------------------------------
 
@@ -304,7 +140,7 @@ class Expander:
     def _split_set(self, pieces: list[Piece]) -> list[Piece]:
         batch = stack(pieces)
         parts, parents = self._parts(batch, self._bound(batch))
-        self._count("set splits", len(pieces))
+        self.count("set splits", len(pieces))
         problem = batch.problem.with_inputs(parts)
         kept = batch.select(parents)
         bounds = preactivations(problem, self.options.bounding, kept.bounds)
@@ -321,7 +157,7 @@ class Expander:
                 remaining.append(piece)
                 continue
             lower = self.program(piece, self.deadline.within(self.options.program_seconds))
-            self._count("programs", 1)
+            self.count("programs", 1)
             piece = replace(piece, lower=max(piece.lower, lower), tried=piece.unstable, method="milp")
             (solved if piece.lower > self.target else remaining).append(piece)
         return solved, remaining
@@ -339,7 +175,7 @@ class Expander:
         both = joined(split_phase(batch, relu, neuron, 1.0), split_phase(batch, relu, neuron, -1.0))
         # Layers up to the first split neuron keep their bounds.
         bounds = preactivations(both.problem, self.options.bounding, both.bounds, int(relu.min()) + 1)
-        self._count("relu splits", len(at))
+        self.count("relu splits", len(at))
         parents = [pieces[i] for i in at.tolist()] * 2
         return self._children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search") + closed, stuck
 
@@ -350,7 +186,7 @@ class Expander:
         for piece in pieces:
             if self.program is not None:
                 lower = self.program(piece, self.deadline.within(self.options.program_seconds))
-                self._count("programs", 1)
+                self.count("programs", 1)
                 ended = replace(piece, lower=max(piece.lower, lower), method="milp")
             else:
                 (ended,) = self._children(
@@ -389,28 +225,36 @@ class Expander:
         found = optimise(
             batch.problem, bounds, rows, offset, settled, options, batch.duals, batch.phases, self.deadline.expired
         )
-        self._count("subproblems", batch.problem.parts)
+        self.count("subproblems", batch.problem.parts)
         lower = torch.where(nothing_left, torch.inf, torch.maximum(batch.lower, found.lower[:, 0]))
         items = [p.item for p in parents]
-        self._try_minimisers(family, torch.tensor(items), batch.problem, found, lower, method)
+        self.try_minimisers(family, batch.problem, found, lower, method)
         batch = replace(batch, bounds=bounds, lower=lower, duals=found.duals)
-        pieces = self._pieces_of(family, items, batch, [p.splits + splits for p in parents], method)
+        pieces = self.pieces_of(family, items, batch, [p.splits + splits for p in parents], method)
         return [replace(piece, tried=parent.tried) for piece, parent in zip(pieces, parents, strict=True)]
 
-    def _pieces_of(
-        self, family: Family, items: Sequence[int], batch: Batch, splits: Sequence[int], method: str
+    def pieces_of(
+        self,
+        family: Family,
+        items: Sequence[int],
+        batch: Batch,
+        splits: Sequence[int],
+        method: str,
+        keep: bool = True,
     ) -> list[Piece]:
+        """The items of a bounded batch as pieces; `keep` False: none of them will be expanded."""
+        # Of a closed piece nothing more will be asked than where it lies.
+        light = replace(family, problem=self.whole.problem)
         inputs = batch.problem.inputs
         unstable = unstable_count(batch.bounds, inputs.parts).tolist()
         members = inputs.choice.members().tolist() if isinstance(inputs, PerturbationSet) else [1.0] * inputs.parts
         pieces = []
         for i, (lower, clause) in enumerate(zip(batch.lower.tolist(), batch.clause.tolist(), strict=True)):
             one = torch.tensor([i])
-            # Of a closed piece nothing more will be asked than where it lies.
-            still = lower <= self.target
+            still = keep and lower <= self.target
             pieces.append(
                 Piece(
-                    family,
+                    family if still else light,
                     items[i],
                     inputs.select(one),
                     {k: b.select(one) for k, b in batch.bounds.items()} if still else {},
@@ -432,26 +276,18 @@ class Expander:
     def _forms(self, clause: Tensor) -> tuple[Tensor, Tensor]:  # (N,) -> (N, 1, K), (N, 1)
         return self.rows[clause].unsqueeze(1), self.offset[clause].unsqueeze(1)
 
-    def _try_minimisers(
-        self, family: Family, items: Tensor | None, problem: Problem, found: ObjectiveBound, lower: Tensor, stage: str
+    def try_minimisers(
+        self, family: Family, problem: Problem, found: ObjectiveBound, lower: Tensor, stage: str
     ) -> None:
         """The clip that minimises a bound's linear form is a candidate: try it for the pieces furthest from proof."""
         still = (lower <= self.target).nonzero().flatten()
         still = still[lower[still].argsort()[:64]]
         if len(still) and not self.witness.found:
             points = problem.inputs.select(still).maximiser(-found.form[still]).squeeze(1)
-            self.witness(family.clips(still if items is None else items[still], points), stage)
+            self.witness(family.clips(points), stage)
 
-    def _count(self, name: str, by: int) -> None:
+    def count(self, name: str, by: int) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
-
-
-def _only_row(found: ObjectiveBound, row: int) -> ObjectiveBound:
-    duals = Duals(
-        *({k: v[:, row : row + 1] for k, v in d.items()} for d in (found.duals.slopes, found.duals.multipliers))
-    )
-    forms = {k: v[:, row : row + 1] for k, v in found.relu_forms.items()}
-    return ObjectiveBound(found.lower[:, row : row + 1], found.form[:, row : row + 1], forms, duals)
 
 
 def joined(first: Batch, second: Batch) -> Batch:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.footprint import Footprint
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import Duals
 from stbp_milp.bounds.problem import Problem
@@ -22,31 +21,27 @@ from stbp_milp.sets import InputSet, PerturbationSet, concatenate
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Pieces that share a network: the whole one, or the restricted ones of some members.
+    """Pieces that share a network: the whole one, or the restricted one of some members.
 
     Attributes:
-        problem: the network; of restricted ones, item i belongs to member i.
+        problem: the network, and the sets that a restricted one is for.
         whole: the set the query asks about.
-        footprint: where the restricted inputs lie in the clip; None for the whole network.
-        members: the members that the items of a restricted family stand for.
+        voxels: where the inputs of a restricted network lie in the clip, flat indices `(n,)`; None for the whole one.
+        members: the members that a restricted network is for.
     """
 
     problem: Problem
     whole: PerturbationSet
-    footprint: Footprint | None = None
+    voxels: Tensor | None = None
     members: PerturbationSet | None = None
 
-    def clips(self, items: Tensor, inputs: Tensor) -> Tensor:
+    def clips(self, inputs: Tensor) -> Tensor:
         """Inputs of the family's network `(B, *input_shape)` as clips `(B, C, T, H, W)`."""
-        if self.footprint is None:
+        if self.voxels is None:
             return inputs
-        clips = self.whole.clip.flatten().expand(len(items), -1).clone()
-        index, valid = self.footprint.index[items], self.footprint.valid[items]
-        # Padded entries repeat a valid one, so writing them twice writes the same value; without one, the clean value.
-        first = torch.where(valid[:, :1], inputs[:, :1], clips.gather(1, index[:, :1]))
-        return clips.scatter_(1, torch.where(valid, index, index[:, :1]), torch.where(valid, inputs, first)).view(
-            -1, *self.whole.clip.shape
-        )
+        clips = self.whole.clip.flatten().repeat(len(inputs), 1)
+        clips[:, self.voxels] = inputs
+        return clips.view(-1, *self.whole.clip.shape)
 
     def describe(self, item: int, inputs: InputSet) -> dict[str, Any]:
         """The part of the set that a piece stands for."""
@@ -56,16 +51,13 @@ class Family:
         return inputs.choice.describe(0)
 
 
-def whole_family(problem: Problem, whole: PerturbationSet) -> Family:
-    return Family(problem, whole)
-
-
 @dataclass(frozen=True, eq=False)
 class Piece:
     """One node.
 
     Attributes:
-        family, item: whose network (`family.problem` at `item`).
+        family: whose network.
+        item: which of a restricted family's members.
         inputs: the part of the set, one part.
         bounds: of every ReLU's operand, `(1, *shape)`.
         phases: split ReLUs as `Phases`, only layers that have any, `(1, *shape)`.
@@ -124,10 +116,7 @@ def stack(pieces: Sequence[Piece]) -> Batch:
     """The pieces (of one family) as a batch, in order."""
     family = pieces[0].family
     inputs = concatenate([p.inputs for p in pieces])  # type: ignore[type-var]
-    if family.footprint is None:
-        problem = family.problem.with_inputs(inputs)
-    else:
-        problem = family.problem.select(torch.tensor([p.item for p in pieces])).with_inputs(inputs)
+    problem = family.problem.with_inputs(inputs)
     bounds = {
         relu: Interval(
             torch.cat([p.bounds[relu].lower for p in pieces]), torch.cat([p.bounds[relu].upper for p in pieces])

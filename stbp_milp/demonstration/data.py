@@ -19,9 +19,7 @@ STEERING_SHAPE = (3, 4, 16, 24)
 STEERING_LIMIT = 25.0  # degrees
 
 
-def moving_shapes(
-    count: int, seed: int, clip_shape: tuple[int, int, int, int] = VIDEO_SHAPE
-) -> tuple[Tensor, Tensor]:
+def moving_shapes(count: int, seed: int, clip_shape: tuple[int, int, int, int] = VIDEO_SHAPE) -> tuple[Tensor, Tensor]:
     """Clips `(count, *clip_shape)` of one shape that moves; the label `(count,)` is the direction (VIDEO_CLASSES).
 
     The shape leaves one side and enters at the other, from a uniformly random start: every single frame has the

@@ -34,10 +34,10 @@ class Convolution:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """`W x + b` on a flat node. With a leading axis N each batch item has its own matrix."""
+    """`W x + b` on a flat node."""
 
-    weight: Tensor  # (out, in) or (N, out, in)
-    bias: Tensor  # (out,) or (N, out)
+    weight: Tensor  # (out, in)
+    bias: Tensor  # (out,)
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ def _(layer: Convolution, operands: Sequence[Tensor]) -> Tensor:
 
 @apply.register
 def _(layer: Linear, operands: Sequence[Tensor]) -> Tensor:
-    return _matvec(layer.weight, operands[0]) + layer.bias
+    return F.linear(operands[0], layer.weight, layer.bias)
 
 
 @apply.register
@@ -90,7 +90,7 @@ def _(layer: Convolution, operand: int, x: Tensor, absolute: bool = False) -> Te
 
 @linear.register
 def _(layer: Linear, operand: int, x: Tensor, absolute: bool = False) -> Tensor:
-    return _matvec(layer.weight.abs() if absolute else layer.weight, x)
+    return F.linear(x, layer.weight.abs() if absolute else layer.weight)
 
 
 @linear.register
@@ -267,7 +267,3 @@ def _convolve(layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None
         x = F.pad(x, [side for pair in reversed(layer.padding) for side in pair])
         padding = 0
     return _CONV[axes](x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
-
-
-def _matvec(weight: Tensor, x: Tensor) -> Tensor:
-    return x @ weight.T if weight.dim() == 2 else (weight @ x.unsqueeze(-1)).squeeze(-1)

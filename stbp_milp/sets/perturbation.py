@@ -57,7 +57,9 @@ class VoxelBox:
         return self.centre.shape[0]
 
     def deviation(self, form: Tensor) -> Tensor:
-        return _gain(form, self.centre, self.lower, self.upper).flatten(2).sum(-1)
+        # max(a u, a l) = a (u + l) / 2 + |a| (u - l) / 2: two products instead of five passes over the form
+        middle, radius = (self.upper + self.lower) / 2 - self.centre, (self.upper - self.lower) / 2
+        return inner(form, middle) + inner(form.abs(), radius)
 
     def maximiser(self, form: Tensor) -> Tensor:
         return self.centre.unsqueeze(1) + _move(form, self.centre, self.lower, self.upper)

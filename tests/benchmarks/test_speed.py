@@ -8,7 +8,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from stbp_milp.bounds.first_layer import first_layer
-from stbp_milp.bounds.footprint import footprints, restrict
+from stbp_milp.bounds.footprint import Restrictor, grouped
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
@@ -58,10 +58,11 @@ def test_all_members_restricted(benchmark: BenchmarkFixture) -> None:
 
     def bound() -> torch.Tensor:
         stages = normal_form(problem.network)
-        prints = footprints(stages, members)
         lower = torch.empty(members.parts, 3, dtype=torch.float64)
-        for items, small in restrict(stages, problem, prints, 32 << 20):
-            lower[items] = bound_once(small, preactivations(small, BoundingOptions()), rows, offset).lower
+        restrict = Restrictor(stages, problem)
+        for group in grouped(stages, members, 1 << 24):
+            small = restrict(group)
+            lower[group.members] = bound_once(small, preactivations(small, BoundingOptions()), rows, offset).lower
         return lower
 
     assert bool(torch.isfinite(benchmark.pedantic(bound, rounds=3, warmup_rounds=1)).all())

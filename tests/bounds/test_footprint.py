@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stbp_milp.bounds import footprint
-from stbp_milp.bounds.footprint import footprints, restrict
+from stbp_milp.bounds.footprint import Restrictor, grouped
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
@@ -39,11 +38,11 @@ def test_by_hand() -> None:
     net = b.build(b.add("f", Linear(torch.tensor([[1.0, -1.0]]).double(), torch.zeros(1).double()), "y"))
     centre = torch.tensor([[0.5, 0.25, 0.5]]).double()
     box = VoxelBox(centre, centre - torch.tensor([0.25, 0, 0]), centre + torch.tensor([0.25, 0, 0]))
-    prints = footprints(normal_form(net), box)
-    assert prints[0].index[prints[0].valid].tolist() == [0]
-    assert prints[net.relus[0]].index[prints[net.relus[0]].valid].tolist() == [0]
-    ((items, problem),) = restrict(normal_form(net), Problem.of(net, box), prints, BUDGET)
-    assert items.tolist() == [0]
+    (group,) = grouped(normal_form(net), box, BUDGET)
+    assert group.members.tolist() == [0]
+    assert group.neurons[0].tolist() == [0]
+    assert group.neurons[net.relus[0]].tolist() == [0]
+    problem = Restrictor(normal_form(net), Problem.of(net, box))(group)
     assert [node.shape for node in problem.network.nodes] == [(1,), (1,), (1,), (1,)]
     assert problem.network(torch.tensor([[0.75]]).double()).item() == pytest.approx(1.0 - 0.75)
 
@@ -63,45 +62,40 @@ def single_members(perturbation: PerturbationSet) -> PerturbationSet:
 
 
 def restricted(net: Network, members: PerturbationSet, budget: int = BUDGET) -> list[tuple[Tensor, Problem, Family]]:
-    stages, whole = normal_form(net), Problem.of(net, members)
-    prints = footprints(stages, members)
-    return [
-        (items, problem, Family(problem, members, prints[0].select(items), members.select(items)))
-        for items, problem in restrict(stages, whole, prints, budget)
-    ]
+    stages = normal_form(net)
+    restrict = Restrictor(stages, Problem.of(net, members))
+    result = []
+    for group in grouped(stages, members, budget):
+        problem = restrict(group)
+        family = Family(problem, members, group.neurons[0], members.select(group.members))
+        result.append((group.members, problem, family))
+    return result
 
 
-@pytest.mark.parametrize("gathered", ["dense", "sparse"])
 @each_set
 @pytest.mark.parametrize("body", BODIES)
 @given(seed=seeds, epsilon=st.sampled_from([0.2, 2.0]))
 @settings(max_examples=2)
 def test_the_restricted_network_is_the_whole_one_on_the_members(
-    body: str, text: str, gathered: str, seed: int, epsilon: float
+    body: str, text: str, seed: int, epsilon: float
 ) -> None:
     """Values, clips in place, bounds: equal where no adaptive slope can tip over, sound everywhere."""
-    limit = footprint._DENSE_ENTRIES
-    footprint._DENSE_ENTRIES = limit if gathered == "dense" else 0
-    try:
-        net, perturbation = case(body, text, seed, epsilon)
-        members = single_members(perturbation)
-        batches = restricted(net, members, BUDGET if seed % 2 else 200_000)
-        assert sorted(torch.cat([items for items, _, _ in batches]).tolist()) == list(range(members.parts))
-        for items, problem, family in batches:
-            check(net, members.select(items), problem, family, seed)
-    finally:
-        footprint._DENSE_ENTRIES = limit
+    net, perturbation = case(body, text, seed, epsilon)
+    members = single_members(perturbation)
+    batches = restricted(net, members, BUDGET if seed % 2 else 1)
+    assert sorted(torch.cat([items for items, _, _ in batches]).tolist()) == list(range(members.parts))
+    for items, problem, family in batches:
+        check(net, members.select(items), problem, family, seed)
 
 
 def check(net: Network, members: PerturbationSet, problem: Problem, family: Family, seed: int) -> None:
     points = members_of(problem.inputs, seed, 6)
-    count = points.shape[1]
+    points.shape[1]
     values = []
     for i, own in enumerate(points):
-        clips = family.clips(torch.full((count,), i), own)
+        clips = family.clips(own)
         assert bool(members.select(torch.tensor([i])).contains(clips).all())
-        small = problem.select(torch.tensor([i])).network
-        outputs = torch.cat([small(point.unsqueeze(0)) for point in own])
+        outputs = torch.cat([problem.network(point.unsqueeze(0)) for point in own])
         torch.testing.assert_close(outputs, net(clips), rtol=1e-9, atol=1e-9)
         values.append(outputs)
     margins = torch.stack(values) @ ROWS.T + OFFSET
@@ -121,8 +115,8 @@ def test_a_member_that_cannot_move_gives_the_clean_clip() -> None:
     """Radius 0: no voxel is in any footprint, and the clip that comes back is the clean one."""
     net, perturbation = case("plain", "patch:2x2@1", 0, 0.0)
     members = single_members(perturbation)
-    for items, problem, family in restricted(net, members):
+    for _items, problem, family in restricted(net, members):
         centre = problem.inputs.centre
-        clips = family.clips(torch.arange(len(items)), centre)
+        clips = family.clips(centre)
         assert torch.equal(clips, perturbation.clip.expand_as(clips))
         torch.testing.assert_close(problem.network(centre), net(clips), rtol=1e-9, atol=1e-9)

@@ -22,7 +22,7 @@ from solvers import SolveLimits
 from stbp_milp.bounds.objective import Duals, bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece
+from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
 from stbp_milp.branching.choose import choose, split_phase
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.branching.piece import Batch, stack
@@ -65,7 +65,7 @@ def test_by_hand() -> None:
     clip = torch.full((1, 2, 1, 1), 0.5, dtype=torch.float64)
     query = Query(load_model(Difference(0.25), clip.shape), clip, SetSpecification("everywhere", 0.5), same_class(0, 2))
     expand, _ = expander(query, 1.0)
-    batch = stack(expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root))
+    batch = stack(Roots(expand).pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root))
     (relu,) = query.model.network.relus
     half = Duals({relu: torch.full((1, 1, 1, 1, 1, 1), 0.5).double()})
     rows, offset = query.property.forms()
@@ -81,18 +81,16 @@ def test_by_hand() -> None:
 def holds(piece: Piece, clips: Tensor) -> Tensor:
     """Which clips `(B, C, T, H, W)` lie in the piece: in its part of the set, with the signs of its phases."""
     family = piece.family
-    problem = family.problem.select(torch.tensor([piece.item])) if family.footprint is not None else family.problem
-    if family.footprint is None:
+    if family.voxels is None:
         assert isinstance(piece.inputs, PerturbationSet)
         inside, inputs = piece.inputs.contains(clips), clips
     else:
         assert family.members is not None
         inside = family.members.select(torch.tensor([piece.item])).contains(clips)
-        index, valid = family.footprint.index[piece.item], family.footprint.valid[piece.item]
-        inputs = torch.where(valid, clips.flatten(1)[:, index], 0.0)
-    values = [problem.network.values(i.unsqueeze(0)) for i in inputs]
+        inputs = clips.flatten(1)[:, family.voxels]
+    values = [family.problem.network.values(i.unsqueeze(0)) for i in inputs]
     for relu, phase in piece.phases.items():
-        operand = torch.cat([v[problem.network.nodes[relu].inputs[0]] for v in values])
+        operand = torch.cat([v[family.problem.network.nodes[relu].inputs[0]] for v in values])
         inside = inside & (phase * operand >= 0).flatten(1).all(1)
     return inside
 
@@ -122,11 +120,11 @@ def test_no_clip_is_lost_and_every_bound_holds(text: str, few: int, seed: int, e
     clips = sampled(query, seed)
     outputs = query.model.network(clips)
     values = query.property.clause_bounds(outputs @ query.property.rows.T + query.property.offset)
-    leaves = expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root)
+    leaves = Roots(expand).pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root)
     if isinstance(expand.whole.whole.choice, Patch) and seed % 2:
         whole = expand.whole.whole
         alone = PerturbationSet(whole.clip, whole.lower, whole.upper, whole.choice.singletons())  # type: ignore[attr-defined]
-        leaves = expand.member_pieces(alone, "split") or leaves
+        leaves = Roots(expand).member_pieces(alone, "split") or leaves
     random = np.random.default_rng(seed)
     finished: list[Piece] = []
     for _ in range(5):
@@ -161,7 +159,7 @@ def test_the_program_of_a_piece_is_exact(text: str, solver: str, seed: int) -> N
     """Roots, and children of a ReLU split: their smaller optimum is the root's."""
     query = micro_query(text, "two classes", seed, 0.3)
     expand, _ = expander(query, 1e9, few_members=1)
-    (root,) = expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root)
+    (root,) = Roots(expand).pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root)
     options, stages = ProgramOptions(solver), normal_form(query.model.network)  # type: ignore[arg-type]
 
     def solved(piece: Piece) -> tuple[float, Tensor | None]:
@@ -189,7 +187,7 @@ def test_the_program_of_a_piece_is_exact(text: str, solver: str, seed: int) -> N
 def test_an_undecided_neuron_is_chosen(seed: int, text: str) -> None:
     query = micro_query(text, "class", seed, 0.5)
     expand, _ = expander(query, 1e9)
-    batch = stack(expand.pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root))
+    batch = stack(Roots(expand).pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root))
     found = bound_once(batch.problem, batch.bounds, *expand._forms(batch.clause), batch.duals, batch.phases)
     for width in (1, 3):
         choice = choose(batch, found, expand._forms, width)

@@ -176,18 +176,6 @@ def test_matrix_is_the_linear_part(kind: type, data: st.DataObject) -> None:
         assert reads(sample.layer, i) or weights.nnz == 0
 
 
-@given(seed=seeds)
-def test_linear_with_a_matrix_per_clip_is_each_clips_own_layer(seed: int) -> None:
-    weight, bias, x, form = _random(seed, 2, 3, 4), _random(seed, 2, 3), _random(seed, 2, 4), _random(seed, 2, 5, 3)
-    together = Linear(weight, bias)
-    for clip in range(2):
-        alone = Linear(weight[clip], bias[clip])
-        one = slice(clip, clip + 1)
-        torch.testing.assert_close(apply(together, [x])[one], apply(alone, [x[one]]))
-        back = transpose(together, 0, form, (4,))[one]
-        torch.testing.assert_close(back, transpose(alone, 0, form[one], (4,)))
-
-
 @given(sample=maxima())
 def test_maximum_is_the_larger_operand(sample: Sample) -> None:
     first, second, _ = sample.operands()

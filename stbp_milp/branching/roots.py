@@ -1,0 +1,205 @@
+"""Where the search starts: the whole set, or its members one by one on small networks of their own.
+
+A quick bound comes before an expensive one: intervals above the first layer settle most members; backward bounds of
+hidden layers most others; optimised slopes, on all layers, what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stbp_milp.bounds.footprint import Group, Restrictor, grouped, whole_entries
+from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.objective import Duals, ObjectiveBound, OptimiserOptions, bound_once, optimise
+from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
+from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
+from stbp_milp.branching.expand import Expander
+from stbp_milp.branching.piece import Batch, Family, Piece
+from stbp_milp.search import Deadline
+from stbp_milp.sets import InputSet, PerturbationSet
+
+_DENSE_PAYS = 12  # products of dense matrices are about so much faster, a multiplication, than small convolutions
+_WHOLE_AT_ONCE = 8  # members bounded together on the whole network: between two looks at the clock
+_AT_ONCE = 64  # and on a restricted one
+
+
+@dataclass(frozen=True, eq=False)
+class Roots:
+    """The first pieces of a search, already bounded."""
+
+    expander: Expander
+
+    def pieces(
+        self,
+        family: Family,
+        inputs: InputSet,
+        method: str,
+        optimiser: OptimiserOptions,
+        tighten: Deadline | None = None,
+        first_item: int = 0,
+        keep: bool = True,
+    ) -> list[Piece]:
+        """One piece for every part of `inputs` and clause, clause by clause.
+
+        Args:
+            tighten: until when bounds of hidden layers may be improved for parts that are not settled; None: not at
+                all.
+            first_item: in a restricted family, which member part 0 is (the others follow).
+            keep: may the pieces be expanded? Otherwise they are forgotten but for their bounds.
+        """
+        expander = self.expander
+        problem = family.problem.with_inputs(inputs)
+        bounds = preactivations(problem, replace(expander.options.bounding, deep="interval"))
+        found = bound_once(problem, bounds, expander.rows, expander.offset)
+        expander.count("subproblems", problem.parts)
+        open_ = self._open(found)
+        if len(open_):
+            bounds, found = self._improved(problem, bounds, found, open_, expander.options.bounding, optimiser)
+        if tighten is not None:
+            bounds, found = self._tightened(problem, bounds, found, tighten)
+        items = [first_item + i if family.members is not None else 0 for i in range(problem.parts)]
+        pieces: list[Piece] = []
+        for clause in range(expander.rows.shape[0]):
+            one = _only_row(found, clause)
+            expander.try_minimisers(family, problem, one, one.lower[:, 0], method)
+            index = torch.full((problem.parts,), clause)
+            batch = Batch(problem, bounds, {}, index, one.lower[:, 0], one.duals)
+            pieces += expander.pieces_of(family, items, batch, [0] * problem.parts, method, keep)
+        return pieces
+
+    def share(self) -> Deadline:
+        """The time that tightening first pieces may take."""
+        deadline = self.expander.deadline
+        return deadline.within(self.expander.options.tighten_share * deadline.remaining())
+
+    def _open(self, found: ObjectiveBound) -> Tensor:
+        """The items that are not settled, those furthest from proof first."""
+        still = (~(found.lower > self.expander.target).all(1)).nonzero().flatten()
+        return still[found.lower[still].amin(1).argsort()]
+
+    def _improved(
+        self,
+        problem: Problem,
+        bounds: Preactivations,
+        found: ObjectiveBound,
+        items: Tensor,
+        bounding: BoundingOptions,
+        optimiser: OptimiserOptions,
+        share: Deadline | None = None,
+    ) -> tuple[dict[int, Interval], ObjectiveBound]:
+        """The items bounded with more effort, the others as they were."""
+        expander = self.expander
+        part = problem.select(items)
+        expired = expander.deadline.expired if share is None else share.expired
+        own = preactivations(part, bounding, select_preactivations(bounds, items), expired=expired)
+
+        def settled(lower: Tensor) -> Tensor:
+            return (lower > expander.target).all(1)
+
+        duals = found.duals.select(items)
+        better = optimise(
+            part, own, expander.rows, expander.offset, settled, optimiser, duals, expired=expander.deadline.expired
+        )
+        updated = {
+            k: Interval(b.lower.index_copy(0, items, own[k].lower), b.upper.index_copy(0, items, own[k].upper))
+            for k, b in bounds.items()
+        }
+        return updated, found.updated(items, better)
+
+    def _tightened(
+        self, problem: Problem, bounds: dict[int, Interval], found: ObjectiveBound, share: Deadline
+    ) -> tuple[dict[int, Interval], ObjectiveBound]:
+        """Better bounds of hidden layers, by optimised slopes, for parts that are not settled, while time allows."""
+        options = self.expander.options
+        tight = replace(options.bounding, slope_steps=options.tighten_steps)
+        whole = problem.network is self.expander.whole.problem.network
+        for items in torch.split(self._open(found), 4 if whole else _AT_ONCE):
+            if share.expired() or not options.tighten_steps or not len(items):
+                break
+            bounds, found = self._improved(problem, bounds, found, items, tight, options.root, share)
+            self.expander.count("tightened", len(items))
+        return bounds, found
+
+    # --- members --------------------------------------------------------------------------------------------
+
+    def member_pieces(self, members: PerturbationSet, method: str) -> list[Piece] | None:
+        """Pieces of sets with one member each, on restricted networks where those are cheaper.
+
+        None where members are too many to be bounded one by one on the whole network.
+        """
+        groups = self._groups(members)
+        if groups is None and members.parts > self.expander.options.few_members:
+            return None
+        quick = OptimiserOptions(steps=0)
+        bounded = self._members_bounded(members, groups, method, quick, None, keep=False)
+        self.expander.count("members bounded", len(bounded))
+        open_ = [m for m, pieces in bounded.items() if any(p.lower <= self.expander.target for p in pieces)]
+        if open_ and not self.expander.deadline.expired():
+            # More effort for those that one cheap pass does not settle. Where time ends before all of them are
+            # reached, the others keep their first bounds; nothing will expand them.
+            hard = torch.tensor(sorted(open_, key=lambda m: min(p.lower for p in bounded[m])))
+            again = members.select(hard)
+            better = self._members_bounded(
+                again, groups and self._groups(again), method, self.expander.options.root, self.share(), keep=True
+            )
+            bounded |= {int(hard[m]): pieces for m, pieces in better.items()}
+        found = [piece for pieces in bounded.values() for piece in pieces]
+        missing = next((m for m in range(members.parts) if m not in bounded), None)
+        if missing is not None:
+            # Stands for all members that time did not reach: without a bound, nothing is proved.
+            one = members.select(torch.tensor([missing]))
+            found.append(Piece(self.expander.whole, 0, one, {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method))
+        return found
+
+    def _groups(self, members: PerturbationSet) -> list[Group] | None:
+        """Members in groups with a restricted network each; None where the whole network is cheaper."""
+        stages, options = self.expander.stages, self.expander.options
+        if stages is None:
+            return None
+        groups = grouped(stages, members, options.family_memory // 8)
+        dearest = max(group.entries for group in groups)
+        return None if dearest > _DENSE_PAYS * whole_entries(stages) else groups
+
+    def _members_bounded(
+        self,
+        members: PerturbationSet,
+        groups: list[Group] | None,
+        method: str,
+        optimiser: OptimiserOptions,
+        tighten: Deadline | None,
+        keep: bool,
+    ) -> dict[int, list[Piece]]:
+        """The pieces of every member that time allows, batch by batch."""
+        bounded: dict[int, list[Piece]] = {}
+        for items, family in self._families(members, groups):
+            restricted = family.members is not None
+            for at in torch.split(torch.arange(len(items)), _AT_ONCE if restricted else _WHOLE_AT_ONCE):
+                inputs = family.problem.inputs.select(at) if restricted else members.select(items[at])
+                found = self.pieces(family, inputs, method, optimiser, tighten, int(at[0]), keep)
+                for k, piece in enumerate(found):  # clause by clause, within a clause member by member
+                    bounded.setdefault(int(items[at[k % len(at)]]), []).append(piece)
+                if self.expander.deadline.expired() or self.expander.witness.found:
+                    return bounded
+        return bounded
+
+    def _families(self, members: PerturbationSet, groups: list[Group] | None) -> Iterator[tuple[Tensor, Family]]:
+        """Which members, and the family they are bounded in."""
+        whole = self.expander.whole
+        if groups is None or self.expander.stages is None:
+            yield torch.arange(members.parts), whole
+            return
+        restrict = Restrictor(self.expander.stages, whole.problem.with_inputs(members))
+        for group in groups:
+            yield group.members, Family(restrict(group), whole.whole, group.neurons[0], members.select(group.members))
+
+
+def _only_row(found: ObjectiveBound, row: int) -> ObjectiveBound:
+    duals = Duals(
+        *({k: v[:, row : row + 1] for k, v in d.items()} for d in (found.duals.slopes, found.duals.multipliers))
+    )
+    forms = {k: v[:, row : row + 1] for k, v in found.relu_forms.items()}
+    return ObjectiveBound(found.lower[:, row : row + 1], found.form[:, row : row + 1], forms, duals)
