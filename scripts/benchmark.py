@@ -154,28 +154,29 @@ def _naive_members(name: str, threads: int, sample: int = 40) -> float:
 
 
 def scaling(arguments: argparse.Namespace, console: Console) -> Table:
-    header = ["height and width", "positions", "bounded", "ms a position", "times the row before"]
+    header = ["height and width", "positions", "seconds", "ms a position", "times the row before"]
     rows: list[list[object]] = []
+    before = None
     for side in (16, 32, 64):
         with console.status(f"scaling, {side}"):
-            count, sample, each = alone(_scaled, side, arguments.threads)
-        rows.append([side, count, sample, 1e3 * each, each / float(str(rows[-1][3])) * 1e3 if rows else None])
-    return f"{PATCH}, eps 1, convolutions of P and one pooled output", header, rows
+            count, seconds = alone(_scaled, side, arguments.threads)
+        each = 1e3 * seconds / count
+        rows.append([side, count, seconds, each, before and each / before])
+        before = each
+    return f"{PATCH}, eps 1, convolutions of P and one pooled output, threads {arguments.threads}", header, rows
 
 
-def _scaled(side: int, threads: int) -> tuple[int, int, float]:
+def _scaled(side: int, threads: int) -> tuple[int, float]:
     torch.set_num_threads(threads)
     model, clips, _ = trained("P", Console())
     kernels = [node.layer for node in model.network.nodes if isinstance(node.layer, Convolution)]
     network = convolutions(kernels, (1, 8, side, side))
-    clip = clips[0].repeat(1, 1, side // 16, side // 16)
-    places = positions_of(clip)
-    sample = places.select(torch.linspace(0, places.parts - 1, 1372).long())
+    places = positions_of(clips[0].repeat(1, 1, side // 16, side // 16))
     forms = torch.eye(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    bounded(network, sample.select(torch.arange(10)), *forms)
+    bounded(network, places.select(torch.arange(10)), *forms)
     began = time.monotonic()
-    bounded(network, sample, *forms)
-    return places.parts, sample.parts, (time.monotonic() - began) / sample.parts
+    bounded(network, places, *forms)
+    return places.parts, time.monotonic() - began
 
 
 def convolutions(kernels: list[Convolution], clip_shape: tuple[int, int, int, int]) -> Network:
