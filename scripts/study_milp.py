@@ -246,7 +246,7 @@ def optimised(expander: Expander, piece: Piece) -> Piece:
         batch.bounds,
         rows,
         offset,
-        lambda lower: (lower > expander.target).all(1),
+        lambda lower, items: (lower > expander.target).all(1),
         expander.options.root,
         batch.duals,
         batch.phases,

@@ -217,8 +217,8 @@ class Expander:
             for k, b in batch.bounds.items()
         }
 
-        def settled(lower: Tensor) -> Tensor:
-            return nothing_left | (lower[:, 0] > self.target)
+        def settled(lower: Tensor, items: Tensor) -> Tensor:
+            return nothing_left[items] | (lower[:, 0] > self.target)
 
         rows, offset = self._forms(batch.clause)
         options = optimiser or self.options.child
@@ -271,7 +271,8 @@ class Expander:
         return pieces
 
     def _bound(self, batch: Batch) -> ObjectiveBound:
-        return bound_once(batch.problem, batch.bounds, *self._forms(batch.clause), batch.duals, batch.phases)
+        forms, offset = self._forms(batch.clause)
+        return bound_once(batch.problem, batch.bounds, forms, offset, batch.duals, batch.phases, record=True)
 
     def _forms(self, clause: Tensor) -> tuple[Tensor, Tensor]:  # (N,) -> (N, 1, K), (N, 1)
         return self.rows[clause].unsqueeze(1), self.offset[clause].unsqueeze(1)

@@ -97,7 +97,7 @@ class Roots:
         expired = expander.deadline.expired if share is None else share.expired
         own = preactivations(part, bounding, select_preactivations(bounds, items), expired=expired)
 
-        def settled(lower: Tensor) -> Tensor:
+        def settled(lower: Tensor, items: Tensor) -> Tensor:
             return (lower > expander.target).all(1)
 
         duals = found.duals.select(items)
@@ -198,8 +198,5 @@ class Roots:
 
 
 def _only_row(found: ObjectiveBound, row: int) -> ObjectiveBound:
-    duals = Duals(
-        *({k: v[:, row : row + 1] for k, v in d.items()} for d in (found.duals.slopes, found.duals.multipliers))
-    )
-    forms = {k: v[:, row : row + 1] for k, v in found.relu_forms.items()}
-    return ObjectiveBound(found.lower[:, row : row + 1], found.form[:, row : row + 1], forms, duals)
+    at = torch.tensor([row])
+    return ObjectiveBound(found.lower[:, at], found.form[:, at], {}, found.duals.rows(at))

@@ -60,7 +60,7 @@ def rows_on(net: Network, points: Tensor) -> Tensor:
     return torch.stack([net(own) for own in points]) @ ROWS.T + OFFSET
 
 
-def never(lower: Tensor) -> Tensor:
+def never(lower: Tensor, items: Tensor) -> Tensor:
     return torch.zeros(lower.shape[0], dtype=torch.bool)
 
 
@@ -204,7 +204,9 @@ def test_the_search_for_slopes_stops_when_told() -> None:
     bounds = preactivations(problem, BoundingOptions())
     once = bound_once(problem, bounds, ROWS, OFFSET).lower
     late = optimise(problem, bounds, ROWS, OFFSET, never, OptimiserOptions(steps=50), expired=lambda: True)
-    settled = optimise(problem, bounds, ROWS, OFFSET, lambda lower: ~never(lower), OptimiserOptions(steps=50))
+    settled = optimise(
+        problem, bounds, ROWS, OFFSET, lambda lower, items: ~never(lower, items), OptimiserOptions(steps=50)
+    )
     assert torch.equal(late.lower, once)
     assert torch.equal(settled.lower, once)
     assert bool((optimise(problem, bounds, ROWS, OFFSET, never, OptimiserOptions(steps=50)).lower > once).any())
