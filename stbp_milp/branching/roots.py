@@ -20,7 +20,7 @@ from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivati
 from stbp_milp.branching.expand import Expander
 from stbp_milp.branching.piece import Batch, Family, Piece
 from stbp_milp.search import Deadline
-from stbp_milp.sets import InputSet, PerturbationSet
+from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox
 
 _DENSE_PAYS = 12  # products of dense matrices are about so much faster, a multiplication, than small convolutions
 _WHOLE_AT_ONCE = 8  # members bounded together on the whole network: between two looks at the clock
@@ -176,9 +176,9 @@ class Roots:
         """The pieces of every member that time allows, batch by batch."""
         bounded: dict[int, list[Piece]] = {}
         for items, family in self._families(members, groups):
-            restricted = family.members is not None
-            for at in torch.split(torch.arange(len(items)), _AT_ONCE if restricted else _WHOLE_AT_ONCE):
-                inputs = family.problem.inputs.select(at) if restricted else members.select(items[at])
+            at_once = _WHOLE_AT_ONCE if groups is None else _AT_ONCE
+            for at in torch.split(torch.arange(len(items)), at_once):
+                inputs = family.problem.inputs.select(at)
                 found = self.pieces(family, inputs, method, optimiser, tighten, int(at[0]), keep)
                 for k, piece in enumerate(found):  # clause by clause, within a clause member by member
                     bounded.setdefault(int(items[at[k % len(at)]]), []).append(piece)
@@ -190,7 +190,11 @@ class Roots:
         """Which members, and the family they are bounded in."""
         whole = self.expander.whole
         if groups is None or self.expander.stages is None:
-            yield torch.arange(members.parts), whole
+            # A member is a box, and the support of a box is cheap.
+            box = whole.problem.with_inputs(
+                VoxelBox(members.centre.expand(members.parts, *members.clip.shape), *members.hull())
+            )
+            yield torch.arange(members.parts), Family(box, whole.whole, None, members)
             return
         restrict = Restrictor(self.expander.stages, whole.problem.with_inputs(members))
         for group in groups:

@@ -81,13 +81,12 @@ def test_by_hand() -> None:
 def holds(piece: Piece, clips: Tensor) -> Tensor:
     """Which clips `(B, C, T, H, W)` lie in the piece: in its part of the set, with the signs of its phases."""
     family = piece.family
-    if family.voxels is None:
+    if family.members is None:
         assert isinstance(piece.inputs, PerturbationSet)
-        inside, inputs = piece.inputs.contains(clips), clips
+        inside = piece.inputs.contains(clips)
     else:
-        assert family.members is not None
         inside = family.members.select(torch.tensor([piece.item])).contains(clips)
-        inputs = clips.flatten(1)[:, family.voxels]
+    inputs = clips if family.voxels is None else clips.flatten(1)[:, family.voxels]
     values = [family.problem.network.values(i.unsqueeze(0)) for i in inputs]
     for relu, phase in piece.phases.items():
         operand = torch.cat([v[family.problem.network.nodes[relu].inputs[0]] for v in values])
