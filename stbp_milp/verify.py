@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,13 @@ from torch import Tensor, nn
 
 from stbp_milp.attack import AttackConfiguration, Judge, attack
 from stbp_milp.bounds.objective import OptimiserOptions
-from stbp_milp.bounds.preactivation import BoundingOptions
+from stbp_milp.bounds.preactivation import BoundingOptions, multiplications
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.milp import PROOF_MARGIN
-from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import Convolution, Linear
 from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.properties import Property, same_class, top_k, within_tolerance
@@ -54,6 +52,7 @@ _LEAVES_KEPT = 1_000
 
 _MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
 _NORMAL_FORM_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
+_RATE = 1e10  # multiplications a second, to plan by
 _CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
 
 
@@ -212,10 +211,8 @@ class _Run:
         family = Family(problem, self.set)
         clauses = list(range(len(self.query.property.clauses)))
         forms, offset = self.query.property.forms()
-        options = ExpanderOptions(
-            bounding=BoundingOptions(memory_bytes=self.configuration.memory_bytes // 8),
-            family_memory=self.configuration.memory_bytes // 4,
-        )
+        work = multiplications(network)[-1]
+        options = self._options(work)
 
         def expander(open_clauses: list[int], stages: tuple[Stage, ...] | None) -> Expander:
             return Expander(
@@ -246,11 +243,22 @@ class _Run:
         if self._over():
             return SearchEnd.EXPIRED
         with self.timed("split"):
-            stages = normal_form(network) if _multiplications(network) <= _NORMAL_FORM_LIMIT else None
+            stages = normal_form(network) if work <= _NORMAL_FORM_LIMIT else None
             expand = expander(open_clauses, stages)
             self._tell("split", 1)
             roots = self._roots(Roots(expand), family)
         return self._search(expand, roots, open_clauses)
+
+    def _options(self, work: int) -> ExpanderOptions:
+        """What the network's size allows in the time: `work` multiplications for a form through all of it."""
+        default, budget = ExpanderOptions(), _RATE * self.configuration.timeout
+        steps = min(default.root.steps, int(0.15 * budget / (3 * work * len(self.query.property.clauses))))
+        return replace(
+            default,
+            bounding=BoundingOptions(memory_bytes=self.configuration.memory_bytes // 8, work=0.05 * budget),
+            root=replace(default.root, steps=steps),
+            family_memory=self.configuration.memory_bytes // 4,
+        )
 
     def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int]) -> SearchEnd:
         search: Search[Piece] = Search(self.slack, lambda piece: self._close(piece, open_clauses[piece.clause]))
@@ -292,9 +300,9 @@ class _Run:
                 form = torch.zeros(alone.parts, *self.set.clip.shape, dtype=torch.float64)
                 alone = concatenate([done, alone.split(form)[0]])
             pieces = start.member_pieces(alone, "split")
-        return (
-            start.pieces(family, self.set, "split", ExpanderOptions().root, start.share()) if pieces is None else pieces
-        )
+        if pieces is not None:
+            return pieces
+        return start.pieces(family, self.set, "split", start.expander.options.root, start.share())
 
     def _program(
         self, stages: tuple[Stage, ...] | None, open_clauses: list[int]
@@ -377,13 +385,3 @@ class _Run:
             dict(self.seconds),
             dict(self.counts),
         )
-
-
-def _multiplications(network: Network) -> int:
-    total = 0
-    for node in network.nodes:
-        if isinstance(node.layer, Convolution):
-            total += math.prod(node.shape[1:]) * node.layer.weight.numel()
-        elif isinstance(node.layer, Linear):
-            total += node.layer.weight.numel()
-    return total

@@ -16,7 +16,7 @@ from torch import Tensor
 from stbp_milp.bounds.backward import input_form
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
-from stbp_milp.bounds.relaxation import adaptive_slope, relax
+from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope, relax
 
 _FORMS_ALIVE = 4  # copies of a batch of forms that a backward pass holds at once (form, slope, product, transpose)
 _MEAN, _SQUARE = 0.9, 0.999  # Adam's moments
@@ -103,6 +103,7 @@ def bound_once(
     phases: Phases | None = None,
     record: bool = False,
     memory_bytes: int = 1 << 30,
+    expired: Callable[[], bool] = lambda: False,
 ) -> ObjectiveBound:
     """One backward pass for the forms `rows @ output + offset`, adaptive slopes unless duals are given.
 
@@ -111,6 +112,7 @@ def bound_once(
         offset: (M,) or (N, M).
         record: keep the forms on ReLUs, for branching scores.
         memory_bytes: what the forms may take; without a record, more forms than that go one part after the other.
+        expired: parts that time does not reach have no bound (minus infinity).
     """
     duals, phases = duals or Duals(), phases or {}
     affordable = forms_at_once(problem, memory_bytes)
@@ -118,16 +120,18 @@ def bound_once(
         return _pass(problem, bounds, rows, offset, duals, phases, {} if record else None)
     rows, offset = rows.expand(problem.parts, *rows.shape[-2:]), offset.expand(problem.parts, offset.shape[-1])
     items_at_once = max(1, affordable // rows.shape[1])
-    found = []
+    lower = torch.full_like(offset, -torch.inf)
+    form = lower.new_zeros(*lower.shape, *problem.network.input_shape)
     for items in torch.split(torch.arange(problem.parts), items_at_once):
-        part, own = problem.select(items), select_preactivations(bounds, items)
-        signs = {k: v[items] for k, v in phases.items()}
-        pieces = [
-            _pass(part, own, rows[items][:, at], offset[items][:, at], duals.select(items).rows(at), signs)
-            for at in torch.split(torch.arange(rows.shape[1]), affordable)
-        ]
-        found.append((torch.cat([p.lower for p in pieces], 1), torch.cat([p.form for p in pieces], 1)))
-    return ObjectiveBound(torch.cat([lower for lower, _ in found]), torch.cat([form for _, form in found]), {}, duals)
+        part, own, signs = _chosen(problem, bounds, phases, items)
+        lines = None if duals.slopes else _lines(part, own, duals)
+        for at in torch.split(torch.arange(rows.shape[1]), affordable):
+            if expired():
+                break
+            forms = rows[items][:, at], offset[items][:, at]
+            found = _pass(part, own, *forms, duals.select(items).rows(at), signs, lines=lines)
+            lower[items.unsqueeze(1), at], form[items.unsqueeze(1), at] = found.lower, found.form
+    return ObjectiveBound(lower, form, {}, duals)
 
 
 def forms_at_once(problem: Problem, memory_bytes: int) -> int:
@@ -154,10 +158,10 @@ def optimise(
         settled: bounds `(n, M)` of the items `(n,)` -> `(n,)` bool; settled items are not ascended any further.
     """
     phases = phases or {}
-    best = bound_once(problem, bounds, rows, offset, duals or Duals(), phases)
+    best = bound_once(problem, bounds, rows, offset, duals or Duals(), phases, expired=expired)
     everything = torch.arange(problem.parts)
     items = everything[~settled(best.lower, everything)]
-    if not options.steps or not len(items):
+    if not options.steps or not len(items) or expired():
         return best
     rows, offset = rows.expand(problem.parts, *rows.shape[-2:]), offset.expand(problem.parts, offset.shape[-1])
     ascent = _Ascent.of(problem, bounds, rows.shape[1], duals or Duals(), phases, options)
@@ -253,6 +257,11 @@ class _Ascent:
             value.clamp_(0.0, 1.0 if key[0] == "slope" else None)
 
 
+def _lines(problem: Problem, bounds: Preactivations, duals: Duals) -> dict[int, Relaxation]:
+    nodes, clean = problem.network.nodes, problem.clean
+    return {relu: relax(b, clean[nodes[relu].inputs[0]], duals.slopes.get(relu)) for relu, b in bounds.items()}
+
+
 def _pass(
     problem: Problem,
     bounds: Preactivations,
@@ -261,9 +270,10 @@ def _pass(
     duals: Duals,
     phases: Phases,
     record: dict[int, Tensor] | None = None,
+    lines: dict[int, Relaxation] | None = None,
 ) -> ObjectiveBound:
     nodes, clean = problem.network.nodes, problem.clean
-    relaxations = {relu: relax(b, clean[nodes[relu].inputs[0]], duals.slopes.get(relu)) for relu, b in bounds.items()}
+    relaxations = _lines(problem, bounds, duals) if lines is None else lines
     multipliers = {
         relu: duals.multipliers[relu] * phases[relu].unsqueeze(1) for relu in duals.multipliers if relu in phases
     }

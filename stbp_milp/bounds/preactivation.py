@@ -6,6 +6,7 @@ chunks under a memory budget.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -34,11 +35,14 @@ class BoundingOptions:
         memory_bytes: what the forms of one chunk may take.
         slope_steps: gradient steps on the slopes below every undecided neuron, each with slopes of its own
             (alpha-CROWN on hidden layers); 0 keeps the adaptive ones.
+        work: multiplications that backward passes to one layer may cost an item; a layer whose undecided neurons
+            would cost more keeps its intervals.
     """
 
     deep: Literal["backward", "interval"] = "backward"
     memory_bytes: int = 512 << 20
     slope_steps: int = 0
+    work: float = math.inf
 
 
 @torch.no_grad()
@@ -48,6 +52,7 @@ def preactivations(
     known: Preactivations | None = None,
     fresh_from: int = 0,
     expired: Callable[[], bool] = lambda: False,
+    same_sets: bool = False,
 ) -> dict[int, Interval]:
     """Bounds of the operand of every ReLU.
 
@@ -55,32 +60,36 @@ def preactivations(
         known: bounds that hold already (a parent's, with the phases of split neurons); the result is never weaker.
         fresh_from: ReLUs at node positions below it keep their known bounds as they are.
         expired: ends the gradient steps early, with the best bounds so far.
+        same_sets: the known bounds are of these very sets, so those of affine functions of the input are exact.
     """
     network = problem.network
     affine = network.affine_depth()
+    below = multiplications(network)
+    last_use = {i: position for position, node in enumerate(network.nodes) for i in node.inputs}
     lower, upper = problem.inputs.hull()
     values: dict[int, Interval] = {0: Interval(lower, upper)}
     bounds: dict[int, Interval] = {}
     relaxations: dict[int, Relaxation] = {}
-    for position, node in enumerate(network.nodes):
-        if position == 0:
-            continue
-        if not isinstance(node.layer, ReLU):
-            values[position] = interval(node.layer, [values[i] for i in node.inputs])
-            continue
-        operand = node.inputs[0]
-        if known is not None and position < fresh_from:
-            own = known[position]
-        else:
-            own = values[operand] if known is None else values[operand].meet(known[position])
-            if affine[operand]:
-                own = own.meet(_exact(problem, operand, own, options))
-            elif options.deep == "backward":
-                own = _backward(problem, operand, own, relaxations, bounds, options, expired)
-        bounds[position] = own
-        values[operand] = own
-        relaxations[position] = relax(own, problem.clean[operand])
-        values[position] = interval(node.layer, [own])
+    for position, node in enumerate(network.nodes[1:], start=1):
+        if isinstance(node.layer, ReLU):
+            operand = node.inputs[0]
+            if known is not None and (position < fresh_from or (same_sets and affine[operand])):
+                own = known[position]
+            else:
+                own = values[operand] if known is None else values[operand].meet(known[position])
+                cost = 2 * _most_undecided(own) * below[operand]
+                if affine[operand]:
+                    own = own.meet(_exact(problem, operand, own, options, below[operand]))
+                elif options.deep == "backward" and cost <= options.work:
+                    for earlier in bounds.keys() - relaxations.keys():
+                        relaxations[earlier] = relax(bounds[earlier], problem.clean[network.nodes[earlier].inputs[0]])
+                    own = _backward(problem, operand, own, relaxations, bounds, options, expired)
+            bounds[position] = own
+            values[operand] = own
+        values[position] = interval(node.layer, [values[i] for i in node.inputs])
+        for i in node.inputs:
+            if last_use[i] == position:
+                values.pop(i, None)
     return bounds
 
 
@@ -96,14 +105,16 @@ def empty(bounds: Preactivations, parts: int, tolerance: float = 1e-9) -> Tensor
     return torch.stack([c.flatten(1).any(1) for c in crossed]).any(0)
 
 
-def _exact(problem: Problem, operand: int, own: Interval, options: BoundingOptions) -> Interval:
-    """Bounds of an affine function of the input: the closed form, or every row's support."""
+def _exact(problem: Problem, operand: int, own: Interval, options: BoundingOptions, below: int) -> Interval:
+    """Bounds of an affine function of the input: the closed form, or every row's support (intervals beyond `work`)."""
     if isinstance(problem.inputs, VoxelBox) and _one_mixing_layer(problem.network, operand):
         return own  # intervals are exact for one linear form over a box
     if isinstance(problem.inputs, PerturbationSet):
         closed = first_layer(problem.network, problem.clean[operand], problem.inputs, operand, options.memory_bytes)
         if closed is not None:
             return closed
+    if 2 * own.lower[0].numel() * below > options.work:
+        return own
     everything = Interval(torch.full_like(own.lower, -1.0), torch.full_like(own.upper, 1.0))
     return _backward(problem, operand, everything, {}, {}, options, lambda: False, exact=True)
 
@@ -213,5 +224,21 @@ def _select(relaxation: Relaxation, index: Tensor) -> Relaxation:
     )
 
 
+def _most_undecided(bounds: Interval) -> int:
+    return int(((bounds.lower < 0) & (bounds.upper > 0)).flatten(1).sum(1).max())
+
+
+def multiplications(network: Network) -> list[int]:
+    """Of every node: the multiplications that a form takes from it back to the input."""
+    total, result = 0, []
+    for node in network.nodes:
+        if isinstance(node.layer, Convolution):
+            total += math.prod(node.shape[1:]) * node.layer.weight.numel()
+        elif isinstance(node.layer, Linear):
+            total += node.layer.weight.numel()
+        result.append(total)
+    return result
+
+
 def node_size(network: Network, position: int) -> int:
-    return int(torch.tensor(network.nodes[position].shape).prod())
+    return math.prod(network.nodes[position].shape)

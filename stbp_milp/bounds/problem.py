@@ -41,6 +41,8 @@ class Problem:
 
     def select(self, index: Tensor) -> Self:
         """The items at `index` (int64 `(n,)`)."""
+        if self.parts == 1 and len(index) == 1:
+            return self
         clean = tuple(value if value.shape[0] == 1 else value[index] for value in self.clean)
         return replace(self, inputs=self.inputs.select(index), clean=clean)
 
@@ -50,7 +52,9 @@ class Problem:
 
 
 def select_preactivations(bounds: Preactivations, index: Tensor) -> dict[int, Interval]:
-    return {relu: interval.select(index) for relu, interval in bounds.items()}
+    """Those of the items at `index`; shared, not copied, where that is the only one."""
+    alone = len(index) == 1 and all(b.lower.shape[0] == 1 for b in bounds.values())
+    return {relu: b if alone else b.select(index) for relu, b in bounds.items()}
 
 
 def unstable_count(bounds: Preactivations, parts: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import Duals, ObjectiveBound, OptimiserOptions, bound_once, optimise
 from stbp_milp.bounds.preactivation import BoundingOptions, empty, preactivations
-from stbp_milp.bounds.problem import Problem, unstable_count
+from stbp_milp.bounds.problem import Problem, select_preactivations, unstable_count
 from stbp_milp.branching.choose import choose, split_phase
 from stbp_milp.branching.piece import Batch, Family, Piece, stack
 from stbp_milp.network.normal_form import Stage
@@ -257,7 +257,7 @@ class Expander:
                     family if still else light,
                     items[i],
                     inputs.select(one),
-                    {k: b.select(one) for k, b in batch.bounds.items()} if still else {},
+                    select_preactivations(batch.bounds, one) if still else {},
                     {k: p[one] for k, p in batch.phases.items()} if still else {},
                     clause,
                     lower,

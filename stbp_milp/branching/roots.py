@@ -54,7 +54,7 @@ class Roots:
         expander = self.expander
         problem = family.problem.with_inputs(inputs)
         bounds = preactivations(problem, replace(expander.options.bounding, deep="interval"))
-        found = bound_once(problem, bounds, expander.rows, expander.offset)
+        found = bound_once(problem, bounds, expander.rows, expander.offset, expired=expander.deadline.expired)
         expander.count("subproblems", problem.parts)
         open_ = self._open(found)
         if len(open_):
@@ -95,7 +95,7 @@ class Roots:
         expander = self.expander
         part = problem.select(items)
         expired = expander.deadline.expired if share is None else share.expired
-        own = preactivations(part, bounding, select_preactivations(bounds, items), expired=expired)
+        own = preactivations(part, bounding, select_preactivations(bounds, items), expired=expired, same_sets=True)
 
         def settled(lower: Tensor, items: Tensor) -> Tensor:
             return (lower > expander.target).all(1)
