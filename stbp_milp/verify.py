@@ -26,6 +26,7 @@ from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.errors import InputError, SoundnessError
+from stbp_milp.memory import is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
 from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import Stage, normal_form
@@ -52,7 +53,9 @@ _LEAVES_KEPT = 1_000
 
 _MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
 _NORMAL_FORM_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
+_CHUNK = 256 << 20  # bytes: larger chunks of forms are not faster
 _RATE = 1e10  # multiplications a second, to plan by
+_BYTES_PER_RELU = 48
 _CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
 
 
@@ -155,6 +158,7 @@ class _Run:
     closed: dict[str, int] = field(default_factory=dict)
     closed_lower: float = math.inf
     leaves: list[Leaf] = field(default_factory=list)
+    full: bool = False  # is there no memory for more pieces?
 
     @classmethod
     def of(cls, query: Query, configuration: Configuration, report: OnProgress) -> _Run:
@@ -255,9 +259,11 @@ class _Run:
         steps = min(default.root.steps, int(0.15 * budget / (3 * work * len(self.query.property.clauses))))
         return replace(
             default,
-            bounding=BoundingOptions(memory_bytes=self.configuration.memory_bytes // 8, work=0.05 * budget),
+            bounding=BoundingOptions(
+                memory_bytes=min(_CHUNK, self.configuration.memory_bytes // 8), work=0.05 * budget
+            ),
             root=replace(default.root, steps=steps),
-            family_memory=self.configuration.memory_bytes // 4,
+            family_memory=min(default.family_memory, self.configuration.memory_bytes // 8),
         )
 
     def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int]) -> SearchEnd:
@@ -274,10 +280,21 @@ class _Run:
             # The batch taken is no longer in the search: its bounds count too.
             self._raise_lower(min(search.lower(), *(p.lower for p in pieces)))
             self._tell(pieces[0].method, search.open + len(pieces))
-            with pace.measured(len(pieces)):
-                return expand(pieces)
+            try:
+                with pace.measured(len(pieces)):
+                    return expand(pieces)
+            except (MemoryError, RuntimeError) as error:
+                if not is_exhaustion(error):
+                    raise
+            # Smaller batches from now on; one piece that is too large is given up, with the bound it has.
+            pace.halve()
+            return Expansion(pieces) if len(pieces) > 1 else Expansion((), pieces)
 
-        end = best_first(search, step, lambda: pace.batch, self.deadline.expired)
+        def over() -> bool:
+            self.full = search.open > self._most_open()
+            return self.full or self.deadline.expired()
+
+        end = best_first(search, step, lambda: pace.batch, over)
         if end is not SearchEnd.STOPPED:  # a stopped expansion does not give back what it took
             self._raise_lower(search.lower())
         return end
@@ -338,7 +355,13 @@ class _Run:
         """How many pieces memory allows: a look ahead holds forms of 2 * width children of each."""
         numbers = sum(math.prod(node.shape) for node in self.query.model.network.nodes)
         per_piece = 8 * numbers * 8 * ExpanderOptions().width
-        return max(1, min(64, self.configuration.memory_bytes // per_piece))
+        return max(1, min(64, self.configuration.memory_bytes // (4 * per_piece)))
+
+    def _most_open(self) -> int:
+        """How many open pieces memory allows: each keeps bounds, slopes, multipliers and phases of all its ReLUs."""
+        network = self.query.model.network
+        relus = sum(math.prod(network.nodes[relu].shape) for relu in network.relus)
+        return self.configuration.memory_bytes // (2 * _BYTES_PER_RELU * max(1, relus))
 
     def _close(self, piece: Piece, clause: int) -> None:
         self.closed[piece.method] = self.closed.get(piece.method, 0) + 1
@@ -363,6 +386,9 @@ class _Run:
         )
 
     def _reason(self, end: SearchEnd) -> str:
+        if self.full:
+            limit = self.configuration.memory_bytes / 2**30
+            return f"out of memory: the limit of {limit:.3g} GiB has no room for more open parts of the problem"
         if end is SearchEnd.EXPIRED:
             return f"out of time after {self.configuration.timeout:g} s"
         return (

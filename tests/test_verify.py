@@ -23,10 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from stbp_milp.branching import Expander, Piece
 from stbp_milp.errors import InputError
 from stbp_milp.network.model import load_model
 from stbp_milp.properties import same_class, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
+from stbp_milp.search import Expansion
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Falsified, Outcome, Progress, Unknown, Verified
 from stbp_milp.verify import verify, verify_clip
@@ -250,6 +252,30 @@ def test_time_limits_are_kept(timeout: float, solver: str) -> None:
 def test_no_time_at_all_is_unknown() -> None:
     outcome = verify(micro_query("window:2", "class", 3, 0.01), configuration(timeout=0.0))
     assert isinstance(outcome.verdict, Unknown) or outcome.word == "verified"
+
+
+@pytest.mark.parametrize(("fits", "word"), [(1, "verified"), (0, "unknown")])
+def test_running_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, fits: int, word: str) -> None:
+    """The run goes on with smaller batches; what does not fit even alone is given up, with the bound it has."""
+    sizes: list[int] = []
+    original = Expander.__call__
+
+    def expand(self: Expander, pieces: list[Piece]) -> Expansion[Piece]:
+        sizes.append(len(pieces))
+        if len(pieces) > fits:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return original(self, pieces)
+
+    monkeypatch.setattr(Expander, "__call__", expand)
+    outcome = verify(slow_query(0.035), configuration(solver="none"))
+    assert outcome.word == word
+    assert fits == 0 or max(sizes) > 1
+
+
+def test_no_memory_for_open_pieces_is_unknown() -> None:
+    outcome = verify(slow_query(0.04), configuration(solver="none", memory_bytes=100_000))
+    assert isinstance(outcome.verdict, Unknown)
+    assert "memory" in outcome.verdict.reason
 
 
 @pytest.mark.parametrize("text", ["window:2", "pixels:2", "moving-patch:2x1@2"])

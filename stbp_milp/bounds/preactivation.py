@@ -59,7 +59,7 @@ def preactivations(
     Args:
         known: bounds that hold already (a parent's, with the phases of split neurons); the result is never weaker.
         fresh_from: ReLUs at node positions below it keep their known bounds as they are.
-        expired: ends the gradient steps early, with the best bounds so far.
+        expired: ends backward passes and gradient steps early, with the best bounds so far.
         same_sets: the known bounds are of these very sets, so those of affine functions of the input are exact.
     """
     network = problem.network
@@ -163,6 +163,8 @@ def _backward(
             relaxations if items_at_once >= problem.parts else {k: _select(r, items) for k, r in relaxations.items()}
         )
         for neurons in torch.split(order[items, : int(counts[items].max())], rows_at_once, dim=1):
+            if expired() and not exact:
+                break  # intervals hold for the rest
             node, form, clean = neuron_forms(part.network, part.clean, operand, neurons)
             form, clean = torch.cat([form, -form], 1), torch.cat([clean, -clean], 1)
             value = input_form(part.network, part.clean, lines, node, form, constant=clean).lower(part.inputs)

@@ -246,7 +246,7 @@ class Expander:
         # Of a closed piece nothing more will be asked than where it lies.
         light = replace(family, problem=self.whole.problem)
         inputs = batch.problem.inputs
-        unstable = unstable_count(batch.bounds, inputs.parts).tolist()
+        unstable = unstable_count(batch.bounds, inputs.parts).tolist() if keep else [0] * inputs.parts
         members = inputs.choice.members().tolist() if isinstance(inputs, PerturbationSet) else [1.0] * inputs.parts
         pieces = []
         for i, (lower, clause) in enumerate(zip(batch.lower.tolist(), batch.clause.tolist(), strict=True)):
@@ -283,7 +283,7 @@ class Expander:
         """The clip that minimises a bound's linear form is a candidate: try it for the pieces furthest from proof."""
         still = (lower <= self.target).nonzero().flatten()
         still = still[lower[still].argsort()[:64]]
-        if len(still) and not self.witness.found:
+        if len(still) and not self.witness.found and not self.deadline.expired():
             points = problem.inputs.select(still).maximiser(-found.form[still]).squeeze(1)
             self.witness(family.clips(points), stage)
 

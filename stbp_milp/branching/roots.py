@@ -57,10 +57,11 @@ class Roots:
         found = bound_once(problem, bounds, expander.rows, expander.offset, expired=expander.deadline.expired)
         expander.count("subproblems", problem.parts)
         open_ = self._open(found)
-        if len(open_):
+        if len(open_) and not expander.deadline.expired():
             bounds, found = self._improved(problem, bounds, found, open_, expander.options.bounding, optimiser)
         if tighten is not None:
             bounds, found = self._tightened(problem, bounds, found, tighten)
+        keep = keep and not expander.deadline.expired()
         items = [first_item + i if family.members is not None else 0 for i in range(problem.parts)]
         pieces: list[Piece] = []
         for clause in range(expander.rows.shape[0]):

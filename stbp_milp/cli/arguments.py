@@ -132,7 +132,7 @@ _SEED = click.IntRange(min=0, max=2**31 - 1)  # what SCIP takes
     show_default=True,
     help="For torch and the solvers; more pay on large networks.",
 )
-@click.option("--memory", metavar="SIZE", help="What batches of subproblems may take, as 4G or 512M. Default: 2G.")
+@click.option("--memory", metavar="SIZE", help="What a run may take, as 4G or 512M. Default: 70% of what is free.")
 @click.option("--out", type=_FILE, default="results", show_default=True, help="Folder of records, clips and pictures.")
 @click.option("--quiet", "-q", is_flag=True, help="Print one line with the verdict.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record to stdout and all else to stderr.")

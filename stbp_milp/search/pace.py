@@ -32,3 +32,7 @@ class Pace:
             self.batch = max(1, self.batch // 2)
         elif pieces >= self.batch and 3 * seconds < _STEP_SECONDS:
             self.batch = min(self.most, 2 * self.batch)
+
+    def halve(self) -> None:
+        """Memory did not suffice for the last batch: from now on at most half as many."""
+        self.batch = self.most = max(1, self.batch // 2)
