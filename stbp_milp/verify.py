@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from stbp_milp.attack import AttackConfiguration, Judge, attack
 from stbp_milp.bounds.objective import OptimiserOptions
-from stbp_milp.bounds.preactivation import BoundingOptions, multiplications
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
@@ -30,6 +29,7 @@ from stbp_milp.memory import is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
 from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import Stage, normal_form
+from stbp_milp.plan import Plan
 from stbp_milp.properties import Property, same_class, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
 from stbp_milp.search import Deadline, Expansion, Pace, Search, SearchEnd, best_first
@@ -52,10 +52,6 @@ _STAGES = ("union bound", "split", "relu search", "milp")
 _LEAVES_KEPT = 1_000
 
 _MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
-_NORMAL_FORM_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
-_CHUNK = 256 << 20  # bytes: larger chunks of forms are not faster
-_RATE = 1e10  # multiplications a second, to plan by
-_BYTES_PER_RELU = 48
 _CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
 
 
@@ -158,7 +154,7 @@ class _Run:
     closed: dict[str, int] = field(default_factory=dict)
     closed_lower: float = math.inf
     leaves: list[Leaf] = field(default_factory=list)
-    full: bool = False  # is there no memory for more pieces?
+    short_of_memory: bool = False
 
     @classmethod
     def of(cls, query: Query, configuration: Configuration, report: OnProgress) -> _Run:
@@ -215,8 +211,7 @@ class _Run:
         family = Family(problem, self.set)
         clauses = list(range(len(self.query.property.clauses)))
         forms, offset = self.query.property.forms()
-        work = multiplications(network)[-1]
-        options = self._options(work)
+        plan = Plan.of(network, len(clauses), self.configuration)
 
         def expander(open_clauses: list[int], stages: tuple[Stage, ...] | None) -> Expander:
             return Expander(
@@ -224,7 +219,7 @@ class _Run:
                 forms[open_clauses],
                 offset[open_clauses],
                 self.slack,
-                options,
+                plan.options,
                 self.deadline,
                 self.judge,
                 stages,
@@ -235,7 +230,7 @@ class _Run:
 
         self._tell("union bound", 1)
         with self.timed("union bound"):
-            optimiser = OptimiserOptions(steps=0) if self._has_many_places() else options.root
+            optimiser = OptimiserOptions(steps=0) if self._has_many_places() else plan.options.root
             union = Roots(expander(clauses, None)).pieces(family, self.set, "union bound", optimiser)
         self.lower = min(piece.lower for piece in union)
         proved = [piece for piece in union if piece.lower > self.slack]
@@ -247,26 +242,13 @@ class _Run:
         if self._over():
             return SearchEnd.EXPIRED
         with self.timed("split"):
-            stages = normal_form(network) if work <= _NORMAL_FORM_LIMIT else None
+            stages = normal_form(network) if plan.matrices else None
             expand = expander(open_clauses, stages)
             self._tell("split", 1)
             roots = self._roots(Roots(expand), family)
-        return self._search(expand, roots, open_clauses)
+        return self._search(expand, roots, open_clauses, plan)
 
-    def _options(self, work: int) -> ExpanderOptions:
-        """What the network's size allows in the time: `work` multiplications for a form through all of it."""
-        default, budget = ExpanderOptions(), _RATE * self.configuration.timeout
-        steps = min(default.root.steps, int(0.15 * budget / (3 * work * len(self.query.property.clauses))))
-        return replace(
-            default,
-            bounding=BoundingOptions(
-                memory_bytes=min(_CHUNK, self.configuration.memory_bytes // 8), work=0.05 * budget
-            ),
-            root=replace(default.root, steps=steps),
-            family_memory=min(default.family_memory, self.configuration.memory_bytes // 8),
-        )
-
-    def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int]) -> SearchEnd:
+    def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int], plan: Plan) -> SearchEnd:
         search: Search[Piece] = Search(self.slack, lambda piece: self._close(piece, open_clauses[piece.clause]))
         search.add(roots)
         self._raise_lower(search.lower())
@@ -274,7 +256,7 @@ class _Run:
             self._attack(AttackConfiguration(), 0.1)
             if self._over():
                 return SearchEnd.EXPIRED
-        pace = Pace(self._most_at_once())
+        pace = Pace(plan.most_at_once)
 
         def step(pieces: list[Piece]) -> Expansion[Piece]:
             # The batch taken is no longer in the search: its bounds count too.
@@ -288,11 +270,15 @@ class _Run:
                     raise
             # Smaller batches from now on; one piece that is too large is given up, with the bound it has.
             pace.halve()
-            return Expansion(pieces) if len(pieces) > 1 else Expansion((), pieces)
+            if len(pieces) > 1:
+                return Expansion(pieces)
+            self.short_of_memory = True
+            return Expansion((), pieces)
 
         def over() -> bool:
-            self.full = search.open > self._most_open()
-            return self.full or self.deadline.expired()
+            full = search.open > plan.most_open
+            self.short_of_memory |= full
+            return full or self.deadline.expired()
 
         end = best_first(search, step, lambda: pace.batch, over)
         if end is not SearchEnd.STOPPED:  # a stopped expansion does not give back what it took
@@ -351,18 +337,6 @@ class _Run:
         """Is one bound of the union hopeless (patches), so that effort on it is wasted?"""
         return bool((self.set.choice.union()[0].sum((-1, -2)) > 0).any()) and float(self.set.choice.members()[0]) > 100
 
-    def _most_at_once(self) -> int:
-        """How many pieces memory allows: a look ahead holds forms of 2 * width children of each."""
-        numbers = sum(math.prod(node.shape) for node in self.query.model.network.nodes)
-        per_piece = 8 * numbers * 8 * ExpanderOptions().width
-        return max(1, min(64, self.configuration.memory_bytes // (4 * per_piece)))
-
-    def _most_open(self) -> int:
-        """How many open pieces memory allows: each keeps bounds, slopes, multipliers and phases of all its ReLUs."""
-        network = self.query.model.network
-        relus = sum(math.prod(network.nodes[relu].shape) for relu in network.relus)
-        return self.configuration.memory_bytes // (2 * _BYTES_PER_RELU * max(1, relus))
-
     def _close(self, piece: Piece, clause: int) -> None:
         self.closed[piece.method] = self.closed.get(piece.method, 0) + 1
         self.closed_lower = min(self.closed_lower, piece.lower)
@@ -386,7 +360,7 @@ class _Run:
         )
 
     def _reason(self, end: SearchEnd) -> str:
-        if self.full:
+        if self.short_of_memory and not self.deadline.expired():
             limit = self.configuration.memory_bytes / 2**30
             return f"out of memory: the limit of {limit:.3g} GiB has no room for more open parts of the problem"
         if end is SearchEnd.EXPIRED:
