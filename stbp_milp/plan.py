@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from stbp_milp.bounds.preactivation import BoundingOptions, multiplications
 from stbp_milp.branching import ExpanderOptions
 from stbp_milp.network.graph import Network
-from stbp_milp.query import Configuration
 
 _RATE = 1e10  # multiplications a second, to plan by
 _LAYER_SHARE, _ROOT_SHARE = 0.05, 0.15  # of the time: backward passes to one layer, optimised slopes of the first piece
@@ -35,10 +34,10 @@ class Plan:
     most_open: int
 
     @classmethod
-    def of(cls, network: Network, clauses: int, configuration: Configuration) -> Plan:
-        """`clauses`: forms that a first bound has."""
+    def of(cls, network: Network, clauses: int, seconds: float, memory: int) -> Plan:
+        """`clauses`: forms that a first bound has; `memory`: bytes that the run may take."""
         default = ExpanderOptions()
-        memory, budget = configuration.memory_bytes, _RATE * configuration.timeout
+        budget = _RATE * seconds
         work = max(1, multiplications(network)[-1])
         steps = int(_ROOT_SHARE * budget / (3 * work * clauses))  # a step goes back, and back again for its gradient
         sizes = [math.prod(node.shape) for node in network.nodes]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from stbp_milp.memory import affordable
 from stbp_milp.network.model import Model
 from stbp_milp.properties import Property
 from stbp_milp.sets import SetSpecification
@@ -38,11 +37,12 @@ class Configuration:
         solver: which MILP solver may be used, "none" for bounds and branching only.
         seed: of the attack and of every random choice.
         threads: threads that torch and the solvers may use.
-        memory_bytes: what bounds, batches and open subproblems may take together; 70% of the free memory by default.
+        memory_bytes: what bounds, batches and open subproblems may take together; None for 70% of what is
+            free at the start.
     """
 
     timeout: float = 60.0
     solver: SolverName = "auto"
     seed: int = 0
     threads: int = 1
-    memory_bytes: int = field(default_factory=affordable)
+    memory_bytes: int | None = None

@@ -25,7 +25,7 @@ from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.errors import InputError, SoundnessError
-from stbp_milp.memory import is_exhaustion
+from stbp_milp.memory import affordable, is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
 from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import Stage, normal_form
@@ -144,6 +144,7 @@ class _Run:
     configuration: Configuration
     report: OnProgress
     deadline: Deadline
+    memory: int
     set: PerturbationSet
     judge: Judge
     slack: float
@@ -164,9 +165,16 @@ class _Run:
         slack = rounding_slack(query.model.network, lower, upper, query.property.rows, query.property.offset)
         clean = query.model.predict(query.clip.to(torch.float32).numpy()[None])[0]
         return cls(
-            query, configuration, report, deadline, perturbation, Judge(query, perturbation), slack,
+            query,
+            configuration,
+            report,
+            deadline,
+            configuration.memory_bytes or affordable(),
+            perturbation,
+            Judge(query, perturbation),
+            slack,
             tuple(float(v) for v in clean),
-        )  # fmt: skip
+        )
 
     def outcome(self) -> Outcome:
         with self.timed("clean"):
@@ -211,7 +219,7 @@ class _Run:
         family = Family(problem, self.set)
         clauses = list(range(len(self.query.property.clauses)))
         forms, offset = self.query.property.forms()
-        plan = Plan.of(network, len(clauses), self.configuration)
+        plan = Plan.of(network, len(clauses), self.configuration.timeout, self.memory)
 
         def expander(open_clauses: list[int], stages: tuple[Stage, ...] | None) -> Expander:
             return Expander(
@@ -313,9 +321,7 @@ class _Run:
         configuration, property = self.configuration, self.query.property
         if stages is None or configuration.solver == "none":
             return None
-        options = ProgramOptions(
-            configuration.solver, configuration.memory_bytes, configuration.threads, configuration.seed
-        )
+        options = ProgramOptions(configuration.solver, self.memory, configuration.threads, configuration.seed)
 
         def solve(piece: Piece, deadline: Deadline) -> float:
             rows = list(property.clauses[open_clauses[piece.clause]])
@@ -361,7 +367,7 @@ class _Run:
 
     def _reason(self, end: SearchEnd) -> str:
         if self.short_of_memory and not self.deadline.expired():
-            limit = self.configuration.memory_bytes / 2**30
+            limit = self.memory / 2**30
             return f"out of memory: the limit of {limit:.3g} GiB has no room for more open parts of the problem"
         if end is SearchEnd.EXPIRED:
             return f"out of time after {self.configuration.timeout:g} s"

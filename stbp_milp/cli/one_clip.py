@@ -17,7 +17,6 @@ from stbp_milp.cli.screen import Screen
 from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.files import prepare_folder
 from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip
-from stbp_milp.memory import affordable
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.query import Configuration, Query, SolverName
 from stbp_milp.records import Record, make_record, query_key, run_stem, write_record
@@ -105,7 +104,7 @@ def read_configuration(options: Options, timeout: float = 60.0) -> Configuration
         InputError: the memory limit is no size.
     """
     solver: SolverName = options.solver  # type: ignore[assignment]  # one of click's choices
-    memory = affordable() if options.memory is None else parse_bytes(options.memory)
+    memory = None if options.memory is None else parse_bytes(options.memory)
     limit = timeout if options.timeout is None else options.timeout
     return Configuration(limit, solver, options.seed, options.threads, memory)
 
