@@ -12,7 +12,6 @@ from stbp_milp.network.graph import Network
 _RATE = 1e10  # multiplications a second, to plan by
 _LAYER_SHARE, _ROOT_SHARE = 0.05, 0.15  # of the time: backward passes to one layer, optimised slopes of the first piece
 _CHUNK = 256 << 20  # bytes: larger chunks of forms are not faster
-_BYTES_PER_RELU = 48  # of a piece: bounds, slope, multiplier, phase, and copies of some for a moment
 _MATRICES_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
 _BATCH = 64
 
@@ -25,13 +24,11 @@ class Plan:
         options: of the branch and bound.
         matrices: is the network small enough to be written down as matrices (for members' networks and programs)?
         most_at_once: pieces that may be expanded together: a look ahead holds forms of 2 * width children of each.
-        most_open: pieces that may be open at a time.
     """
 
     options: ExpanderOptions
     matrices: bool
     most_at_once: int
-    most_open: int
 
     @classmethod
     def of(cls, network: Network, clauses: int, seconds: float, memory: int) -> Plan:
@@ -39,18 +36,18 @@ class Plan:
         default = ExpanderOptions()
         budget = _RATE * seconds
         work = max(1, multiplications(network)[-1])
-        steps = int(_ROOT_SHARE * budget / (3 * work * clauses))  # a step goes back, and back again for its gradient
         sizes = [math.prod(node.shape) for node in network.nodes]
-        relus = max(1, sum(sizes[relu] for relu in network.relus))
+        # A step goes back, and back again for its gradient; it holds forms of all layers, slopes and their moments.
+        fits = 6 * 8 * sum(sizes) * clauses <= memory
+        steps = min(default.root.steps, _ROOT_SHARE * budget / (3 * work * clauses)) if fits else 0
         look_ahead = 8 * sum(sizes) * 8 * default.width
         return cls(
             replace(
                 default,
                 bounding=BoundingOptions(memory_bytes=min(_CHUNK, memory // 8), work=_LAYER_SHARE * budget),
-                root=replace(default.root, steps=min(default.root.steps, steps)),
+                root=replace(default.root, steps=int(steps)),
                 family_memory=min(default.family_memory, memory // 8),
             ),
             work <= _MATRICES_LIMIT,
             max(1, min(_BATCH, memory // (4 * look_ahead))),
-            memory // (2 * _BYTES_PER_RELU * relus),
         )

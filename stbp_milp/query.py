@@ -37,8 +37,8 @@ class Configuration:
         solver: which MILP solver may be used, "none" for bounds and branching only.
         seed: of the attack and of every random choice.
         threads: threads that torch and the solvers may use.
-        memory_bytes: what bounds, batches and open subproblems may take together; None for 70% of what is
-            free at the start.
+        memory_bytes: what batch sizes, open subproblems and solvers are planned by; None: 70% of what is free at the
+            start.
     """
 
     timeout: float = 60.0

@@ -52,6 +52,7 @@ _STAGES = ("union bound", "split", "relu search", "milp")
 _LEAVES_KEPT = 1_000
 
 _MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
+_BYTES_PER_RELU = 48  # of an open piece: bounds, slope, multiplier, phase, and copies of some for a moment
 _CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
 
 
@@ -169,7 +170,7 @@ class _Run:
             configuration,
             report,
             deadline,
-            configuration.memory_bytes or affordable(),
+            affordable() if configuration.memory_bytes is None else configuration.memory_bytes,
             perturbation,
             Judge(query, perturbation),
             slack,
@@ -186,7 +187,12 @@ class _Run:
         self._attack(AttackConfiguration(restarts=2, refine_steps=10, screen_values=1 << 24), 0.02)
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
-        end = self._prove()
+        try:
+            end = self._prove()
+        except (MemoryError, RuntimeError) as error:  # before there were batches that could be halved
+            if not is_exhaustion(error):
+                raise
+            self.short_of_memory, end = True, SearchEnd.GIVEN_UP
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
         if self.lower > self.judge.least + _CONTRADICTION * (1 + abs(self.judge.least)):
@@ -283,8 +289,10 @@ class _Run:
             self.short_of_memory = True
             return Expansion((), pieces)
 
+        held = _BYTES_PER_RELU * max((piece.size for piece in roots), default=0)
+
         def over() -> bool:
-            full = search.open > plan.most_open
+            full = search.open * held > self.memory // 2
             self.short_of_memory |= full
             return full or self.deadline.expired()
 

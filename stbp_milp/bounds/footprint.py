@@ -23,7 +23,6 @@ from stbp_milp.network.normal_form import Stage
 from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox
 
 _DENSE_ENTRIES = 32_000_000  # a stage's matrix is gathered from its dense form up to this size (256 MB)
-_LEAF = 4  # members that are not told apart when groups are chosen
 # Measured on two networks, in multiplications: what a group costs besides its members' (some hundred small tensor
 # operations), what writing down an entry of its matrices costs, and the share of neurons that needs a backward pass.
 _PER_GROUP = 1e8
@@ -168,7 +167,7 @@ def _moved(members: InputSet) -> sp.csr_matrix:
 
 
 def _tree(moved: sp.csr_matrix, shape: Sequence[int]) -> tuple[list[np.ndarray], list[list[int]]]:
-    """Members halved along the axis in which they are furthest apart, down to leaves: members and children of nodes."""
+    """Members halved along the axis in which they are furthest apart: the members and the children of every node."""
     where = np.stack(np.unravel_index(np.arange(moved.shape[0]), shape), 1).astype(float)
     counts = np.maximum(moved.T @ np.ones(moved.shape[0]), 1)
     middle = (moved.T @ where) / counts[:, None]  # (N, axes): the middle of every member
@@ -176,7 +175,7 @@ def _tree(moved: sp.csr_matrix, shape: Sequence[int]) -> tuple[list[np.ndarray],
     children: list[list[int]] = []
     for node in nodes:  # grows while it is walked
         children.append([])
-        if len(node) > _LEAF:
+        if len(node) > 1:
             place = middle[node]
             order = np.argsort(place[:, np.ptp(place, axis=0).argmax()], kind="stable")
             children[-1] = [len(nodes), len(nodes) + 1]

@@ -151,20 +151,23 @@ def optimise(
     duals: Duals | None = None,
     phases: Phases | None = None,
     expired: Callable[[], bool] = lambda: False,
+    memory_bytes: int = 1 << 30,
 ) -> ObjectiveBound:
     """The best bounds that gradient ascent finds, starting from `duals`.
 
     Args:
+        memory_bytes: for the forms of the first bound.
         settled: bounds `(n, M)` of the items `(n,)` -> `(n,)` bool; settled items are not ascended any further.
     """
     phases = phases or {}
-    best = bound_once(problem, bounds, rows, offset, duals or Duals(), phases, expired=expired)
+    start = duals or Duals()
+    best = bound_once(problem, bounds, rows, offset, start, phases, memory_bytes=memory_bytes, expired=expired)
     everything = torch.arange(problem.parts)
     items = everything[~settled(best.lower, everything)]
     if not options.steps or not len(items) or expired():
         return best
     rows, offset = rows.expand(problem.parts, *rows.shape[-2:]), offset.expand(problem.parts, offset.shape[-1])
-    ascent = _Ascent.of(problem, bounds, rows.shape[1], duals or Duals(), phases, options)
+    ascent = _Ascent.of(problem, bounds, rows.shape[1], start, phases, options)
     if not ascent.values:
         return best
     # Written out, so that an item that no step improves keeps the duals its bound came from.

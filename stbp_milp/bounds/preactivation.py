@@ -208,6 +208,8 @@ def _ascend(
             back = input_form(problem.network, problem.clean, lines, node, form, constant=constant)
             value = back.lower(problem.inputs)
             best = torch.maximum(best, value.detach())
+            if not value.requires_grad:  # every ReLU below is decided; the slopes are of parallel branches
+                break
             adam.zero_grad()
             (-value.sum()).backward()  # type: ignore[no-untyped-call]
             adam.step()

@@ -49,7 +49,7 @@ class ExpanderOptions:
         few_members: sets with at most so many members are split before any ReLU.
         program_limit: pieces with at most so many undecided ReLUs go to the MILP.
         program_seconds: its time limit on one piece.
-        family_memory: bytes that the matrices of a restricted network of several members may take.
+        family_memory: bytes that matrices of restricted networks may take, each one and all that the search keeps.
     """
 
     bounding: BoundingOptions = field(default_factory=BoundingOptions)

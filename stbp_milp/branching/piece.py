@@ -27,7 +27,7 @@ class Family:
         problem: the network, and the sets that a restricted one is for.
         whole: the set the query asks about.
         voxels: where the inputs of a restricted network lie in the clip, flat indices `(n,)`; None for the whole one.
-        members: the members that a restricted network is for.
+        members: the members that the problem's boxes are, where it is a problem of boxes.
     """
 
     problem: Problem
@@ -57,7 +57,7 @@ class Piece:
 
     Attributes:
         family: whose network.
-        item: which of a restricted family's members.
+        item: which of the family's members, where it has any.
         inputs: the part of the set, one part.
         bounds: of every ReLU's operand, `(1, *shape)`.
         phases: split ReLUs as `Phases`, only layers that have any, `(1, *shape)`.
@@ -84,6 +84,11 @@ class Piece:
     unstable: int
     method: str
     tried: int = 1 << 30
+
+    @property
+    def size(self) -> int:
+        """ReLUs that it keeps bounds of."""
+        return sum(bounds.lower.numel() for bounds in self.bounds.values())
 
     @property
     def group(self) -> int:

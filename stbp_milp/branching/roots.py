@@ -48,13 +48,14 @@ class Roots:
         Args:
             tighten: until when bounds of hidden layers may be improved for parts that are not settled; None: not at
                 all.
-            first_item: in a restricted family, which member part 0 is (the others follow).
+            first_item: in a family of members, which one part 0 is (the others follow).
             keep: may the pieces be expanded? Otherwise they are forgotten but for their bounds.
         """
         expander = self.expander
         problem = family.problem.with_inputs(inputs)
         bounds = preactivations(problem, replace(expander.options.bounding, deep="interval"))
-        found = bound_once(problem, bounds, expander.rows, expander.offset, expired=expander.deadline.expired)
+        memory, expired = expander.options.bounding.memory_bytes, expander.deadline.expired
+        found = bound_once(problem, bounds, expander.rows, expander.offset, memory_bytes=memory, expired=expired)
         expander.count("subproblems", problem.parts)
         open_ = self._open(found)
         if len(open_) and not expander.deadline.expired():
@@ -101,9 +102,16 @@ class Roots:
         def settled(lower: Tensor, items: Tensor) -> Tensor:
             return (lower > expander.target).all(1)
 
-        duals = found.duals.select(items)
         better = optimise(
-            part, own, expander.rows, expander.offset, settled, optimiser, duals, expired=expander.deadline.expired
+            part,
+            own,
+            expander.rows,
+            expander.offset,
+            settled,
+            optimiser,
+            found.duals.select(items),
+            expired=expander.deadline.expired,
+            memory_bytes=expander.options.bounding.memory_bytes,
         )
         updated = {
             k: Interval(b.lower.index_copy(0, items, own[k].lower), b.upper.index_copy(0, items, own[k].upper))
@@ -147,7 +155,8 @@ class Roots:
             better = self._members_bounded(
                 again, groups and self._groups(again), method, self.expander.options.root, self.share(), keep=True
             )
-            bounded |= {int(hard[m]): pieces for m, pieces in better.items()}
+            for m, pieces in better.items():
+                bounded[int(hard[m])] = [_better(*both) for both in zip(bounded[int(hard[m])], pieces, strict=True)]
         found = [piece for pieces in bounded.values() for piece in pieces]
         missing = next((m for m in range(members.parts) if m not in bounded), None)
         if missing is not None:
@@ -176,8 +185,8 @@ class Roots:
     ) -> dict[int, list[Piece]]:
         """The pieces of every member that time allows, batch by batch."""
         bounded: dict[int, list[Piece]] = {}
-        for items, family in self._families(members, groups):
-            at_once = _WHOLE_AT_ONCE if groups is None else _AT_ONCE
+        for items, family in self._families(members, groups, keep):
+            at_once = _WHOLE_AT_ONCE if family.voxels is None else _AT_ONCE
             for at in torch.split(torch.arange(len(items)), at_once):
                 inputs = family.problem.inputs.select(at)
                 found = self.pieces(family, inputs, method, optimiser, tighten, int(at[0]), keep)
@@ -187,19 +196,36 @@ class Roots:
                     return bounded
         return bounded
 
-    def _families(self, members: PerturbationSet, groups: list[Group] | None) -> Iterator[tuple[Tensor, Family]]:
-        """Which members, and the family they are bounded in."""
-        whole = self.expander.whole
-        if groups is None or self.expander.stages is None:
+    def _families(
+        self, members: PerturbationSet, groups: list[Group] | None, keep: bool
+    ) -> Iterator[tuple[Tensor, Family]]:
+        """Which members, and the family they are bounded in; all on the whole network without groups.
+
+        `keep`: the networks stay alive; those that memory has no room for are left out, for the whole network.
+        """
+        whole, options = self.expander.whole, self.expander.options
+        rest = [torch.arange(members.parts)]
+        if groups is not None and self.expander.stages is not None:
+            restrict = Restrictor(self.expander.stages, whole.problem.with_inputs(members))
+            rest, kept = [], 0
+            for group in groups:
+                kept += 8 * group.entries
+                if keep and kept > options.family_memory:
+                    rest.append(group.members)
+                    continue
+                own = members.select(group.members)
+                yield group.members, Family(restrict(group), whole.whole, group.neurons[0], own)
+        if rest:
             # A member is a box, and the support of a box is cheap.
-            box = whole.problem.with_inputs(
-                VoxelBox(members.centre.expand(members.parts, *members.clip.shape), *members.hull())
-            )
-            yield torch.arange(members.parts), Family(box, whole.whole, None, members)
-            return
-        restrict = Restrictor(self.expander.stages, whole.problem.with_inputs(members))
-        for group in groups:
-            yield group.members, Family(restrict(group), whole.whole, group.neurons[0], members.select(group.members))
+            items = torch.cat(rest)
+            own = members.select(items)
+            boxes = VoxelBox(own.centre.expand(own.parts, *own.clip.shape), *own.hull())
+            yield items, Family(whole.problem.with_inputs(boxes), whole.whole, None, own)
+
+
+def _better(first: Piece, second: Piece) -> Piece:
+    """A member's piece after more effort; a first bound that was better holds still."""
+    return replace(second, lower=max(first.lower, second.lower))
 
 
 def _only_row(found: ObjectiveBound, row: int) -> ObjectiveBound:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stbp_milp.bounds import footprint
 from stbp_milp.bounds.footprint import Restrictor, grouped
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
@@ -74,15 +75,18 @@ def restricted(net: Network, members: PerturbationSet, budget: int = BUDGET) -> 
 
 @each_set
 @pytest.mark.parametrize("body", BODIES)
-@given(seed=seeds, epsilon=st.sampled_from([0.2, 2.0]))
-@settings(max_examples=2)
+@given(seed=seeds, epsilon=st.sampled_from([0.2, 2.0]), dense=st.booleans())
+@settings(max_examples=3)
 def test_the_restricted_network_is_the_whole_one_on_the_members(
-    body: str, text: str, seed: int, epsilon: float
+    body: str, text: str, seed: int, epsilon: float, dense: bool
 ) -> None:
     """Values, clips in place, bounds: equal where no adaptive slope can tip over, sound everywhere."""
     net, perturbation = case(body, text, seed, epsilon)
     members = single_members(perturbation)
-    batches = restricted(net, members, BUDGET if seed % 2 else 1)
+    with pytest.MonkeyPatch.context() as patch:
+        if not dense:
+            patch.setattr(footprint, "_DENSE_ENTRIES", 0)
+        batches = restricted(net, members, BUDGET if seed % 2 else 1)
     assert sorted(torch.cat([items for items, _, _ in batches]).tolist()) == list(range(members.parts))
     for items, problem, family in batches:
         check(net, members.select(items), problem, family, seed)
@@ -90,7 +94,6 @@ def test_the_restricted_network_is_the_whole_one_on_the_members(
 
 def check(net: Network, members: PerturbationSet, problem: Problem, family: Family, seed: int) -> None:
     points = members_of(problem.inputs, seed, 6)
-    points.shape[1]
     values = []
     for i, own in enumerate(points):
         clips = family.clips(own)
@@ -109,6 +112,16 @@ def check(net: Network, members: PerturbationSet, problem: Problem, family: Fami
         if len(net.relus) == 1:
             same = bound_once(whole, preactivations(whole, options), ROWS, OFFSET).lower
             torch.testing.assert_close(found, same, rtol=1e-8, atol=1e-8)
+
+
+def test_groups_of_far_members_are_kept_apart() -> None:
+    """No network of several members is larger than asked for."""
+    net, perturbation = case("two convolutions", "patch:1x1@1", 0, 0.2)
+    members = single_members(perturbation)
+    alone = [group.entries for group in grouped(normal_form(net), members, 1)]
+    together = grouped(normal_form(net), members, max(alone))
+    assert len(alone) == members.parts
+    assert max(group.entries for group in together) <= max(alone)
 
 
 def test_a_member_that_cannot_move_gives_the_clean_clip() -> None:

@@ -20,7 +20,7 @@ from stbp_milp.bounds.interval import Interval, interval
 from stbp_milp.bounds.preactivation import BoundingOptions, empty, preactivations
 from stbp_milp.bounds.problem import Problem, select_preactivations, unstable_count
 from stbp_milp.network.graph import Network, NetworkBuilder
-from stbp_milp.network.layers import Add, Linear, Maximum, ReLU
+from stbp_milp.network.layers import Add, Linear, Maximum, ReLU, Reshape
 from stbp_milp.sets import InputSet, VoxelBox, support
 
 seeds = st.integers(0, 10**6)
@@ -247,3 +247,22 @@ def test_boxes_of_several_clips_in_one_batch(body: str, seed: int) -> None:
             torch.testing.assert_close(batched.upper[undecided], own.upper[undecided], rtol=1e-10, atol=1e-10)
             assert bool((batched.lower >= own.lower - ROUNDING).all())
             assert bool((batched.upper <= own.upper + ROUNDING).all())
+
+
+def test_slopes_of_a_branch_that_a_neuron_does_not_see() -> None:
+    """relu(b2(relu(b(x)))) beside relu(a(x)): b is active everywhere, a is not, and b2 has nothing to optimise."""
+    builder = NetworkBuilder((1, 1, 1, 1))
+    flat = builder.add("flat", Reshape((1,)), "input")
+
+    def linear(name: str, source: str, weight: float, bias: float) -> str:
+        layer = Linear(torch.tensor([[weight]]).double(), torch.tensor([bias]).double())
+        return builder.add(name, layer, source)
+
+    first = builder.add("relu a", ReLU(), linear("a", flat, 1.0, -0.5))
+    inner = builder.add("relu b", ReLU(), linear("b", flat, 1.0, 1.0))
+    second = builder.add("relu b2", ReLU(), linear("b2", inner, 1.0, -1.5))
+    network = builder.build(builder.add("sum", Add((1.0, 1.0)), first, second))
+    box = VoxelBox(*(torch.full((1, 1, 1, 1, 1), value, dtype=torch.float64) for value in (0.5, 0.0, 1.0)))
+    bounds = preactivations(Problem.of(network, box), BoundingOptions(slope_steps=5))
+    found = [(float(b.lower), float(b.upper)) for b in bounds.values()]
+    assert found == [(-0.5, 0.5), (1.0, 2.0), (-0.5, 0.5)]
