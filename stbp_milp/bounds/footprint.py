@@ -20,7 +20,7 @@ from stbp_milp.bounds.problem import Problem
 from stbp_milp.network.graph import Network, Node
 from stbp_milp.network.layers import Add, Input, Layer, Linear, ReLU
 from stbp_milp.network.normal_form import Stage
-from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox
+from stbp_milp.sets import Choice, InputSet, Patch, PerturbationSet, VoxelBox
 
 _DENSE_ENTRIES = 32_000_000  # a stage's matrix is gathered from its dense form up to this size (256 MB)
 # Measured on two networks, in multiplications: what a group costs besides its members' (some hundred small tensor
@@ -38,11 +38,13 @@ class Group:
         members: (n,) int64, which.
         neurons: of the input (key 0) and of every ReLU that any of them reaches: sorted flat indices.
         entries: of the network's matrices.
+        moves: which of the input's neurons a member moves, `(n, inputs)` bool.
     """
 
     members: Tensor
     neurons: dict[int, Tensor]
     entries: int
+    moves: Tensor
 
 
 def grouped(stages: Sequence[Stage], members: InputSet, largest: int) -> list[Group]:
@@ -70,6 +72,7 @@ def grouped(stages: Sequence[Stage], members: InputSet, largest: int) -> list[Gr
     for node in reversed(range(len(nodes))):  # children come after their parents
         if children[node]:
             best[node] = min(best[node], sum(best[child] for child in children[node]))
+    by_member = moved.T.tocsr()
     groups, pending = [], [0]
     while pending:
         node = pending.pop()
@@ -81,7 +84,8 @@ def grouped(stages: Sequence[Stage], members: InputSet, largest: int) -> list[Gr
             index = columns.indices[columns.indptr[node] : columns.indptr[node + 1]].astype(np.int64)
             # A layer that no member reaches keeps one neuron, so that nothing has to deal with empty layers.
             neurons[source] = torch.from_numpy(index if len(index) else np.zeros(1, dtype=np.int64))
-        groups.append(Group(torch.from_numpy(nodes[node]), neurons, int(entries[node])))
+        moves = torch.from_numpy(by_member[nodes[node]][:, neurons[0].numpy()].toarray() > 0)
+        groups.append(Group(torch.from_numpy(nodes[node]), neurons, int(entries[node]), moves))
     return groups
 
 
@@ -128,7 +132,7 @@ class Restrictor:
             node = linear[0] if len(linear) == 1 else add(f"{name}/sum", Add((1.0,) * len(linear)), tuple(linear), size)
             if stage.relu is not None:
                 position[stage.relu] = add(f"{name}/relu", ReLU(), (node,), size)
-        network, boxes = Network(tuple(nodes)), _boxes(self._members.select(group.members), group.neurons[0])
+        network, boxes = Network(tuple(nodes)), _boxes(self._members, group)
         return Problem(network, boxes, tuple(network.values(boxes.centre[:1])))
 
     def _gather(self, stage: int, source: int, rows: Tensor | None, columns: Tensor) -> Tensor:
@@ -153,7 +157,7 @@ def _moved(members: InputSet) -> sp.csr_matrix:
     for items in torch.split(torch.arange(members.parts), max(1, (1 << 25) // size)):
         part = members.select(items)
         if isinstance(part, PerturbationSet):
-            item, place = part.choice.union().flatten(1).nonzero(as_tuple=True)  # places (T, H, W)
+            item, place = _covered(part.choice)
             channel = torch.arange(part.clip.shape[0]).unsqueeze(1) * (size // part.clip.shape[0])
             item, voxel = item.repeat(len(channel)), (channel + place).flatten()
             moves = (part.upper > part.lower).flatten()[voxel]
@@ -164,6 +168,19 @@ def _moved(members: InputSet) -> sp.csr_matrix:
         ones = np.ones(len(item))
         blocks.append(sp.csc_matrix((ones, (voxel.numpy(), item.numpy())), (size, len(items))))
     return sp.hstack(blocks, format="csr")
+
+
+def _covered(choice: Choice) -> tuple[Tensor, Tensor]:
+    """Which voxels (flat, T*H*W) some member of every part covers: parts and voxels, two `(n,)`."""
+    if not isinstance(choice, Patch) or not torch.equal(choice.first, choice.last):
+        part, voxel = choice.union().flatten(1).nonzero(as_tuple=True)
+        return part, voxel
+    # One place a part: no mask of the whole clip is needed, so the cost does not grow with the clip.
+    _, height, width = choice.voxels
+    steps = torch.tensor([height * width, width, 1])
+    offsets = torch.cartesian_prod(*(torch.arange(n) for n in choice.size)).reshape(-1, 3) @ steps
+    voxel = (choice.first @ steps).unsqueeze(1) + offsets
+    return torch.arange(choice.parts).repeat_interleave(len(offsets)), voxel.flatten()
 
 
 def _tree(moved: sp.csr_matrix, shape: Sequence[int]) -> tuple[list[np.ndarray], list[list[int]]]:
@@ -242,15 +259,15 @@ def whole_entries(stages: Sequence[Stage]) -> int:
 # --- the network --------------------------------------------------------------------------------------------
 
 
-def _boxes(members: InputSet, voxels: Tensor) -> VoxelBox:
-    """The members' boxes on some voxels (flat indices)."""
+def _boxes(members: InputSet, group: Group) -> VoxelBox:
+    """The boxes of the group's members on the voxels that any of them moves."""
+    voxels, moves = group.neurons[0], group.moves
     if isinstance(members, PerturbationSet):
-        moves = members.choice.union().flatten(1)  # (n, T*H*W): the same for every channel
-        moves = moves[:, voxels % moves.shape[1]]
         clip, lower, upper = (x.flatten()[voxels] for x in (members.clip, members.lower, members.upper))
-        return VoxelBox(clip.expand(moves.shape), torch.where(moves, lower, clip), torch.where(moves, upper, clip))
-    centre, lower, upper = (x.flatten(1)[:, voxels] for x in (members.centre, *members.hull()))
-    return VoxelBox(centre.expand(lower.shape), lower, upper)
+    else:
+        own = members.select(group.members)
+        clip, lower, upper = (x.flatten(1)[:, voxels] for x in (own.centre, *own.hull()))
+    return VoxelBox(clip.expand(moves.shape), torch.where(moves, lower, clip), torch.where(moves, upper, clip))
 
 
 def _operand(network: Network, relu: int | None) -> int:
