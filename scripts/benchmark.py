@@ -44,7 +44,7 @@ from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
-from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
+from stbp_milp.sets import PerturbationSet, SetSpecification
 from stbp_milp.verify import verify
 
 PARTS = ("members", "scaling", "search", "large")
@@ -106,9 +106,7 @@ def members(arguments: argparse.Namespace, console: Console) -> Table:
 
 def positions_of(clip: Tensor) -> PerturbationSet:
     """Every position of the patch as a set of its own."""
-    union = SetSpecification(PATCH, 1.0).build(clip)
-    assert isinstance(union.choice, Patch)
-    return PerturbationSet(union.clip, union.lower, union.upper, union.choice.singletons())
+    return SetSpecification(PATCH, 1.0).build(clip).singletons()
 
 
 def bounded(

@@ -50,7 +50,7 @@ from stbp_milp.network.model import Model, load_model
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.properties import Property, same_class
 from stbp_milp.search import Deadline
-from stbp_milp.sets import Patch, PerturbationSet, SetSpecification, concatenate
+from stbp_milp.sets import PerturbationSet, SetSpecification
 
 SETS = ("window:2", "any-frames:2", "patch:3x3@2", "patch:6x6@2")
 SMALL, LARGE = 60, 140
@@ -225,15 +225,8 @@ def expander_of(model: Model, source: Source) -> Expander:
 
 def open_members(expander: Expander, source: Source) -> list[Piece]:
     """Members and clauses that plain backward bounds leave open."""
-    alone = source.set
-    if isinstance(alone.choice, Patch):
-        alone = PerturbationSet(alone.clip, alone.lower, alone.upper, alone.choice.singletons())
-    while bool((alone.choice.members() > 1).any()):
-        done = alone.select((alone.choice.members() <= 1).nonzero().flatten())
-        level = torch.zeros(alone.parts, *source.set.clip.shape, dtype=torch.float64)
-        alone = concatenate([done, alone.split(level)[0]])
     plain = replace(expander.options, root=OptimiserOptions(steps=0), tighten_steps=0)
-    pieces = Roots(replace(expander, options=plain)).member_pieces(alone, "split")
+    pieces = Roots(replace(expander, options=plain)).member_pieces(source.set.singletons(), "split")
     return [piece for piece in pieces if piece.lower <= source.slack]
 
 

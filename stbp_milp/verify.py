@@ -33,7 +33,7 @@ from stbp_milp.plan import Plan
 from stbp_milp.properties import Property, same_class, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
 from stbp_milp.search import Deadline, Expansion, Pace, Search, SearchEnd, best_first
-from stbp_milp.sets import Patch, PerturbationSet, SetSpecification, concatenate
+from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
 from stbp_milp.verdict import (
     Certificate,
     Counterexample,
@@ -307,18 +307,10 @@ class _Run:
 
     def _roots(self, start: Roots, family: Family) -> list[Piece]:
         """Where the search starts: all members where they are few or cheap, else the whole set."""
-        members = float(self.set.choice.members()[0])
+        most = _MEMBERS_AT_ONCE if isinstance(self.set.choice, Patch) else ExpanderOptions().few_members
         pieces: list[Piece] | None = None
-        if isinstance(self.set.choice, Patch) and members <= _MEMBERS_AT_ONCE:
-            alone = PerturbationSet(self.set.clip, self.set.lower, self.set.upper, self.set.choice.singletons())
-            pieces = start.member_pieces(alone, "split")
-        elif members <= ExpanderOptions().few_members:
-            alone = self.set
-            while bool((alone.choice.members() > 1).any()):
-                done = alone.select((alone.choice.members() <= 1).nonzero().flatten())
-                form = torch.zeros(alone.parts, *self.set.clip.shape, dtype=torch.float64)
-                alone = concatenate([done, alone.split(form)[0]])
-            pieces = start.member_pieces(alone, "split")
+        if float(self.set.choice.members()[0]) <= most:
+            pieces = start.member_pieces(self.set.singletons(), "split")
         if pieces is not None:
             return pieces
         return start.pieces(family, self.set, "split", start.expander.options.root, start.share())

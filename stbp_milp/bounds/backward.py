@@ -22,6 +22,8 @@ from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.operations import reads, transpose
 from stbp_milp.sets import InputSet, inner
 
+FORMS_ALIVE = 4  # copies of a batch of forms that a backward pass holds at once (form, slope, product, transpose)
+
 
 @dataclass(frozen=True, eq=False)
 class InputForm:

@@ -216,8 +216,9 @@ def _reached(stages: Sequence[Stage], moved: sp.csc_matrix) -> dict[int, sp.csc_
             _pattern(weight) @ columns[:, of_column[first]]
             for weight, (columns, of_column) in zip(stage.weights.values(), below, strict=True)
         )
-        first, of_kind = _different(_sorted(own.tocsc()))
-        kept = _sorted(own.tocsc()[:, first])
+        columns = _sorted(own.tocsc())
+        first, of_kind = _different(columns)
+        kept = _sorted(columns[:, first])
         kinds[stage.relu] = kept, of_kind[which.reshape(-1)]
         result[stage.relu] = _sorted(kept[:, kinds[stage.relu][1]])
     return result

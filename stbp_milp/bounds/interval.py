@@ -20,6 +20,11 @@ class Interval:
     lower: Tensor
     upper: Tensor
 
+    @property
+    def undecided(self) -> Tensor:
+        """Where a ReLU that reads the value may be active or inactive, bool."""
+        return (self.lower < 0) & (self.upper > 0)
+
     def meet(self, other: Interval) -> Interval:
         """What both say."""
         return Interval(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))

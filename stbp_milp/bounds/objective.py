@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.backward import input_form
+from stbp_milp.bounds.backward import FORMS_ALIVE, input_form
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
 from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope, relax
 
-_FORMS_ALIVE = 4  # copies of a batch of forms that a backward pass holds at once (form, slope, product, transpose)
 _MEAN, _SQUARE = 0.9, 0.999  # Adam's moments
 
 
@@ -137,7 +136,7 @@ def bound_once(
 def forms_at_once(problem: Problem, memory_bytes: int) -> int:
     """How many forms a backward pass affords: it holds a few copies of each on the largest layer."""
     largest = max(math.prod(node.shape) for node in problem.network.nodes)
-    return max(1, memory_bytes // (_FORMS_ALIVE * largest * problem.clean[0].element_size()))
+    return max(1, memory_bytes // (FORMS_ALIVE * largest * problem.clean[0].element_size()))
 
 
 @torch.no_grad()
@@ -220,7 +219,7 @@ class _Ascent:
         values = {
             ("slope", relu): start.slopes.get(relu, adaptive_slope(b).unsqueeze(1).expand(n, m, *b.lower.shape[1:]))
             for relu, b in bounds.items()
-            if bool(((b.lower < 0) & (b.upper > 0)).any())
+            if bool(b.undecided.any())
         } | {
             ("multiplier", relu): start.multipliers.get(relu, sign.new_zeros(n, m, *sign.shape[1:]))
             for relu, sign in phases.items()

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.backward import input_form, neuron_forms
+from stbp_milp.bounds.backward import FORMS_ALIVE, input_form, neuron_forms
 from stbp_milp.bounds.first_layer import first_layer
 from stbp_milp.bounds.interval import Interval, interval
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
@@ -22,8 +22,6 @@ from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope, relax
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape, Scale
 from stbp_milp.sets import PerturbationSet, VoxelBox
-
-_FORMS_ALIVE = 4  # copies of a batch of forms that a backward pass holds at once (form, slope, product, transpose)
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,9 @@ def preactivations(
                 own = known[position]
             else:
                 own = values[operand] if known is None else values[operand].meet(known[position])
-                cost = 2 * _most_undecided(own) * below[operand]
                 if affine[operand]:
                     own = own.meet(_exact(problem, operand, own, options, below[operand]))
-                elif options.deep == "backward" and cost <= options.work:
+                elif options.deep == "backward" and 2 * _most_undecided(own) * below[operand] <= options.work:
                     for earlier in bounds.keys() - relaxations.keys():
                         relaxations[earlier] = relax(bounds[earlier], problem.clean[network.nodes[earlier].inputs[0]])
                     own = _backward(problem, operand, own, relaxations, bounds, options, expired)
@@ -143,13 +140,13 @@ def _backward(
 ) -> Interval:
     """`own` with every undecided neuron bounded by a backward pass of its own (`exact`: and nothing else counts)."""
     lower, upper = own.lower.flatten(1).clone(), own.upper.flatten(1).clone()
-    undecided = (lower < 0) & (upper > 0)
+    undecided = own.undecided.flatten(1)
     counts = undecided.sum(1)
     most = int(counts.max())
     if not most:
         return own
     largest = max(node_size(problem.network, i) for i in range(operand + 1))
-    per_row = _FORMS_ALIVE * largest
+    per_row = FORMS_ALIVE * largest
     if options.slope_steps and earlier:  # slopes, their gradients and Adam's two moments, and the graph
         per_row += 4 * sum(node_size(problem.network, relu) for relu in earlier) + 2 * per_row
     affordable = max(1, options.memory_bytes // (2 * per_row * lower.element_size()))
@@ -196,7 +193,7 @@ def _ascend(
         slopes = {
             relu: adaptive_slope(b).unsqueeze(1).repeat(1, form.shape[1], *[1] * (b.lower.dim() - 1)).requires_grad_()
             for relu, b in earlier.items()
-            if bool(((b.lower < 0) & (b.upper > 0)).any())
+            if bool(b.undecided.any())
         }
         if not slopes:
             return best
@@ -229,7 +226,7 @@ def _select(relaxation: Relaxation, index: Tensor) -> Relaxation:
 
 
 def _most_undecided(bounds: Interval) -> int:
-    return int(((bounds.lower < 0) & (bounds.upper > 0)).flatten(1).sum(1).max())
+    return int(bounds.undecided.flatten(1).sum(1).max())
 
 
 def multiplications(network: Network) -> list[int]:

@@ -59,5 +59,5 @@ def select_preactivations(bounds: Preactivations, index: Tensor) -> dict[int, In
 
 def unstable_count(bounds: Preactivations, parts: int) -> Tensor:
     """Undecided ReLUs of every one of `parts` batch items, `(N,)`."""
-    counts = [((b.lower < 0) & (b.upper > 0)).flatten(1).sum(1) for b in bounds.values()]
+    counts = [b.undecided.flatten(1).sum(1) for b in bounds.values()]
     return torch.stack(counts).sum(0) if counts else torch.zeros(parts, dtype=torch.int64)

@@ -38,7 +38,7 @@ def relax(bounds: Interval, clean: Tensor, alpha: Tensor | None = None) -> Relax
     `alpha`: lower slopes of the unstable neurons in [0, 1], `(N, *shape)` or `(N, M, *shape)`; adaptive without.
     """
     lower, upper = bounds.lower, bounds.upper
-    active, unstable = lower >= 0, (lower < 0) & (upper > 0)
+    active, unstable = lower >= 0, bounds.undecided
     width = torch.where(unstable, upper - lower, torch.ones_like(lower))
     upper_slope = torch.where(unstable, upper / width, active.to(lower.dtype))
     intercept = torch.where(unstable, -lower * upper_slope, torch.zeros_like(lower))

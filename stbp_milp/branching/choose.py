@@ -28,7 +28,7 @@ def scores(bounds: dict[int, Interval], found: ObjectiveBound) -> dict[int, Tens
             continue
         form = found.relu_forms[relu][:, 0]
         lower, upper = interval.lower, interval.upper
-        unstable = (lower < 0) & (upper > 0)
+        unstable = interval.undecided
         # The upper line is highest above the ReLU at 0; the lower line is furthest below it at one of the ends.
         above = torch.where(unstable, -lower * upper / (upper - lower).clamp(min=1e-12), 0.0)
         slope = found.duals.slopes.get(relu)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stbp_milp.errors import InputError
 from stbp_milp.sets.choice import Choice
+from stbp_milp.sets.patch import Patch
 
 
 class InputSet(Protocol):
@@ -146,6 +147,17 @@ class PerturbationSet:
         corner = torch.rand((count, 1, 1, 1, 1), generator=generator) < 0.5
         value = self.lower + torch.where(corner, position.round(), position) * (self.upper - self.lower)
         return torch.where(cover.squeeze(0).unsqueeze(1), value, self.clip).clamp(self.lower, self.upper)
+
+    def singletons(self) -> PerturbationSet:
+        """Every member of every part as a part of its own: for sets that have few members, or are patches."""
+        if isinstance(self.choice, Patch):
+            return replace(self, choice=self.choice.singletons())
+        alone: PerturbationSet = self
+        while bool((alone.choice.members() > 1).any()):
+            done = alone.select((alone.choice.members() <= 1).nonzero().flatten())
+            level = self.clip.new_zeros(alone.parts, *self.clip.shape)
+            alone = concatenate([done, alone.split(level)[0]])
+        return alone
 
     def split(self, form: Tensor) -> tuple[Self, Tensor]:
         """Children of every part with several members, guided by forms `(N, C, T, H, W)`; and their parents."""

@@ -47,7 +47,7 @@ def _members() -> tuple[Problem, PerturbationSet]:
     clip = torch.from_numpy(np.load(FOLDER / "video_clips.npz")["clips"][0]).double()
     union = SetSpecification("patch:3x3@2", 1.0).build(clip)
     assert isinstance(union.choice, Patch)
-    members = PerturbationSet(union.clip, union.lower, union.upper, union.choice.singletons())
+    members = union.singletons()
     return Problem.of(model.network, members), members
 
 

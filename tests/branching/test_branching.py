@@ -124,8 +124,7 @@ def test_no_clip_is_lost_and_every_bound_holds(text: str, few: int, memory: int,
     leaves = Roots(expand).pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root)
     if isinstance(expand.whole.whole.choice, Patch) and seed % 2:
         whole = expand.whole.whole
-        alone = PerturbationSet(whole.clip, whole.lower, whole.upper, whole.choice.singletons())  # type: ignore[attr-defined]
-        leaves = Roots(expand).member_pieces(alone, "split") or leaves
+        leaves = Roots(expand).member_pieces(whole.singletons(), "split") or leaves
     random = np.random.default_rng(seed)
     finished: list[Piece] = []
     for _ in range(5):
