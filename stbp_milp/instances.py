@@ -1,0 +1,186 @@
+"""Questions as files: our own specification of one question, and lists of questions in VNN-COMP's layout.
+
+A *specification* is a JSON file that names a clip, a set and a property. An *instance list* (`instances.csv`) has a
+model, a specification and a time limit in seconds a line, without a header; paths are relative to the list's folder,
+the clip's path to the specification's. `results/README.md` documents both.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stbp_milp.errors import InputError
+from stbp_milp.files import write_new_file
+from stbp_milp.inputs import read_clip
+from stbp_milp.network.model import Model
+from stbp_milp.query import Query
+from stbp_milp.sets import SetSpecification
+from stbp_milp.verify import property_of
+
+SCHEMA = 1
+WORDS = ("verified", "falsified", "unknown")
+_FIELDS = {"schema", "clip", "set", "epsilon", "domain", "label", "top_k", "tolerance", "expected"}
+_REQUIRED = {"schema", "clip", "set", "epsilon"}
+
+
+@dataclass(frozen=True)
+class Specification:
+    """A question about any model that takes the clip.
+
+    Attributes:
+        clip: where the clip is, as `read_clip` takes it; relative paths are relative to `folder`.
+        folder: of the file that the specification was read from.
+        label: the class that must stay; None: the model's own prediction.
+        top_k: the class stays among the first so many.
+        tolerance: for regression: every output stays within +-tolerance of the clean output, in the output's unit.
+        expected: the verdict where it is known.
+    """
+
+    clip: str
+    set: SetSpecification
+    folder: Path = Path()
+    label: int | None = None
+    top_k: int = 1
+    tolerance: float | None = None
+    expected: str | None = None
+
+    def query(self, model: Model) -> Query:
+        """The question about `model`.
+
+        Raises:
+            InputError: the clip cannot be read, or clip, set, property and model do not fit together.
+        """
+        clip = read_clip(self.clip if Path(self.clip).is_absolute() else str(self.folder / self.clip))
+        if tuple(clip.shape) != model.network.input_shape:
+            raise InputError(
+                f"the clip {self.clip!r} has shape {tuple(clip.shape)}, model {model.name} takes "
+                f"{model.network.input_shape}; name a clip of that shape in the specification"
+            )
+        wanted = property_of(model.predict, clip, self.label, self.top_k, self.tolerance)
+        return Query(model, clip, self.set, wanted)
+
+    def to_json(self) -> str:
+        entries = {
+            "schema": SCHEMA,
+            "clip": self.clip,
+            "set": self.set.text,
+            "epsilon": self.set.epsilon,
+            "domain": list(self.set.domain),
+            "label": self.label,
+            "top_k": self.top_k,
+            "tolerance": self.tolerance,
+            "expected": self.expected,
+        }
+        return json.dumps({key: value for key, value in entries.items() if value is not None}, indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One line of an instance list; the paths are usable from the working directory.
+
+    Attributes:
+        timeout: seconds.
+    """
+
+    model: Path
+    specification: Path
+    timeout: float
+
+
+def read_specification(path: str | Path) -> Specification:
+    """The specification in file `path`.
+
+    Raises:
+        InputError: no such file, or not a specification.
+    """
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{str(path)!r} cannot be read as a specification ({reason}); give a JSON file") from error
+    if not isinstance(entries, dict):
+        raise InputError(
+            f"{str(path)!r} holds a JSON {type(entries).__name__}; expected an object with a clip and a set"
+        )
+    if entries.get("schema") != SCHEMA:
+        raise InputError(f"{str(path)!r} has schema {entries.get('schema')!r}; this version reads schema {SCHEMA}")
+    odd = sorted((entries.keys() - _FIELDS) | (_REQUIRED - entries.keys()))
+    if odd:
+        raise InputError(f"{str(path)!r} has missing or unknown fields: {', '.join(odd)}; see results/README.md")
+    return _specification(entries, Path(path))
+
+
+def read_instances(path: str | Path) -> list[Instance]:
+    """The instances of a list.
+
+    Raises:
+        InputError: no such file, or a line that is not a model, a specification and seconds.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            lines = [line for line in csv.reader(stream) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{str(path)!r} cannot be read as a list of instances ({reason}); give a CSV file") from error
+    if not lines:
+        raise InputError(f"{str(path)!r} has no instances; expected lines of a model, a specification and seconds")
+    return [_instance(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def write_specification(specification: Specification, path: Path) -> None:
+    """Write to the new file `path`; see `write_new_file`."""
+    write_new_file(path, specification.to_json().encode())
+
+
+def _instance(path: Path, number: int, line: list[str]) -> Instance:
+    cells = [cell.strip() for cell in line]
+    try:
+        model, specification, seconds = cells
+        timeout = float(seconds)
+    except ValueError:
+        timeout, model, specification = math.nan, "", ""
+    if not 0 < timeout < math.inf:
+        raise InputError(
+            f"line {number} of {str(path)!r} is {','.join(line)!r}; expected a model, a specification and seconds"
+        )
+    return Instance(path.parent / model, path.parent / specification, timeout)
+
+
+def _specification(entries: dict[str, Any], path: Path) -> Specification:
+    def wrong(field: str, expected: str) -> InputError:
+        return InputError(f"{str(path)!r} has {field} {entries[field]!r}; expected {expected}")
+
+    def number(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    for field in ("clip", "set"):
+        if not isinstance(entries[field], str):
+            raise wrong(field, "text")
+    domain = entries.get("domain", [0.0, 1.0])
+    if not (isinstance(domain, list) and len(domain) == 2 and all(map(number, domain))):
+        raise wrong("domain", "the smallest and the largest value of the data, as [0, 1]")
+    label, top, tolerance = (entries.get(field) for field in ("label", "top_k", "tolerance"))
+    if not number(entries["epsilon"]):
+        raise wrong("epsilon", "a radius, as 0.03")
+    for field, value in (("label", label), ("top_k", top)):
+        if value is not None and type(value) is not int:
+            raise wrong(field, "a whole number")
+    if tolerance is not None and not number(tolerance):
+        raise wrong("tolerance", "a number in the unit of the output")
+    if entries.get("expected") not in (None, *WORDS):
+        raise wrong("expected", " or ".join(WORDS))
+    return Specification(
+        entries["clip"],
+        SetSpecification(entries["set"], float(entries["epsilon"]), (float(domain[0]), float(domain[1]))),
+        path.parent,
+        label,
+        1 if top is None else top,
+        tolerance,
+        entries.get("expected"),
+    )
