@@ -37,7 +37,7 @@ from torch import Tensor
 
 from solvers import Termination
 from stbp_milp.attack import AttackConfiguration, attack, representable
-from stbp_milp.bounds.objective import OptimiserOptions, optimise
+from stbp_milp.bounds.ascent import OptimiserOptions, optimise
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots, exact

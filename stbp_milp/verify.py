@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stbp_milp.attack import AttackConfiguration, Judge, attack
-from stbp_milp.bounds.objective import OptimiserOptions
+from stbp_milp.bounds.ascent import OptimiserOptions
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.ideal import through_planes
 from stbp_milp.bounds.relaxation import Relaxation
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Linear, ReLU
@@ -37,6 +38,15 @@ class InputForm:
         return self.constant - inputs.deviation(-self.form)
 
 
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One neuron of every form: its ReLU's node, its flat position, +1 active or -1 inactive; `(N, M)` each."""
+
+    relu: Tensor
+    neuron: Tensor
+    sign: Tensor
+
+
 def input_form(
     network: Network,
     clean: Sequence[Tensor],
@@ -46,6 +56,7 @@ def input_form(
     multipliers: Mapping[int, Tensor] | None = None,
     record: dict[int, Tensor] | None = None,
     constant: Tensor | None = None,
+    split: Split | None = None,
 ) -> InputForm:
     """Push forms `(N, M, *shape of node)` back to the input.
 
@@ -56,6 +67,7 @@ def input_form(
             holds where `sign * z >= 0`.
         record: if given, receives the form on every ReLU's output, for branching scores.
         constant: the forms' clean values `(N, M)`, where they are not `<form, clean value of node>`.
+        split: one neuron for every form whose phase is taken as known.
     """
     pending: dict[int, Tensor] = {node: form}
     if constant is None:
@@ -66,15 +78,14 @@ def input_form(
             continue
         layer, operands = network.nodes[position].layer, network.nodes[position].inputs
         if isinstance(layer, ReLU):
-            operand = operands[0]
             if record is not None:
                 record[position] = current.detach()
-            back, gap = _through_relu(current, relaxations[position])
+            own = None if multipliers is None else multipliers.get(position)
+            back, onto_input, gap = _through(current, relaxations[position], position, own, split, network.input_shape)
             constant = constant + gap
-            if multipliers is not None and position in multipliers:
-                back = back - multipliers[position]
-                constant = constant - inner(multipliers[position], clean[operand])
-            _accumulate(pending, operand, back)
+            _accumulate(pending, operands[0], back)
+            if onto_input is not None:
+                _accumulate(pending, 0, onto_input)
             continue
         for i, operand in enumerate(operands):
             if reads(layer, i):
@@ -104,17 +115,53 @@ def _accumulate(pending: dict[int, Tensor], operand: int, form: Tensor) -> None:
     pending[operand] = pending[operand] + form if operand in pending else form
 
 
-def _through_relu(form: Tensor, relaxation: Relaxation) -> tuple[Tensor, Tensor]:
-    """The form on the operand and the constant the two lines contribute.
+def _through(
+    form: Tensor,
+    lines: Relaxation,
+    relu: int,
+    multiplier: Tensor | None,
+    split: Split | None,
+    input_shape: tuple[int, ...],
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The form on a ReLU's operand, the form on the input that planes carry, and the constant."""
+    exact = onto_input = None
+    constant = form.new_zeros(())
+    if split is not None:
+        form, exact, constant = _through_split(form, split, relu, lines.clean)
+    if lines.planes is not None:
+        form, onto_input, gap = through_planes(form, lines.planes, input_shape)
+        constant = constant + gap
+    back, gap = _through_relu(form, lines)
+    constant = constant + gap
+    if multiplier is not None:
+        back = back - multiplier
+        constant = constant - inner(multiplier, lines.clean)
+    return back if exact is None else back + exact, onto_input, constant
 
-    With p the positive part of the form, its product with the right line is `form * upper + p * (lower - upper)`.
+
+def _through_split(form: Tensor, split: Split, relu: int, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A form on a ReLU's output without the split neurons, their part of the form on the operand, and its gap."""
+    flat, at = form.flatten(2), split.neuron.unsqueeze(-1)
+    here = split.relu == relu
+    at = torch.where(here.unsqueeze(-1), at, torch.zeros_like(at))
+    own = torch.where(here, flat.gather(2, at).squeeze(-1), torch.zeros_like(split.sign))
+    through = torch.where(split.sign > 0, own, torch.zeros_like(own))
+    z = clean.flatten(1).expand(form.shape[0], -1).gather(1, at.squeeze(-1))
+    exact = torch.zeros_like(flat).scatter_(2, at, through.unsqueeze(-1))
+    rest = flat.scatter_add(2, at, -own.unsqueeze(-1))
+    return rest.view_as(form), exact.view_as(form), through * z - own * z.clamp(min=0)
+
+
+def _through_relu(form: Tensor, lines: Relaxation) -> tuple[Tensor, Tensor]:
+    """The form on the operand and the constant that the two lines contribute.
+
+    The positive part of the form meets the lower line, the negative part the upper one.
     """
     positive = form.clamp(min=0)
-    upper_slope, upper_gap = relaxation.upper_slope.unsqueeze(1), relaxation.upper_gap
-    if relaxation.lower_slope.dim() == form.dim():  # slopes of their own for every form
-        lower_slope, gap_difference = relaxation.lower_slope, relaxation.lower_gap - upper_gap.unsqueeze(1)
-        gap = inner(form, upper_gap) + (positive * gap_difference).flatten(2).sum(-1)
-    else:
-        lower_slope = relaxation.lower_slope.unsqueeze(1)
-        gap = inner(form, upper_gap) + inner(positive, relaxation.lower_gap - upper_gap)
-    return torch.addcmul(form * upper_slope, positive, lower_slope - upper_slope), gap
+    if lines.lower_slope.shape[1] == 1 and form.shape[1] > 1:  # lines that all forms share: fewer passes over the forms
+        slope, lower_gap = lines.lower_slope, lines.lower_slope.squeeze(1) * lines.clean - lines.output
+        back = torch.addcmul(form * lines.upper_slope.unsqueeze(1), positive, slope - lines.upper_slope.unsqueeze(1))
+        return back, inner(form, lines.upper_gap) + inner(positive, lower_gap - lines.upper_gap)
+    below, negative = positive * lines.lower_slope, form - positive
+    gap = inner(below, lines.clean) - inner(positive, lines.output) + inner(negative, lines.upper_gap)
+    return torch.addcmul(below, negative, lines.upper_slope.unsqueeze(1)), gap

@@ -32,6 +32,15 @@ class Interval:
     def select(self, index: Tensor) -> Interval:
         return Interval(self.lower[index], self.upper[index])
 
+    def to(self, dtype: torch.dtype) -> Interval:
+        return Interval(self.lower.to(dtype), self.upper.to(dtype))
+
+
+def slope_range(bounds: Interval) -> tuple[Tensor, Tensor]:
+    """Between which numbers a neuron's lower slope may be chosen, two `(N, *shape)`: [0, 1], or its own if decided."""
+    undecided, active = bounds.undecided, bounds.lower >= 0
+    return (~undecided & active).to(bounds.lower.dtype), (undecided | active).to(bounds.lower.dtype)
+
 
 @singledispatch
 def interval(layer: object, operands: Sequence[Interval]) -> Interval:

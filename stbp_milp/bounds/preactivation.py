@@ -14,11 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.ascent import climb_neurons
 from stbp_milp.bounds.backward import FORMS_ALIVE, input_form, neuron_forms
 from stbp_milp.bounds.first_layer import first_layer
 from stbp_milp.bounds.interval import Interval, interval
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
-from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope, relax
+from stbp_milp.bounds.relaxation import Relaxation, relax
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape, Scale
 from stbp_milp.sets import PerturbationSet, VoxelBox
@@ -148,7 +149,8 @@ def _backward(
     largest = max(node_size(problem.network, i) for i in range(operand + 1))
     per_row = FORMS_ALIVE * largest
     if options.slope_steps and earlier:  # slopes, their gradients and Adam's two moments, and the graph
-        per_row += 4 * sum(node_size(problem.network, relu) for relu in earlier) + 2 * per_row
+        shares = sum(ideal.terms for ideal in problem.ideal.values())
+        per_row += 4 * sum(node_size(problem.network, relu) for relu in earlier) + 2 * per_row + 10 * shares
     affordable = max(1, options.memory_bytes // (2 * per_row * lower.element_size()))
     items_at_once = max(1, min(problem.parts, affordable // most))
     rows_at_once = min(most, affordable)
@@ -156,9 +158,7 @@ def _backward(
     order = undecided.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
     for items in torch.split(torch.arange(problem.parts), items_at_once):
         part = problem if items_at_once >= problem.parts else problem.select(items)
-        lines = (
-            relaxations if items_at_once >= problem.parts else {k: _select(r, items) for k, r in relaxations.items()}
-        )
+        lines = relaxations if items_at_once >= problem.parts else {k: r.select(items) for k, r in relaxations.items()}
         for neurons in torch.split(order[items, : int(counts[items].max())], rows_at_once, dim=1):
             if expired() and not exact:
                 break  # intervals hold for the rest
@@ -167,7 +167,9 @@ def _backward(
             value = input_form(part.network, part.clean, lines, node, form, constant=clean).lower(part.inputs)
             if options.slope_steps and earlier and not expired():
                 below = earlier if items_at_once >= problem.parts else select_preactivations(earlier, items)
-                value = torch.maximum(value, _ascend(part, below, node, form, clean, options.slope_steps, expired))
+                value = torch.maximum(
+                    value, climb_neurons(part, below, node, form, clean, options.slope_steps, expired)
+                )
             low, high = value[:, : neurons.shape[1]], -value[:, neurons.shape[1] :]
             if not exact:
                 low = torch.maximum(low, lower[items].gather(1, neurons))
@@ -175,54 +177,6 @@ def _backward(
             lower[items] = lower[items].scatter(1, neurons, low)
             upper[items] = upper[items].scatter(1, neurons, high)
     return Interval(lower.view_as(own.lower), upper.view_as(own.upper))
-
-
-def _ascend(
-    problem: Problem,
-    earlier: Preactivations,
-    node: int,
-    form: Tensor,
-    constant: Tensor,
-    steps: int,
-    expired: Callable[[], bool],
-) -> Tensor:
-    """The best lower bounds `(N, M)` of the forms that gradient ascent on their own slopes finds."""
-    clean = {relu: problem.clean[problem.network.nodes[relu].inputs[0]] for relu in earlier}
-    best = form.new_full(form.shape[:2], -torch.inf)
-    with torch.enable_grad():
-        slopes = {
-            relu: adaptive_slope(b).unsqueeze(1).repeat(1, form.shape[1], *[1] * (b.lower.dim() - 1)).requires_grad_()
-            for relu, b in earlier.items()
-            if bool(b.undecided.any())
-        }
-        if not slopes:
-            return best
-        adam = torch.optim.Adam(slopes.values(), lr=0.2)
-        for _ in range(steps):
-            if expired():
-                break
-            lines = {relu: relax(b, clean[relu], slopes.get(relu)) for relu, b in earlier.items()}
-            back = input_form(problem.network, problem.clean, lines, node, form, constant=constant)
-            value = back.lower(problem.inputs)
-            best = torch.maximum(best, value.detach())
-            if not value.requires_grad:  # every ReLU below is decided; the slopes are of parallel branches
-                break
-            adam.zero_grad()
-            (-value.sum()).backward()  # type: ignore[no-untyped-call]
-            adam.step()
-            with torch.no_grad():
-                for slope in slopes.values():
-                    slope.clamp_(0.0, 1.0)
-    return best
-
-
-def _select(relaxation: Relaxation, index: Tensor) -> Relaxation:
-    return Relaxation(
-        *(
-            x[index]
-            for x in (relaxation.lower_slope, relaxation.lower_gap, relaxation.upper_slope, relaxation.upper_gap)
-        )
-    )
 
 
 def _most_undecided(bounds: Interval) -> int:

@@ -14,17 +14,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.ideal import Planes
+from stbp_milp.bounds.interval import Interval, slope_range
 
 
 @dataclass(frozen=True, eq=False)
 class Relaxation:
-    """Two lines in deviations; each `(N, *shape)`, the lower one possibly `(N, M, *shape)`."""
+    """Two lines in deviations.
+
+    Attributes:
+        lower_slope: of the lower line `lower_slope z`, `(N, M or 1, *shape)`.
+        upper_slope: `(N, *shape)`.
+        upper_gap: the upper line at the clean value, less the clean output, `(N, *shape)`.
+        clean, output: the clean operand and output, `(N or 1, *shape)`.
+        planes: of some neurons, upper bounds over the input that take the place of their upper lines.
+    """
 
     lower_slope: Tensor
-    lower_gap: Tensor
     upper_slope: Tensor
     upper_gap: Tensor
+    clean: Tensor
+    output: Tensor
+    planes: Planes | None = None
+
+    def select(self, items: Tensor) -> Relaxation:
+        clean, output = (x if x.shape[0] == 1 else x[items] for x in (self.clean, self.output))
+        return Relaxation(self.lower_slope[items], self.upper_slope[items], self.upper_gap[items], clean, output)
 
 
 def adaptive_slope(bounds: Interval) -> Tensor:
@@ -35,20 +50,16 @@ def adaptive_slope(bounds: Interval) -> Tensor:
 def relax(bounds: Interval, clean: Tensor, alpha: Tensor | None = None) -> Relaxation:
     """The relaxation of a ReLU whose operand is in `bounds`; `clean` is the operand's clean value, `(N or 1, *shape)`.
 
-    `alpha`: lower slopes of the unstable neurons in [0, 1], `(N, *shape)` or `(N, M, *shape)`; adaptive without.
+    `alpha`: lower slopes, `(N, *shape)` or `(N, M, *shape)`, brought into their range; adaptive without.
     """
     lower, upper = bounds.lower, bounds.upper
-    active, unstable = lower >= 0, bounds.undecided
-    width = torch.where(unstable, upper - lower, torch.ones_like(lower))
-    upper_slope = torch.where(unstable, upper / width, active.to(lower.dtype))
-    intercept = torch.where(unstable, -lower * upper_slope, torch.zeros_like(lower))
+    least, most = slope_range(bounds)
+    undecided = least < most
+    width = torch.where(undecided, upper - lower, torch.ones_like(lower))
+    upper_slope = torch.where(undecided, upper / width, most)
+    intercept = torch.where(undecided, -lower * upper_slope, torch.zeros_like(lower))
     output = clean.clamp(min=0)
-    upper_gap = upper_slope * clean + intercept - output
-    if alpha is None:
-        alpha = adaptive_slope(bounds)
-    elif alpha.dim() > lower.dim():
-        unstable, upper_slope_, clean, output = (x.unsqueeze(1) for x in (unstable, upper_slope, clean, output))
-        lower_slope = torch.where(unstable, alpha, upper_slope_)
-        return Relaxation(lower_slope, lower_slope * clean - output, upper_slope, upper_gap)
-    lower_slope = torch.where(unstable, alpha, upper_slope)
-    return Relaxation(lower_slope, lower_slope * clean - output, upper_slope, upper_gap)
+    alpha = adaptive_slope(bounds) if alpha is None else alpha
+    alpha = alpha if alpha.dim() > lower.dim() else alpha.unsqueeze(1)
+    lower_slope = alpha.clamp(least.unsqueeze(1), most.unsqueeze(1))
+    return Relaxation(lower_slope, upper_slope, upper_slope * clean + intercept - output, clean, output)

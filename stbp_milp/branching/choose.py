@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.interval import Interval
-from stbp_milp.bounds.objective import ObjectiveBound, bound_once
+from stbp_milp.bounds.objective import ObjectiveBound, bound_splits
 from stbp_milp.branching.piece import Batch
 
 Forms = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -99,13 +99,8 @@ def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int) -> Cho
     k = relu.shape[1]
     if k == 1:
         return Choice(relu[:, 0], neuron[:, 0], exists, found.lower[:, 0])
-    wide = batch.select(torch.arange(n).repeat_interleave(k))
-    sides = []
-    for sign in (1.0, -1.0):
-        child = split_phase(wide, relu.flatten(), neuron.flatten(), sign)
-        sides.append(
-            bound_once(child.problem, child.bounds, *forms(child.clause), child.duals, child.phases).lower.view(n, k)
-        )
+    rows, offset = (x.to(batch.lower.dtype) for x in forms(batch.clause))
+    sides = bound_splits(batch.problem, batch.bounds, rows, offset, batch.duals, batch.phases, relu, neuron).unbind()
     # The worse child decides; the better one breaks ties.
     merit = torch.minimum(*sides) + 1e-3 * torch.maximum(*sides)
     pick = torch.where(value > 0, merit, -torch.inf).argmax(1, keepdim=True)

@@ -10,8 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.ascent import OptimiserOptions, optimise, own_convolutions
+from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.interval import Interval
-from stbp_milp.bounds.objective import Duals, ObjectiveBound, OptimiserOptions, bound_once, optimise
+from stbp_milp.bounds.objective import ObjectiveBound, bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, empty, preactivations
 from stbp_milp.bounds.problem import Problem, select_preactivations, unstable_count
 from stbp_milp.branching.choose import choose, split_phase
@@ -165,7 +167,9 @@ class Expander:
     def _split_relus(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Children of the pieces, and the pieces that have no ReLU to split."""
         batch = stack(pieces)
-        choice = choose(batch, self._bound(batch), self._forms, self.options.width)
+        light = batch.to(torch.float32)
+        with own_convolutions():
+            choice = choose(light, self._bound(light), self._forms, self.options.width)
         stuck = [p for p, splittable in zip(pieces, choice.exists.tolist(), strict=True) if not splittable]
         closed, stuck = self._finish(stuck)
         at = choice.exists.nonzero().flatten()
@@ -173,8 +177,10 @@ class Expander:
             return closed, stuck
         batch, relu, neuron = batch.select(at), choice.relu[at], choice.neuron[at]
         both = joined(split_phase(batch, relu, neuron, 1.0), split_phase(batch, relu, neuron, -1.0))
-        # Layers up to the first split neuron keep their bounds.
-        bounds = preactivations(both.problem, self.options.bounding, both.bounds, int(relu.min()) + 1)
+        bounds = both.bounds
+        if not both.problem.ideal:  # otherwise bounds of hidden layers are better already than one pass makes them
+            # Layers up to the first split neuron keep their bounds.
+            bounds = preactivations(both.problem, self.options.bounding, bounds, int(relu.min()) + 1)
         self.count("relu splits", len(at))
         parents = [pieces[i] for i in at.tolist()] * 2
         return self._children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search") + closed, stuck
@@ -271,7 +277,7 @@ class Expander:
         return pieces
 
     def _bound(self, batch: Batch) -> ObjectiveBound:
-        forms, offset = self._forms(batch.clause)
+        forms, offset = (x.to(batch.lower.dtype) for x in self._forms(batch.clause))
         return bound_once(batch.problem, batch.bounds, forms, offset, batch.duals, batch.phases, record=True)
 
     def _forms(self, clause: Tensor) -> tuple[Tensor, Tensor]:  # (N,) -> (N, 1, K), (N, 1)
@@ -307,5 +313,5 @@ def joined(first: Batch, second: Batch) -> Batch:
         cat(first.phases, second.phases),
         first.clause[twice],
         first.lower[twice],
-        Duals(cat(first.duals.slopes, second.duals.slopes), cat(first.duals.multipliers, second.duals.multipliers)),
+        first.duals.merge(second.duals, lambda a, b: b if a is None else torch.cat([a, b])),
     )

@@ -6,14 +6,15 @@ The node of the branch and bound. Clauses are searched apart, because what is wo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.duals import Duals
+from stbp_milp.bounds.ideal import chord_shares
 from stbp_milp.bounds.interval import Interval
-from stbp_milp.bounds.objective import Duals
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.relaxation import adaptive_slope
 from stbp_milp.sets import InputSet, PerturbationSet, concatenate
@@ -34,6 +35,12 @@ class Family:
     whole: PerturbationSet
     voxels: Tensor | None = None
     members: PerturbationSet | None = None
+
+    def on(self, inputs: InputSet, items: Sequence[int]) -> Problem:
+        """The family's network on parts of its sets: of which members, where it has any."""
+        at = torch.tensor(items)
+        ideal = {relu: neurons.select(at) for relu, neurons in self.problem.ideal.items()}
+        return replace(self.problem, inputs=inputs, ideal=ideal)
 
     def clips(self, inputs: Tensor) -> Tensor:
         """Inputs of the family's network `(B, *input_shape)` as clips `(B, C, T, H, W)`."""
@@ -106,6 +113,17 @@ class Batch:
     lower: Tensor  # (N,)
     duals: Duals
 
+    def to(self, dtype: torch.dtype) -> Batch:
+        """The same in another floating-point type."""
+        return Batch(
+            self.problem.to(dtype),
+            {k: v.to(dtype) for k, v in self.bounds.items()},
+            {k: v.to(dtype) for k, v in self.phases.items()},
+            self.clause,
+            self.lower.to(dtype),
+            self.duals,
+        )
+
     def select(self, index: Tensor) -> Batch:
         return Batch(
             self.problem.select(index),
@@ -121,7 +139,7 @@ def stack(pieces: Sequence[Piece]) -> Batch:
     """The pieces (of one family) as a batch, in order."""
     family = pieces[0].family
     inputs = concatenate([p.inputs for p in pieces])  # type: ignore[type-var]
-    problem = family.problem.with_inputs(inputs)
+    problem = family.on(inputs, [p.item for p in pieces])
     bounds = {
         relu: Interval(
             torch.cat([p.bounds[relu].lower for p in pieces]), torch.cat([p.bounds[relu].upper for p in pieces])
@@ -143,8 +161,14 @@ def stack(pieces: Sequence[Piece]) -> Batch:
         own = piece.duals.multipliers.get(relu)
         return torch.zeros_like(piece.bounds[relu].lower).unsqueeze(1) if own is None else own
 
+    def share(piece: Piece, relu: int) -> Tensor:
+        own = piece.duals.shares.get(relu)
+        return chord_shares(problem.ideal[relu], piece.bounds[relu]) if own is None else own
+
+    shared = sorted({relu for p in pieces for relu in p.duals.shares})
     duals = Duals(
         {relu: torch.cat([slope(p, relu) for p in pieces]) for relu in sloped},
         {relu: torch.cat([multiplier(p, relu) for p in pieces]) for relu in multiplied},
+        {relu: torch.cat([share(p, relu) for p in pieces]) for relu in shared},
     )
     return Batch(problem, bounds, phases, clause, lower, duals)

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.ascent import OptimiserOptions, optimise
+from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.footprint import Group, Restrictor, grouped, whole_entries
 from stbp_milp.bounds.interval import Interval
-from stbp_milp.bounds.objective import Duals, ObjectiveBound, OptimiserOptions, bound_once, optimise
+from stbp_milp.bounds.objective import ObjectiveBound, bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
 from stbp_milp.branching.expand import Expander
@@ -52,7 +54,8 @@ class Roots:
             keep: may the pieces be expanded? Otherwise they are forgotten but for their bounds.
         """
         expander = self.expander
-        problem = family.problem.with_inputs(inputs)
+        items = [first_item + i if family.members is not None else 0 for i in range(inputs.parts)]
+        problem = family.on(inputs, items)
         bounds = preactivations(problem, replace(expander.options.bounding, deep="interval"))
         memory, expired = expander.options.bounding.memory_bytes, expander.deadline.expired
         found = bound_once(problem, bounds, expander.rows, expander.offset, memory_bytes=memory, expired=expired)
@@ -63,7 +66,6 @@ class Roots:
         if tighten is not None:
             bounds, found = self._tightened(problem, bounds, found, tighten)
         keep = keep and not expander.deadline.expired()
-        items = [first_item + i if family.members is not None else 0 for i in range(problem.parts)]
         pieces: list[Piece] = []
         for clause in range(expander.rows.shape[0]):
             one = _only_row(found, clause)
@@ -214,13 +216,19 @@ class Roots:
                     rest.append(group.members)
                     continue
                 own = members.select(group.members)
-                yield group.members, Family(restrict(group), whole.whole, group.neurons[0], own)
+                yield group.members, self._family(restrict(group), group.neurons[0], own, keep)
         if rest:
             # A member is a box, and the support of a box is cheap.
             items = torch.cat(rest)
             own = members.select(items)
             boxes = VoxelBox(own.centre.expand(own.parts, *own.clip.shape), *own.hull())
-            yield items, Family(whole.problem.with_inputs(boxes), whole.whole, None, own)
+            yield items, self._family(whole.problem.with_inputs(boxes), None, own, keep)
+
+    def _family(self, problem: Problem, voxels: Tensor | None, members: PerturbationSet, keep: bool) -> Family:
+        """`keep`: with ideal relaxations, where the network is small enough for them."""
+        if keep and self.expander.stages is not None:
+            problem = problem.idealised(preactivations(problem, BoundingOptions("interval")))
+        return Family(problem, self.expander.whole.whole, voxels, members)
 
 
 def _better(first: Piece, second: Piece) -> Piece:

@@ -44,6 +44,9 @@ class InputSet(Protocol):
     def select(self, index: Tensor) -> Self:
         """The sets at `index` (int64 `(n,)`)."""
 
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same in another floating-point type."""
+
 
 @dataclass(frozen=True, eq=False)
 class VoxelBox:
@@ -70,6 +73,9 @@ class VoxelBox:
 
     def select(self, index: Tensor) -> Self:
         return replace(self, centre=self.centre[index], lower=self.lower[index], upper=self.upper[index])
+
+    def to(self, dtype: torch.dtype) -> Self:
+        return replace(self, centre=self.centre.to(dtype), lower=self.lower.to(dtype), upper=self.upper.to(dtype))
 
 
 @dataclass(frozen=True, eq=False)

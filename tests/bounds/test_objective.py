@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stbp_milp.bounds.ascent import OptimiserOptions, optimise
 from stbp_milp.bounds.backward import input_form
+from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.interval import Interval
-from stbp_milp.bounds.objective import Duals, OptimiserOptions, bound_once, optimise
+from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.relaxation import relax

@@ -13,7 +13,8 @@ from enumeration import SETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stbp_milp.bounds.objective import Duals, bound_once
+from stbp_milp.bounds.duals import Duals
+from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack

@@ -19,7 +19,8 @@ from test_verify import Difference, micro_module, micro_query
 from torch import Tensor, nn
 
 from solvers import SolveLimits
-from stbp_milp.bounds.objective import Duals, bound_once
+from stbp_milp.bounds.duals import Duals
+from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots

@@ -1,0 +1,210 @@
+"""Better duals by gradient ascent: of the property's forms, and of the neurons of a hidden layer.
+
+Adam (Kingma, Ba 2015) climbs in float32, which is as good a guide at half the cost; what it finds is bounded in
+float64, and the best bound seen counts. (alpha-CROWN, Xu et al. 2021; beta-CROWN, Wang et al. 2021.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stbp_milp.bounds.backward import input_form
+from stbp_milp.bounds.duals import Bracket, Duals, Phases, starting_duals
+from stbp_milp.bounds.objective import ObjectiveBound, better, bound_once, chosen, one_pass
+from stbp_milp.bounds.problem import Preactivations, Problem
+
+_MEAN, _SQUARE = 0.9, 0.999  # Adam's moments
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """Adam on slopes, multipliers and shares: steps, learning rates, and their decay a step."""
+
+    steps: int = 20
+    slope_rate: float = 0.25
+    multiplier_rate: float = 0.1
+    share_rate: float = 0.25
+    decay: float = 0.95
+
+
+@torch.no_grad()
+def optimise(
+    problem: Problem,
+    bounds: Preactivations,
+    rows: Tensor,
+    offset: Tensor,
+    settled: Callable[[Tensor, Tensor], Tensor],
+    options: OptimiserOptions,
+    duals: Duals | None = None,
+    phases: Phases | None = None,
+    expired: Callable[[], bool] = lambda: False,
+    memory_bytes: int = 1 << 30,
+) -> ObjectiveBound:
+    """The best bounds that gradient ascent finds, starting from `duals`.
+
+    Args:
+        memory_bytes: for the forms of the first bound.
+        settled: bounds `(n, M)` of the items `(n,)` -> `(n,)` bool; settled items are not ascended any further.
+    """
+    phases = phases or {}
+    start = duals or Duals()
+    best = bound_once(problem, bounds, rows, offset, start, phases, memory_bytes=memory_bytes, expired=expired)
+    everything = torch.arange(problem.parts)
+    items = everything[~settled(best.lower, everything)]
+    if not options.steps or not len(items) or expired():
+        return best
+    rows, offset = rows.expand(problem.parts, *rows.shape[-2:]), offset.expand(problem.parts, offset.shape[-1])
+    first = starting_duals(problem, bounds, rows.shape[1], start, phases)
+    if not first.slopes and not first.multipliers:
+        return best
+    # Written out, so that an item that no step improves keeps the duals its bound came from.
+    best = replace(best, duals=first.select(everything))
+    with own_convolutions():
+        for done, found in _climbed(problem, bounds, rows, offset, settled, options, first, phases, items, expired):
+            part, own, signs = chosen(problem, bounds, phases, done)
+            again = bound_once(part, own, rows[done], offset[done], found, signs)
+            best = best.updated(done, better(best.select(done), replace(again, duals=found)))
+    return best
+
+
+def _climbed(
+    problem: Problem,
+    bounds: Preactivations,
+    rows: Tensor,
+    offset: Tensor,
+    settled: Callable[[Tensor, Tensor], Tensor],
+    options: OptimiserOptions,
+    first: Duals,
+    phases: Phases,
+    items: Tensor,
+    expired: Callable[[], bool],
+) -> Iterator[tuple[Tensor, Duals]]:
+    """Items and the best duals found for them, as the items leave the ascent: settled, or at its end."""
+
+    def task(items: Tensor) -> tuple[Problem, Bracket, Phases, Tensor, Tensor]:
+        part, own, signs = chosen(problem, bounds, phases, items)
+        part, own = part.to(torch.float32), {k: b.to(torch.float32) for k, b in own.items()}
+        signs = {k: s.to(torch.float32) for k, s in signs.items()}
+        return part, Bracket.of(part, own), signs, rows[items].to(torch.float32), offset[items].to(torch.float32)
+
+    part, bracket, signs, own_rows, own_offset = task(items)
+    ascent = Ascent.of(bracket.project(first.select(items).map(lambda values: values.to(torch.float32))), options)
+    leader: ObjectiveBound | None = None
+    for step in range(options.steps + 1):
+        with torch.enable_grad():
+            duals = ascent.values
+            current = one_pass(part, bracket.between(duals), own_rows, own_offset, duals, signs)
+            # Each (item, row) has duals of its own, so the sum ascends all of them at once.
+            total = current.lower.sum()
+        leader = current.detached() if leader is None else better(leader, current)
+        open_ = ~settled(leader.lower - 1e-5 * (1 + leader.lower.abs()), items)
+        if step == options.steps or not bool(open_.any()) or expired() or not total.requires_grad:
+            break
+        ascent.step(total, bracket)
+        if 2 * int(open_.sum()) <= len(items):
+            gone, left = (~open_).nonzero().flatten(), open_.nonzero().flatten()
+            yield items[gone], leader.duals.select(gone)
+            items, ascent, leader = items[left], ascent.select(left), leader.select(left)
+            part, bracket, signs, own_rows, own_offset = task(items)
+    assert leader is not None
+    yield items, leader.duals
+
+
+@torch.no_grad()
+def climb_neurons(
+    problem: Problem,
+    earlier: Preactivations,
+    node: int,
+    form: Tensor,
+    constant: Tensor,
+    steps: int,
+    expired: Callable[[], bool],
+) -> Tensor:
+    """The best lower bounds `(N, M)` of forms `(N, M, *shape of node)` that ascent on their own slopes finds.
+
+    Args:
+        earlier: bounds of the ReLUs below the node.
+        constant: the forms' clean values, `(N, M)`.
+    """
+    light = problem.to(torch.float32)
+    bracket = Bracket.of(light, {k: b.to(torch.float32) for k, b in earlier.items()})
+    first = bracket.project(starting_duals(light, earlier, form.shape[1], Duals(), {}))
+    if not first.slopes:
+        return form.new_full(form.shape[:2], -torch.inf)
+    ascent = Ascent.of(first, OptimiserOptions(slope_rate=0.2, decay=1.0))
+    own_form, own_constant = form.to(torch.float32), constant.to(torch.float32)
+    leader = ObjectiveBound(torch.full_like(own_constant, -torch.inf), torch.zeros_like(own_constant), {}, first)
+    with own_convolutions():
+        for step in range(steps):
+            with torch.enable_grad():
+                lines, duals = bracket.between(ascent.values), ascent.values
+                back = input_form(light.network, light.clean, lines, node, own_form, constant=own_constant)
+                value = back.lower(light.inputs)
+                total = value.sum()
+            leader = better(leader, ObjectiveBound(value, leader.form, {}, duals))
+            if step == steps - 1 or expired() or not total.requires_grad:
+                break
+            ascent.step(total, bracket)
+    exact = Bracket.of(problem, earlier)
+    lines = exact.between(exact.project(leader.duals))
+    return input_form(problem.network, problem.clean, lines, node, form, constant=constant).lower(problem.inputs)
+
+
+@contextmanager
+def own_convolutions() -> Iterator[None]:
+    """oneDNN's transposed convolutions of few channels in float32 are several times slower than torch's own."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+@dataclass(eq=False)
+class Ascent:
+    """Adam on duals, item by item, so that items can leave."""
+
+    values: Duals
+    options: OptimiserOptions
+    mean: Duals
+    square: Duals
+    steps: int = 0
+
+    @classmethod
+    def of(cls, values: Duals, options: OptimiserOptions) -> Ascent:
+        """Start at these duals."""
+        return cls(values.map(_leaf), options, values.map(torch.zeros_like), values.map(torch.zeros_like))
+
+    def select(self, items: Tensor) -> Ascent:
+        values, mean, square = (d.select(items) for d in (self.values, self.mean, self.square))
+        return Ascent(values.map(_leaf), self.options, mean, square, self.steps)
+
+    @torch.no_grad()
+    def step(self, total: Tensor, bracket: Bracket) -> None:
+        """One step that raises `total`, a sum over the items, and back into the ranges."""
+        kinds = self.values.kinds()
+        leaves = [value for _, own in kinds for value in own.values()]
+        gradients: Iterator[Tensor | None] = iter(torch.autograd.grad(total, leaves, allow_unused=True))
+        decay = self.options.decay**self.steps
+        self.steps += 1
+        for (kind, own), (_, means), (_, squares) in zip(kinds, self.mean.kinds(), self.square.kinds(), strict=True):
+            rate = decay * getattr(self.options, f"{kind}_rate")
+            for relu, value in own.items():
+                gradient = next(gradients)
+                if gradient is None:
+                    continue
+                mean = means[relu].lerp_(gradient, 1 - _MEAN)
+                square = squares[relu].mul_(_SQUARE).addcmul_(gradient, gradient, value=1 - _SQUARE)
+                width = (square / (1 - _SQUARE**self.steps)).sqrt_().add_(1e-8)
+                value.addcdiv_(mean, width, value=rate / (1 - _MEAN**self.steps))
+        self.values = bracket.project(self.values).map(_leaf)
+
+
+def _leaf(values: Tensor) -> Tensor:
+    return values.detach().clone().requires_grad_()

@@ -1,0 +1,124 @@
+"""The numbers that a backward bound is free to choose, and the relaxations they make.
+
+Any slopes in [0, 1], any multipliers >= 0 and any shares in [0, 1] give a sound bound; gradient ascent looks for good
+ones. What does not depend on them is computed once for an ascent: the *bracket*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from stbp_milp.bounds.ideal import Planes, PlaneTerms, chord_shares
+from stbp_milp.bounds.interval import slope_range
+from stbp_milp.bounds.problem import Preactivations, Problem
+from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope, relax
+
+Phases = Mapping[int, Tensor]
+"""By ReLU node: +1 where a split made the neuron active, -1 inactive, 0 undecided; `(N, *shape)`, the bounds' dtype."""
+
+
+@dataclass(frozen=True, eq=False)
+class Duals:
+    """Where the optimisation of a bound stands.
+
+    Attributes:
+        slopes: lower slopes, by ReLU node, `(N, M, *shape)` in [0, 1].
+        multipliers: of the split neurons, `(N, M, *shape)`, >= 0.
+        shares: of the terms of neurons with an ideal relaxation, `(N, M, U, K)` in [0, 1].
+    """
+
+    slopes: dict[int, Tensor] = field(default_factory=dict)
+    multipliers: dict[int, Tensor] = field(default_factory=dict)
+    shares: dict[int, Tensor] = field(default_factory=dict)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Duals:
+        """The function of every tensor."""
+        return Duals(*({k: function(v) for k, v in d.items()} for d in (self.slopes, self.multipliers, self.shares)))
+
+    def kinds(self) -> tuple[tuple[str, dict[int, Tensor]], ...]:
+        return ("slope", self.slopes), ("multiplier", self.multipliers), ("share", self.shares)
+
+    def merge(self, other: Duals, function: Callable[[Tensor | None, Tensor], Tensor]) -> Duals:
+        """The function of every tensor of `other` and the one of this in its place, if any; the others as they are."""
+        own = (self.slopes, self.multipliers, self.shares)
+        news = (other.slopes, other.multipliers, other.shares)
+        return Duals(*(a | {k: function(a.get(k), v) for k, v in b.items()} for a, b in zip(own, news, strict=True)))
+
+    def select(self, index: Tensor) -> Duals:
+        return self.map(lambda values: values[index])
+
+    def rows(self, index: Tensor) -> Duals:
+        """Those of some forms."""
+        return self.map(lambda values: values[:, index])
+
+
+@dataclass(frozen=True, eq=False)
+class Bracket:
+    """The relaxations of a problem's ReLUs but for their duals.
+
+    Attributes:
+        lines: with adaptive lower slopes.
+        ranges: of the slopes, two `(N, 1, *shape)`.
+        terms: of the planes.
+    """
+
+    lines: dict[int, Relaxation]
+    ranges: dict[int, tuple[Tensor, Tensor]]
+    terms: dict[int, PlaneTerms]
+
+    @classmethod
+    def of(cls, problem: Problem, bounds: Preactivations) -> Bracket:
+        clean = {relu: problem.clean[problem.network.nodes[relu].inputs[0]] for relu in bounds}
+        ranges = {relu: slope_range(own) for relu, own in bounds.items()}
+        return cls(
+            {relu: relax(own, clean[relu]) for relu, own in bounds.items()},
+            {relu: (least.unsqueeze(1), most.unsqueeze(1)) for relu, (least, most) in ranges.items()},
+            {relu: PlaneTerms.of(ideal, bounds[relu], clean[relu]) for relu, ideal in problem.ideal.items()},
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the bounds; duals come in any."""
+        return next((least.dtype for least, _ in self.ranges.values()), torch.float64)
+
+    def between(self, duals: Duals) -> dict[int, Relaxation]:
+        """The relaxations with these slopes and shares, which are in their ranges."""
+        lines = dict(self.lines)
+        for relu, slope in duals.slopes.items():
+            lines[relu] = replace(lines[relu], lower_slope=slope)
+        for relu, shares in duals.shares.items():
+            lines[relu] = replace(lines[relu], planes=Planes(self.terms[relu], shares))
+        return lines
+
+    def project(self, duals: Duals) -> Duals:
+        """The duals in their ranges."""
+        return Duals(
+            {relu: slope.to(self.dtype).clamp(*self.ranges[relu]) for relu, slope in duals.slopes.items()},
+            {relu: multiplier.to(self.dtype).clamp(min=0) for relu, multiplier in duals.multipliers.items()},
+            {relu: self.terms[relu].project(shares.to(self.dtype)) for relu, shares in duals.shares.items()},
+        )
+
+
+def starting_duals(problem: Problem, bounds: Preactivations, m: int, start: Duals, phases: Phases) -> Duals:
+    """Duals for all that an ascent moves, `m` forms an item: those of `start` where it has them."""
+    n = problem.parts
+    slopes = {
+        relu: start.slopes.get(relu, adaptive_slope(b).unsqueeze(1).expand(n, m, *b.lower.shape[1:]))
+        for relu, b in bounds.items()
+        if bool(b.undecided.any())
+    }
+    multipliers = {
+        relu: start.multipliers.get(relu, sign.new_zeros(n, m, *sign.shape[1:]))
+        for relu, sign in phases.items()
+        if bool((sign != 0).any())
+    }
+    shares = {
+        relu: start.shares.get(relu, chord_shares(ideal, bounds[relu]).expand(n, m, *ideal.index.shape))
+        for relu, ideal in problem.ideal.items()
+        if relu in slopes
+    }
+    return Duals(slopes, multipliers, shares)
