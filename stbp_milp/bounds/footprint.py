@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.network.graph import Network, Node
-from stbp_milp.network.layers import Add, Input, Layer, Linear, ReLU
+from stbp_milp.network.dense import DenseStage, dense_network
+from stbp_milp.network.graph import Network
 from stbp_milp.network.normal_form import Stage
 from stbp_milp.sets import Choice, InputSet, Patch, PerturbationSet, VoxelBox
 
@@ -109,30 +109,19 @@ class Restrictor:
 
     def __call__(self, group: Group) -> Problem:
         """The restricted network on the boxes of the group's members."""
-        nodes = [Node("input", Input(), (), (len(group.neurons[0]),))]
-        position = {0: 0}  # source of the whole network -> node of the restricted one
-
-        def add(name: str, layer: Layer, inputs: tuple[int, ...], size: int) -> int:
-            nodes.append(Node(name, layer, inputs, (size,)))
-            return len(nodes) - 1
-
+        order = {0: 0} | {stage.relu: i + 1 for i, stage in enumerate(self._stages) if stage.relu is not None}
+        dense = []
         for i, stage in enumerate(self._stages):
             rows = None if stage.relu is None else group.neurons[stage.relu]
             bias = self._operands[i] if rows is None else self._operands[i][rows]
-            terms: list[tuple[int, Tensor]] = []
+            weights = {}
             for source in stage.weights:
                 weight = self._gather(i, source, rows, group.neurons[source])
                 bias = bias - weight @ self._clean[source][group.neurons[source]]
-                terms.append((position[source], weight))
-            name, size = f"stage {i}", len(bias)
-            linear = [
-                add(f"{name}/{j}", Linear(w, bias if j == 0 else torch.zeros_like(bias)), (s,), size)
-                for j, (s, w) in enumerate(terms)
-            ]
-            node = linear[0] if len(linear) == 1 else add(f"{name}/sum", Add((1.0,) * len(linear)), tuple(linear), size)
-            if stage.relu is not None:
-                position[stage.relu] = add(f"{name}/relu", ReLU(), (node,), size)
-        network, boxes = Network(tuple(nodes)), _boxes(self._members, group)
+                weights[order[source]] = weight
+            dense.append(DenseStage(weights, bias))
+        network, _ = dense_network((len(group.neurons[0]),), dense)
+        boxes = _boxes(self._members, group)
         return Problem(network, boxes, tuple(network.values(boxes.centre[:1])))
 
     def _gather(self, stage: int, source: int, rows: Tensor | None, columns: Tensor) -> Tensor:

@@ -56,6 +56,10 @@ class IdealNeurons:
         weight, low, high = (x.to(dtype) for x in (self.weight, self.low, self.high))
         return IdealNeurons(self.neurons, self.index, weight, low, high)
 
+    def rows(self, at: Tensor, neurons: Tensor) -> IdealNeurons:
+        """Some of the neurons, under other positions."""
+        return IdealNeurons(neurons, self.index[at], self.weight[at], self.low[:, at], self.high[:, at])
+
     def select(self, items: Tensor) -> IdealNeurons:
         """Those of the boxes at `items`; shared where there is one box."""
         if self.low.shape[0] == 1:

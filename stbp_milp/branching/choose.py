@@ -1,8 +1,8 @@
 """Which ReLU to split: a score from the bound's own relaxation, then a look ahead at the best few.
 
 The score is what a neuron's triangle can have cost the bound (in the spirit of BaBSR, Bunel et al. 2020); the few
-best candidates are split for trial with the parent's slopes, and the one whose worse child is best wins (filtered
-smart branching, De Palma et al. 2021).
+best candidates are split for trial with the parent's slopes, and the one with the largest product of gains wins
+(filtered smart branching, De Palma et al. 2021).
 """
 
 from __future__ import annotations
@@ -101,8 +101,9 @@ def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int) -> Cho
         return Choice(relu[:, 0], neuron[:, 0], exists, found.lower[:, 0])
     rows, offset = (x.to(batch.lower.dtype) for x in forms(batch.clause))
     sides = bound_splits(batch.problem, batch.bounds, rows, offset, batch.duals, batch.phases, relu, neuron).unbind()
-    # The worse child decides; the better one breaks ties.
-    merit = torch.minimum(*sides) + 1e-3 * torch.maximum(*sides)
+    # Both children must be closed: the product of the gains (Achterberg, Koch, Martin 2005, Branching rules revisited).
+    gains = [(side - found.lower[:, :1]).clamp(min=1e-6) for side in sides]
+    merit = gains[0] * gains[1]
     pick = torch.where(value > 0, merit, -torch.inf).argmax(1, keepdim=True)
 
     def at(values: Tensor) -> Tensor:

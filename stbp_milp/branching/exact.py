@@ -50,7 +50,8 @@ def solve_piece(
     Returns the solver's dual bound (infinity where the phases leave no input) and a candidate `(*input_shape)`.
     """
     batch = stack([piece])
-    stages = tuple(whole_stages) if piece.family.voxels is None else normal_form(batch.problem.network)
+    whole = piece.family.voxels is None and not piece.family.folded
+    stages = tuple(whole_stages) if whole else normal_form(batch.problem.network)
     region = InputRegion.of(piece.inputs)
     boxes = {relu: (_flat(b.lower), _flat(b.upper)) for relu, b in piece.bounds.items()}
     phases = {relu: _flat(p).astype(int) for relu, p in piece.phases.items()}

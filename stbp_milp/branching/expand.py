@@ -56,10 +56,10 @@ class ExpanderOptions:
 
     bounding: BoundingOptions = field(default_factory=BoundingOptions)
     root: OptimiserOptions = field(default_factory=lambda: OptimiserOptions(steps=20))
-    child: OptimiserOptions = field(default_factory=lambda: OptimiserOptions(steps=6))
+    child: OptimiserOptions = field(default_factory=lambda: OptimiserOptions(steps=4, multiplier_rate=0.2))
     tighten_steps: int = 12
     tighten_share: float = 0.15
-    width: int = 16
+    width: int = 12
     few_members: int = 64
     program_limit: int = 60
     program_seconds: float = 10.0

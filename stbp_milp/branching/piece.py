@@ -29,12 +29,14 @@ class Family:
         whole: the set the query asks about.
         voxels: where the inputs of a restricted network lie in the clip, flat indices `(n,)`; None for the whole one.
         members: the members that the problem's boxes are, where it is a problem of boxes.
+        folded: is it a network of undecided neurons only?
     """
 
     problem: Problem
     whole: PerturbationSet
     voxels: Tensor | None = None
     members: PerturbationSet | None = None
+    folded: bool = False
 
     def on(self, inputs: InputSet, items: Sequence[int]) -> Problem:
         """The family's network on parts of its sets: of which members, where it has any."""

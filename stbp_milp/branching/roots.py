@@ -14,13 +14,15 @@ from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
 from stbp_milp.bounds.duals import Duals
+from stbp_milp.bounds.fold import fold
 from stbp_milp.bounds.footprint import Group, Restrictor, grouped, whole_entries
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
 from stbp_milp.branching.expand import Expander
-from stbp_milp.branching.piece import Batch, Family, Piece
+from stbp_milp.branching.piece import Batch, Family, Piece, stack
+from stbp_milp.network.normal_form import normal_form
 from stbp_milp.search import Deadline
 from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox
 
@@ -159,13 +161,36 @@ class Roots:
             )
             for m, pieces in better.items():
                 bounded[int(hard[m])] = [_better(*both) for both in zip(bounded[int(hard[m])], pieces, strict=True)]
-        found = [piece for pieces in bounded.values() for piece in pieces]
+        found = self._folded([piece for pieces in bounded.values() for piece in pieces])
         missing = next((m for m in range(members.parts) if m not in bounded), None)
         if missing is not None:
             # Stands for all members that time did not reach: without a bound, nothing is proved.
             one = members.select(torch.tensor([missing]))
             found.append(Piece(self.expander.whole, 0, one, {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method))
         return found
+
+    def _folded(self, pieces: list[Piece]) -> list[Piece]:
+        """Open pieces on networks of what is undecided, where those are small."""
+        families: dict[int, list[int]] = {}
+        for i, piece in enumerate(pieces):
+            if piece.lower <= self.expander.target and piece.bounds:
+                families.setdefault(piece.group, []).append(i)
+        result = list(pieces)
+        most = self.expander.options.family_memory // 64
+        for own in families.values():
+            family = pieces[own[0]].family
+            stages = self.expander.stages if family.voxels is None else normal_form(family.problem.network)
+            if stages is None:
+                continue
+            known = stack([pieces[i] for i in own]).bounds
+            folded = fold(family.problem, stages, known, most)
+            if folded is None:
+                continue
+            new = replace(family, problem=folded.problem, folded=True)
+            for i in own:
+                bounds, duals = folded.bounds(pieces[i].bounds), folded.duals(pieces[i].duals)
+                result[i] = replace(pieces[i], family=new, bounds=bounds, duals=duals)
+        return result
 
     def _groups(self, members: PerturbationSet) -> list[Group] | None:
         """Members in groups with a restricted network each; None where the whole network is cheaper."""

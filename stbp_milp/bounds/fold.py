@@ -1,0 +1,115 @@
+"""A network of undecided neurons only.
+
+Where bounds decide a ReLU it is linear, so it can be multiplied into the matrices around it. What is left, for a set
+whose bounds are known, reads the input and the undecided neurons below: some hundred numbers instead of some
+thousand, and dense products instead of convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from stbp_milp.bounds.duals import Duals
+from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.problem import Preactivations, Problem
+from stbp_milp.network.dense import DenseStage, dense_network
+from stbp_milp.network.normal_form import Stage
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """The network of undecided neurons on the problem's sets.
+
+    Attributes:
+        neurons: of every ReLU of the old network that has any: its node in the new one, and which neurons are left.
+        ideal: which of the old network's ideal neurons are left, by the old ReLU.
+    """
+
+    problem: Problem
+    neurons: dict[int, tuple[int, Tensor]]
+    ideal: dict[int, Tensor]
+
+    def bounds(self, old: Preactivations) -> dict[int, Interval]:
+        """Bounds of the old network's ReLUs, of those that are left."""
+        return {
+            node: Interval(old[relu].lower.flatten(1)[:, at], old[relu].upper.flatten(1)[:, at])
+            for relu, (node, at) in self.neurons.items()
+        }
+
+    def duals(self, old: Duals) -> Duals:
+        """Duals without multipliers, of the neurons that are left."""
+        slopes = {n: old.slopes[r].flatten(2)[..., at] for r, (n, at) in self.neurons.items() if r in old.slopes}
+        shares = {self.neurons[r][0]: old.shares[r][:, :, kept] for r, kept in self.ideal.items() if r in old.shares}
+        return Duals(slopes, {}, shares)
+
+
+def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most_entries: int) -> Folded | None:
+    """Fold what is decided in every item; None where the matrices would have more than `most_entries`.
+
+    Args:
+        stages: normal form of the problem's network.
+        bounds: of the operand of every ReLU, each `(N, *shape)`, on the problem's sets.
+    """
+    left: dict[int, np.ndarray] = {}
+    relus = [stage.relu for stage in stages if stage.relu is not None]
+    order = {0: 0}
+    for relu in relus:
+        at = bounds[relu].undecided.flatten(1).any(0).nonzero().flatten().numpy()
+        if len(at):
+            left[relu], order[relu] = at, len(order)
+    inputs = problem.clean[0][0].numel()
+    sizes = np.array([inputs, *(len(at) for at in left.values()), stages[-1].bias.size])
+    if sum(int(size * sizes[: i + 1].sum()) for i, size in enumerate(sizes[1:])) > most_entries:
+        return None
+    # Every source of the old network as an affine function of the input and of what is left.
+    known: dict[int, dict[int, sp.csr_matrix]] = {0: {0: sp.identity(inputs, format="csr")}}
+    constants: dict[int, np.ndarray] = {0: np.zeros(inputs)}
+    dense = []
+    for stage in stages:
+        terms: dict[int, sp.csr_matrix] = {}
+        constant = stage.bias.copy()
+        for source, weight in stage.weights.items():
+            constant = constant + weight @ constants[source]
+            for basis, matrix in known[source].items():
+                product = (weight @ matrix).tocsr()
+                terms[basis] = terms[basis] + product if basis in terms else product
+        if stage.relu is None:
+            dense.append(_dense(terms, constant, order))
+            break
+        at = left.get(stage.relu, np.zeros(0, dtype=np.int64))
+        if len(at):
+            dense.append(_dense({basis: matrix[at] for basis, matrix in terms.items()}, constant[at], order))
+        active = (bounds[stage.relu].lower >= 0).flatten(1).all(0).numpy().astype(float)
+        active[at] = 0.0
+        linear = sp.diags(active, format="csr")
+        known[stage.relu] = {basis: (linear @ matrix).tocsr() for basis, matrix in terms.items()}
+        constants[stage.relu] = active * constant
+        if len(at):
+            ones = (np.ones(len(at)), (at, np.arange(len(at))))
+            known[stage.relu][stage.relu] = sp.csr_matrix(ones, shape=(constant.size, len(at)))
+    network, positions = dense_network(problem.network.input_shape, dense)
+    neurons = {relu: (positions[order[relu]], torch.from_numpy(at)) for relu, at in left.items()}
+    kept = {
+        relu: torch.isin(ideal.neurons, neurons[relu][1]).nonzero().flatten()
+        for relu, ideal in problem.ideal.items()
+        if relu in neurons
+    }
+    ideal = {
+        neurons[relu][0]: problem.ideal[relu].rows(
+            at, torch.searchsorted(neurons[relu][1], problem.ideal[relu].neurons[at])
+        )
+        for relu, at in kept.items()
+    }
+    folded = replace(problem, network=network, clean=tuple(network.values(problem.clean[0])), ideal=ideal)
+    return Folded(folded, neurons, kept)
+
+
+def _dense(terms: dict[int, sp.csr_matrix], constant: np.ndarray, order: dict[int, int]) -> DenseStage:
+    weights = {order[basis]: torch.from_numpy(matrix.toarray()) for basis, matrix in terms.items()}
+    return DenseStage(weights, torch.from_numpy(constant))
