@@ -121,9 +121,7 @@ def _interval_bound(problem: Problem, bounds: Preactivations, query: Query) -> f
             layer, operands = node.layer, [clean[i] for i in node.inputs]
             if position == len(network.nodes) - 1 and isinstance(layer, Linear):
                 layer = Linear(rows @ layer.weight, rows @ layer.bias + offset)
-            values[position] = interval(
-                layer, [values[i] for i in node.inputs], operands, apply(layer, operands)
-            )
+            values[position] = interval(layer, [values[i] for i in node.inputs], operands, apply(layer, operands))
     return round(float(values[len(network.nodes) - 1].lower.min()), 6)
 
 

@@ -6,6 +6,7 @@ its clean values, and the batch. Coarse cells make larger crops, fine cells more
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -63,26 +64,26 @@ def cells(network: Network, members: PerturbationSet) -> list[Cell]:
     return [Cell(torch.from_numpy(g), _box(ranges[g], channels, members.choice.voxels)) for g in best]
 
 
-def cell_problem(problem: Problem, members: PerturbationSet, cell: Cell) -> Problem:
-    """The cropped network on the boxes of the cell's members.
+def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> Problem:
+    """The cropped network on the boxes of members.
 
     Args:
         problem: the whole network around the members' clip.
+        voxels: a box of the clip that holds all that any of them moves.
     """
-    regions = footprint(problem.network, cell.voxels)
+    regions = footprint(problem.network, voxels)
     clean = tuple(region.of(value) for region, value in zip(regions, problem.clean, strict=True))
-    time, row, column = (slice(*ends) for ends in cell.voxels.ranges[1:])
-    moves = members.choice.select(cell.members).union()[:, time, row, column].unsqueeze(1)
-    lower, upper = (cell.voxels.of(x.unsqueeze(0)) for x in (members.lower, members.upper))
+    frames, rows, columns = (slice(*ends) for ends in voxels.ranges[1:])
+    moves = members.choice.union()[:, frames, rows, columns].unsqueeze(1)
+    lower, upper = (voxels.of(x.unsqueeze(0)) for x in (members.lower, members.upper))
     centre = clean[0].expand(len(moves), *clean[0].shape[1:])
     boxes = VoxelBox(centre, torch.where(moves, lower, centre), torch.where(moves, upper, centre))
     return Problem(cropped(problem.network, regions), boxes, clean)
 
 
-def voxel_indices(cell: Cell) -> Tensor:
-    """Where the crop's inputs lie in the clip: flat indices `(n,)`."""
-    index = torch.arange(int(np.prod(cell.voxels.view))).view(1, *cell.voxels.view)
-    return cell.voxels.of(index).flatten()
+def voxel_indices(voxels: Region) -> Tensor:
+    """Where a crop's inputs lie in the clip: flat indices `(n,)`."""
+    return voxels.of(torch.arange(math.prod(voxels.view)).view(1, *voxels.view)).flatten()
 
 
 def voxel_ranges(members: PerturbationSet) -> Tensor:
@@ -91,11 +92,11 @@ def voxel_ranges(members: PerturbationSet) -> Tensor:
     if isinstance(choice, Patch):
         return torch.stack([choice.first, choice.last + torch.tensor(choice.size)], -1)
     boxes = []
-    for items in torch.split(torch.arange(choice.parts), max(1, (1 << 25) // int(np.prod(choice.voxels)))):
+    for items in torch.split(torch.arange(choice.parts), max(1, (1 << 25) // math.prod(choice.voxels))):
         moves = choice.select(items).union()
         ends = []
         for axis in (1, 2, 3):
-            on_axis = moves.any([a for a in (3, 2, 1) if a != axis]).to(torch.int8)  # type: ignore[call-overload]
+            on_axis = moves.any([a for a in (3, 2, 1) if a != axis]).to(torch.int8)
             ends.append(torch.stack([on_axis.argmax(1), on_axis.shape[1] - on_axis.flip(1).argmax(1)], -1))
         boxes.append(torch.stack(ends, 1))
     return torch.cat(boxes)

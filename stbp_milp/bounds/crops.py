@@ -18,7 +18,6 @@ from torch import Tensor
 
 from stbp_milp.network.graph import Network, Node
 from stbp_milp.network.layers import Convolution, Input, Layer, Linear, Reshape, Scale, Select
-from stbp_milp.network.operations import reads
 
 Range = tuple[int, int]
 """`[start, stop)`."""
@@ -53,11 +52,11 @@ class Region:
         return self.lengths if len(whole) == len(self.view) else (math.prod(self.lengths),)
 
     def of(self, values: Tensor) -> Tensor:
-        """The crop of a node's values `(N, *shape)`."""
+        """The crop of a node's values `(N, *shape)`; where it can be, a view that takes no memory."""
         part = values.reshape(values.shape[0], *self.view)
         for axis, (start, stop) in enumerate(self.ranges, start=1):
             part = part.narrow(axis, start, stop - start)
-        return part.reshape(values.shape[0], *self.shape(tuple(values.shape[1:]))).contiguous()
+        return part.reshape(values.shape[0], *self.shape(tuple(values.shape[1:])))
 
     def union(self, other: Region, shape: tuple[int, ...]) -> Region:
         """The smallest region with both; `shape` is the node's."""

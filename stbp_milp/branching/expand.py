@@ -50,6 +50,7 @@ class ExpanderOptions:
         program_limit: pieces with at most so many undecided ReLUs go to the MILP.
         program_seconds: its time limit on one piece.
         family_memory: bytes that matrices of restricted networks may take, each one and all that the search keeps.
+        open_memory: bytes that open pieces may take.
     """
 
     bounding: BoundingOptions = field(default_factory=BoundingOptions)
@@ -62,6 +63,7 @@ class ExpanderOptions:
     program_limit: int = 60
     program_seconds: float = 10.0
     family_memory: int = 512 << 20
+    open_memory: int = 4 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class Expander:
     Attributes:
         rows, offset: the property's open clauses as forms, `(M, K)`, `(M,)`.
         target: a piece is closed when its bound exceeds it.
-        stages: the network's normal form; None if it is too large to write down, then members stay on the whole one.
+        stages: the network's normal form; None if it is too large to write down, then members are bounded on crops.
         program: the MILP, or None.
         counts: what was done how often.
     """
