@@ -287,6 +287,9 @@ class Expander:
         still = still[lower[still].argsort()[:64]]
         if len(still) and not self.witness.found and not self.deadline.expired():
             points = problem.inputs.select(still).maximiser(-found.form[still]).squeeze(1)
+            if family.voxels is not None and self.stages is None:  # a crop runs in a fraction of the whole's time
+                outputs = problem.select(still).values(points)[-1]
+                points = points[(outputs @ self.rows.T + self.offset <= 0).any(1)]
             self.witness(family.clips(points), stage)
 
     def count(self, name: str, by: int) -> None:

@@ -72,7 +72,7 @@ class Roots:
         keep = keep and not expander.deadline.expired()
         items = [first_item + i if family.members is not None else 0 for i in range(problem.parts)]
         pieces: list[Piece] = []
-        worst = found.lower.argmin(1) if self._on_crops(family) else None  # a run of a large network is dear
+        worst = found.lower.argmin(1) if self._on_crops(family) else None  # a run of every candidate is dear
         for clause in range(expander.rows.shape[0]):
             one = _only_row(found, clause)
             tried = one.lower[:, 0] if worst is None else one.lower[:, 0].where(worst == clause, torch.inf)
