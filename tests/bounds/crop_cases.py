@@ -121,9 +121,14 @@ def room(name: str, seed: int, text: str = "patch:2x1@1", epsilon: float = 0.3) 
     return read_module(built(name, seed), tuple(clip.shape)), SetSpecification(text, epsilon).build(clip)
 
 
-def query(name: str, seed: int, text: str, epsilon: float) -> Query:
-    """Does the predicted class stay?"""
+def query(name: str, seed: int, text: str, epsilon: float, share: float) -> Query:
+    """Does the predicted class stay? Its lead is `share` times what random clips of the set take off it."""
     clip = enumeration.random_clip(seed, CHANNELS, VOXELS)
-    model = load_model(built(name, seed), tuple(clip.shape))
-    label = int(model.network(clip.unsqueeze(0))[0].argmax())
-    return Query(model, clip, SetSpecification(text, epsilon), same_class(label, 3))
+    module, asked = built(name, seed), SetSpecification(text, epsilon)
+    clips = asked.build(clip).sample(200, torch.Generator().manual_seed(seed)).float()
+    last, leads = module[-1], same_class(0, 3)
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.bias -= module(clip.float().unsqueeze(0))[0]
+        last.bias[0] += share * float(-leads.margin(module(clips)).min())
+    return Query(load_model(module, tuple(clip.shape)), clip, asked, leads)

@@ -40,10 +40,10 @@ class Nobody:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(seed=seeds, text=st.sampled_from(SETS), epsilon=st.sampled_from([0.03, 0.2, 0.6]))
+@given(seed=seeds, text=st.sampled_from(SETS), share=st.sampled_from([1.5, 3.0, 6.0]))
 @settings(max_examples=3)
-def test_verdicts_do_not_depend_on_matrices(name: str, seed: int, text: str, epsilon: float) -> None:
-    asked = query(name, seed, text, epsilon)
+def test_verdicts_do_not_depend_on_matrices(name: str, seed: int, text: str, share: float) -> None:
+    asked = query(name, seed, text, 0.6, share)
     settled = Configuration(timeout=4.0, solver="none", threads=1)
     expected = verify(asked, settled)
     with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +67,7 @@ def test_verdicts_do_not_depend_on_matrices(name: str, seed: int, text: str, eps
 @given(seed=seeds, text=st.sampled_from(SETS))
 @settings(max_examples=2)
 def test_no_clip_is_lost_and_every_bound_holds(name: str, seed: int, text: str) -> None:
-    asked = query(name, seed, text, 0.3)
+    asked = query(name, seed, text, 0.3, 2.0)
     network, perturbation = asked.model.network, asked.set.build(asked.clip)
     family = Family(Problem.of(network, perturbation), perturbation)
     few = OptimiserOptions(steps=2)
