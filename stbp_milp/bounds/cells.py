@@ -81,6 +81,12 @@ def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> 
     return Problem(cropped(problem.network, regions), boxes, clean)
 
 
+def crops_at_once(crop: Network, whole: Network) -> int:
+    """How many crops together take no more memory than the whole network, which there is room for; 1 at least."""
+    sizes = [sum(math.prod(node.shape) for node in network.nodes) for network in (crop, whole)]
+    return max(1, sizes[1] // sizes[0])
+
+
 def voxel_indices(voxels: Region) -> Tensor:
     """Where a crop's inputs lie in the clip: flat indices `(n,)`."""
     return voxels.of(torch.arange(math.prod(voxels.view)).view(1, *voxels.view)).flatten()

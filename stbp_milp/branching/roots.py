@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.cells import cell_problem, cells, voxel_indices
+from stbp_milp.bounds.cells import cell_problem, cells, crops_at_once, voxel_indices
 from stbp_milp.bounds.footprint import Group, Restrictor, grouped, whole_entries
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import Duals, ObjectiveBound, OptimiserOptions, bound_once, optimise
@@ -209,21 +209,16 @@ class Roots:
         return bounded
 
     def _at_once(self, family: Family, keep: bool) -> int:
-        """How many members of a family are bounded together.
-
-        Crops that take no more than the whole network together: the plan made room for that.
-        """
+        """How many members of a family are bounded together."""
         if family.voxels is None:
             return _WHOLE_AT_ONCE
         if not self._on_crops(family):
             return _AT_ONCE
-        crop, whole = (
-            sum(math.prod(node.shape) for node in problem.network.nodes)
-            for problem in (family.problem, self.expander.whole.problem)
-        )
-        most = whole // crop
+        crop = family.problem.network
+        most = crops_at_once(crop, self.expander.whole.problem.network)
         if keep:  # every clause of every member keeps bounds of its own
-            most = min(most, self.expander.options.open_memory // (_OPEN_BYTES * crop * self.expander.rows.shape[0]))
+            each = _OPEN_BYTES * self.expander.rows.shape[0] * sum(math.prod(node.shape) for node in crop.nodes)
+            most = min(most, self.expander.options.open_memory // each)
         return max(1, min(_AT_ONCE, most))
 
     def _on_crops(self, family: Family) -> bool:
