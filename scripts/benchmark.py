@@ -240,7 +240,8 @@ def search(arguments: argparse.Namespace, console: Console) -> Table:
 
 def large(arguments: argparse.Namespace, console: Console) -> Table:
     header = [
-        "network", "set", "members", "on", "forward s", "hidden layers s", "one form s", "both, times forward", "peak MB"
+        "network", "set", "members", "on", "forward s", "hidden layers s", "one form s", "both, times forward",
+        "peak MB",
     ]  # fmt: skip
     rows: list[list[object]] = []
     for name in LARGE:
