@@ -32,6 +32,7 @@ from stbp_milp.demonstration import FOLDER
 from stbp_milp.demonstration.budgets import attacks_begin
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.model import Model, load_model
+from stbp_milp.network.operations import apply
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification, VoxelBox
@@ -111,16 +112,16 @@ def _instance(model: Model, query: Query, configuration: Configuration) -> dict[
 def _interval_bound(problem: Problem, bounds: Preactivations, query: Query) -> float:
     """Intervals to the end: the last affine layer, composed with the property's rows, on the last ReLU's box."""
     rows, offset = query.property.forms()
-    network = problem.network
+    network, clean = problem.network, problem.clean
     values: dict[int, Interval] = {}
     for position, node in enumerate(network.nodes):
         if isinstance(node.layer, ReLU):
-            values[position] = interval(node.layer, [bounds[position]])
+            values[position] = interval(node.layer, [bounds[position]], [], clean[position])
         elif position and all(i in values for i in node.inputs):
-            layer = node.layer
+            layer, operands = node.layer, [clean[i] for i in node.inputs]
             if position == len(network.nodes) - 1 and isinstance(layer, Linear):
                 layer = Linear(rows @ layer.weight, rows @ layer.bias + offset)
-            values[position] = interval(layer, [values[i] for i in node.inputs])
+            values[position] = interval(layer, [values[i] for i in node.inputs], operands, apply(layer, operands))
     return round(float(values[len(network.nodes) - 1].lower.min()), 6)
 
 

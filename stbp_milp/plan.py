@@ -47,6 +47,7 @@ class Plan:
                 bounding=BoundingOptions(memory_bytes=min(_CHUNK, memory // 8), work=_LAYER_SHARE * budget),
                 root=replace(default.root, steps=int(steps)),
                 family_memory=min(default.family_memory, memory // 8),
+                open_memory=memory // 2,
             ),
             work <= _MATRICES_LIMIT,
             max(1, min(_BATCH, memory // (4 * look_ahead))),

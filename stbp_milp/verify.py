@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,8 @@ _STAGES = ("union bound", "split", "relu search", "milp")
 _LEAVES_KEPT = 1_000
 
 _MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
-_BYTES_PER_RELU = 48  # of an open piece: bounds, slope, multiplier, phase, and copies of some for a moment
+_MEMBERS_ON_CROPS = 1 << 18  # the same for networks too large for matrices
+_HOPELESS_SHARE = 0.1  # of the time, for the one bound of all places of a patch on such a network
 _CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
 
 
@@ -244,13 +245,12 @@ class _Run:
 
         self._tell("union bound", 1)
         with self.timed("union bound"):
-            optimiser = OptimiserOptions(steps=0) if self._has_many_places() else plan.options.root
-            union = Roots(expander(clauses, None)).pieces(family, self.set, "union bound", optimiser)
-        self.lower = min(piece.lower for piece in union)
+            union = self._union(expander(clauses, None), family, plan)
+        self.lower = min((piece.lower for piece in union), default=-math.inf)
         proved = [piece for piece in union if piece.lower > self.slack]
         for piece in proved:
             self._close(piece, piece.clause)
-        open_clauses = [piece.clause for piece in union if piece.lower <= self.slack]
+        open_clauses = [clause for clause in clauses if all(piece.clause != clause for piece in proved)]
         if not open_clauses:
             return SearchEnd.CLOSED
         if self._over():
@@ -261,6 +261,17 @@ class _Run:
             self._tell("split", 1)
             roots = self._roots(Roots(expand), family)
         return self._search(expand, roots, open_clauses, plan)
+
+    def _union(self, expand: Expander, family: Family, plan: Plan) -> list[Piece]:
+        """One bound of the whole set for every clause; none where the set's one member has a network of its own."""
+        if not self._has_many_places():
+            alone = not plan.matrices and float(self.set.choice.members()[0]) == 1.0
+            return [] if alone else Roots(expand).pieces(family, self.set, "union bound", plan.options.root)
+        if not plan.matrices:
+            quick = replace(plan.options, bounding=replace(plan.options.bounding, deep="interval"))
+            share = self.deadline.within(_HOPELESS_SHARE * self.configuration.timeout)
+            expand = replace(expand, options=quick, deadline=share)
+        return Roots(expand).pieces(family, self.set, "union bound", OptimiserOptions(steps=0))
 
     def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int], plan: Plan) -> SearchEnd:
         search: Search[Piece] = Search(self.slack, lambda piece: self._close(piece, open_clauses[piece.clause]))
@@ -289,10 +300,10 @@ class _Run:
             self.short_of_memory = True
             return Expansion((), pieces)
 
-        held = _BYTES_PER_RELU * max((piece.size for piece in roots), default=0)
+        held = max((piece.memory for piece in roots), default=0)
 
         def over() -> bool:
-            full = search.open * held > self.memory // 2
+            full = search.open * held > plan.options.open_memory
             self.short_of_memory |= full
             return full or self.deadline.expired()
 
@@ -307,7 +318,8 @@ class _Run:
 
     def _roots(self, start: Roots, family: Family) -> list[Piece]:
         """Where the search starts: all members where they are few or cheap, else the whole set."""
-        most = _MEMBERS_AT_ONCE if isinstance(self.set.choice, Patch) else ExpanderOptions().few_members
+        places = _MEMBERS_AT_ONCE if start.expander.stages is not None else _MEMBERS_ON_CROPS
+        most = places if isinstance(self.set.choice, Patch) else ExpanderOptions().few_members
         pieces: list[Piece] | None = None
         if float(self.set.choice.members()[0]) <= most:
             pieces = start.member_pieces(self.set.singletons(), "split")

@@ -17,8 +17,11 @@ from stbp_milp.bounds.backward import input_form
 from stbp_milp.bounds.duals import Bracket, Duals, Phases, starting_duals
 from stbp_milp.bounds.objective import ObjectiveBound, better, bound_once, chosen, one_pass
 from stbp_milp.bounds.problem import Preactivations, Problem
+from stbp_milp.network.graph import Network
+from stbp_milp.network.layers import Convolution
 
 _MEAN, _SQUARE = 0.9, 0.999  # Adam's moments
+_CHANNELS = 16  # from which on oneDNN is faster with strides too
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def optimise(
         return best
     # Written out, so that an item that no step improves keeps the duals its bound came from.
     best = replace(best, duals=first.select(everything))
-    with own_convolutions():
+    with fast_convolutions(problem.network):
         for done, found in _climbed(problem, bounds, rows, offset, settled, options, first, phases, items, expired):
             part, own, signs = chosen(problem, bounds, phases, done)
             again = bound_once(part, own, rows[done], offset[done], found, signs)
@@ -88,7 +91,7 @@ def _climbed(
 
     def task(items: Tensor) -> tuple[Problem, Bracket, Phases, Tensor, Tensor]:
         part, own, signs = chosen(problem, bounds, phases, items)
-        part, own = part.to(torch.float32), {k: b.to(torch.float32) for k, b in own.items()}
+        part, own = part.single(), {k: b.to(torch.float32) for k, b in own.items()}
         signs = {k: s.to(torch.float32) for k, s in signs.items()}
         return part, Bracket.of(part, own), signs, rows[items].to(torch.float32), offset[items].to(torch.float32)
 
@@ -131,7 +134,7 @@ def climb_neurons(
         earlier: bounds of the ReLUs below the node.
         constant: the forms' clean values, `(N, M)`.
     """
-    light = problem.to(torch.float32)
+    light = problem.single()
     bracket = Bracket.of(light, {k: b.to(torch.float32) for k, b in earlier.items()})
     first = bracket.project(starting_duals(light, earlier, form.shape[1], Duals(), {}))
     if not first.slopes:
@@ -139,7 +142,7 @@ def climb_neurons(
     ascent = Ascent.of(first, OptimiserOptions(slope_rate=0.2, decay=1.0))
     own_form, own_constant = form.to(torch.float32), constant.to(torch.float32)
     leader = ObjectiveBound(torch.full_like(own_constant, -torch.inf), torch.zeros_like(own_constant), {}, first)
-    with own_convolutions():
+    with fast_convolutions(problem.network):
         for step in range(steps):
             with torch.enable_grad():
                 lines, duals = bracket.between(ascent.values), ascent.values
@@ -156,10 +159,12 @@ def climb_neurons(
 
 
 @contextmanager
-def own_convolutions() -> Iterator[None]:
-    """oneDNN's transposed convolutions of few channels in float32 are several times slower than torch's own."""
+def fast_convolutions(network: Network) -> Iterator[None]:
+    """For float32 on a CPU: oneDNN's strided transposed convolutions of few channels are slower than torch's own."""
     before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
+    kernels = [node.layer for node in network.nodes if isinstance(node.layer, Convolution)]
+    slow = any(max(kernel.stride) > 1 and min(kernel.weight.shape[:2]) < _CHANNELS for kernel in kernels)
+    torch._C._set_mkldnn_enabled(before and not slow)
     try:
         yield
     finally:

@@ -84,7 +84,10 @@ def preactivations(
                     own = _backward(problem, operand, own, relaxations, bounds, options, expired)
             bounds[position] = own
             values[operand] = own
-        values[position] = interval(node.layer, [values[i] for i in node.inputs])
+        operands = [values[i] for i in node.inputs]
+        values[position] = interval(
+            node.layer, operands, [problem.clean[i] for i in node.inputs], problem.clean[position]
+        )
         for i in node.inputs:
             if last_use[i] == position:
                 values.pop(i, None)

@@ -12,6 +12,8 @@ from torch import Tensor
 from stbp_milp.bounds.ideal import IdealNeurons, ideal_neurons
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.network.graph import Network
+from stbp_milp.network.layers import ReLU
+from stbp_milp.network.operations import linear, reads
 from stbp_milp.sets import InputSet, VoxelBox
 
 Preactivations = Mapping[int, Interval]
@@ -24,7 +26,7 @@ class Problem:
 
     Attributes:
         inputs: N sets.
-        clean: the value of every node at the centre, each `(N or 1, *shape)`.
+        clean: the value of every node at the centre, each `(N or 1, *shape)`; of a crop, those in the whole network.
         ideal: of first-layer ReLUs, the neurons with an ideal relaxation, where the inputs are boxes.
     """
 
@@ -37,6 +39,24 @@ class Problem:
     def of(cls, network: Network, inputs: InputSet) -> Problem:
         with torch.no_grad():
             return cls(network, inputs, tuple(network.values(inputs.centre)))
+
+    @torch.no_grad()
+    def values(self, points: Tensor) -> list[Tensor]:
+        """The value of every node, each `(N, *shape)`, for one point of every item `(N, *input_shape)`.
+
+        In deviations from the clean values, so it holds on crops as well, where `network.values` does not.
+        """
+        values = [points]
+        for node, clean in zip(self.network.nodes[1:], self.clean[1:], strict=True):
+            if isinstance(node.layer, ReLU):
+                values.append(values[node.inputs[0]].clamp(min=0))
+                continue
+            value = clean
+            for i, operand in enumerate(node.inputs):
+                if reads(node.layer, i):
+                    value = value + linear(node.layer, i, values[operand] - self.clean[operand])
+            values.append(value)
+        return values
 
     @property
     def parts(self) -> int:
@@ -54,14 +74,14 @@ class Problem:
         """Other sets around the same clean inputs."""
         return replace(self, inputs=inputs)
 
-    def to(self, dtype: torch.dtype) -> Self:
-        """The same in another floating-point type."""
+    def single(self) -> Self:
+        """The same in float32."""
         return replace(
             self,
-            network=self.network.to(dtype),
-            inputs=self.inputs.to(dtype),
-            clean=tuple(value.to(dtype) for value in self.clean),
-            ideal={relu: neurons.to(dtype) for relu, neurons in self.ideal.items()},
+            network=self.network.single,
+            inputs=self.inputs.to(torch.float32),
+            clean=tuple(value.to(torch.float32) for value in self.clean),
+            ideal={relu: neurons.to(torch.float32) for relu, neurons in self.ideal.items()},
         )
 
     def idealised(self, bounds: Preactivations) -> Self:

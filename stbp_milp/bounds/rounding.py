@@ -4,7 +4,8 @@ A computed inner product of n terms errs by at most `gamma_n * |a| . |b|`, with 
 unit roundoff; through a chain of them the errors add up to `gamma_N |L_k| ... |L_1| |x|` with N the sum of the
 lengths (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., sections 3.1 and 3.5). One pass over absolute
 values gives that product; slopes of relaxations lie in [0, 1] and their intercepts within the bounds, so backward
-passes obey the same estimate, with a factor for the forward bounds they use.
+passes obey the same estimate, with a factor for the forward bounds they use. Forward bounds are the computed clean
+value plus a deviation from it, two such chains of which neither enters the other.
 """
 
 from __future__ import annotations
@@ -50,5 +51,5 @@ def _length(layer: object) -> int:
     """Terms of the longest inner product of a layer, forward or transposed, and a few elementwise operations."""
     if isinstance(layer, Convolution):
         taps = layer.weight[0, 0].numel()
-        return taps * max(layer.weight.shape[1], layer.weight.shape[0] // layer.groups) + 4
-    return max(layer.weight.shape[-2:]) + 4 if isinstance(layer, Linear) else 4
+        return taps * max(layer.weight.shape[1], layer.weight.shape[0] // layer.groups) + 6
+    return max(layer.weight.shape[-2:]) + 6 if isinstance(layer, Linear) else 6

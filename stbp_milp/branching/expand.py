@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.ascent import OptimiserOptions, optimise, own_convolutions
+from stbp_milp.bounds.ascent import OptimiserOptions, fast_convolutions, optimise
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_once
@@ -52,6 +52,7 @@ class ExpanderOptions:
         program_limit: pieces with at most so many undecided ReLUs go to the MILP.
         program_seconds: its time limit on one piece.
         family_memory: bytes that matrices of restricted networks may take, each one and all that the search keeps.
+        open_memory: bytes that open pieces may take.
     """
 
     bounding: BoundingOptions = field(default_factory=BoundingOptions)
@@ -64,6 +65,7 @@ class ExpanderOptions:
     program_limit: int = 60
     program_seconds: float = 10.0
     family_memory: int = 512 << 20
+    open_memory: int = 4 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,7 @@ class Expander:
     Attributes:
         rows, offset: the property's open clauses as forms, `(M, K)`, `(M,)`.
         target: a piece is closed when its bound exceeds it.
-        stages: the network's normal form; None if it is too large to write down, then members stay on the whole one.
+        stages: the network's normal form; None if it is too large to write down, then members are bounded on crops.
         program: the MILP, or None.
         counts: what was done how often.
     """
@@ -167,8 +169,8 @@ class Expander:
     def _split_relus(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Children of the pieces, and the pieces that have no ReLU to split."""
         batch = stack(pieces)
-        light = batch.to(torch.float32)
-        with own_convolutions():
+        light = batch.single()
+        with fast_convolutions(light.problem.network):
             choice = choose(light, self._bound(light), self._forms, self.options.width)
         stuck = [p for p, splittable in zip(pieces, choice.exists.tolist(), strict=True) if not splittable]
         closed, stuck = self._finish(stuck)
@@ -291,6 +293,9 @@ class Expander:
         still = still[lower[still].argsort()[:64]]
         if len(still) and not self.witness.found and not self.deadline.expired():
             points = problem.inputs.select(still).maximiser(-found.form[still]).squeeze(1)
+            if family.voxels is not None and self.stages is None:  # a crop runs in a fraction of the whole's time
+                outputs = problem.select(still).values(points)[-1]
+                points = points[(outputs @ self.rows.T + self.offset <= 0).any(1)]
             self.witness(family.clips(points), stage)
 
     def count(self, name: str, by: int) -> None:

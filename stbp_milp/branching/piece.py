@@ -19,15 +19,17 @@ from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.relaxation import adaptive_slope
 from stbp_milp.sets import InputSet, PerturbationSet, concatenate
 
+_BYTES_PER_RELU = 48  # of an open piece: bounds, slope, multiplier, phase, and copies of some for a moment
+
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Pieces that share a network: the whole one, or the restricted one of some members.
+    """Pieces that share a network: the whole one, or the restricted or cropped one of some members.
 
     Attributes:
         problem: the network, and the sets that a restricted one is for.
         whole: the set the query asks about.
-        voxels: where the inputs of a restricted network lie in the clip, flat indices `(n,)`; None for the whole one.
+        voxels: where the inputs of a smaller network lie in the clip, flat indices `(n,)`; None for the whole one.
         members: the members that the problem's boxes are, where it is a problem of boxes.
         folded: is it a network of undecided neurons only?
     """
@@ -49,7 +51,7 @@ class Family:
         if self.voxels is None:
             return inputs
         clips = self.whole.clip.flatten().repeat(len(inputs), 1)
-        clips[:, self.voxels] = inputs
+        clips[:, self.voxels] = inputs.flatten(1)
         return clips.view(-1, *self.whole.clip.shape)
 
     def describe(self, item: int, inputs: InputSet) -> dict[str, Any]:
@@ -95,9 +97,9 @@ class Piece:
     tried: int = 1 << 30
 
     @property
-    def size(self) -> int:
-        """ReLUs that it keeps bounds of."""
-        return sum(bounds.lower.numel() for bounds in self.bounds.values())
+    def memory(self) -> int:
+        """Bytes that it takes while it is open, about."""
+        return _BYTES_PER_RELU * sum(bounds.lower.numel() for bounds in self.bounds.values())
 
     @property
     def group(self) -> int:
@@ -115,14 +117,14 @@ class Batch:
     lower: Tensor  # (N,)
     duals: Duals
 
-    def to(self, dtype: torch.dtype) -> Batch:
-        """The same in another floating-point type."""
+    def single(self) -> Batch:
+        """The same in float32."""
         return Batch(
-            self.problem.to(dtype),
-            {k: v.to(dtype) for k, v in self.bounds.items()},
-            {k: v.to(dtype) for k, v in self.phases.items()},
+            self.problem.single(),
+            {k: v.to(torch.float32) for k, v in self.bounds.items()},
+            {k: v.to(torch.float32) for k, v in self.phases.items()},
             self.clause,
-            self.lower.to(dtype),
+            self.lower.to(torch.float32),
             self.duals,
         )
 

@@ -1,11 +1,15 @@
 """Where the search starts: the whole set, or its members one by one on small networks of their own.
 
+Those are matrices of the neurons that neighbours reach, or crops of every layer where the network is too large to be
+written down as matrices.
+
 A quick bound comes before an expensive one: intervals above the first layer settle most members; backward bounds of
 hidden layers most others; optimised slopes, on all layers, what is left.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
+from stbp_milp.bounds.cells import cell_problem, cells, crops_at_once, voxel_indices
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.fold import fold
 from stbp_milp.bounds.footprint import Group, Restrictor, grouped, whole_entries
@@ -28,7 +33,8 @@ from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox
 
 _DENSE_PAYS = 12  # products of dense matrices are about so much faster, a multiplication, than small convolutions
 _WHOLE_AT_ONCE = 8  # members bounded together on the whole network: between two looks at the clock
-_AT_ONCE = 64  # and on a restricted one
+_AT_ONCE = 64  # and on a smaller one
+_OPEN_BYTES = 64  # for a neuron of every piece that a batch of members may become
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +69,18 @@ class Roots:
         found = bound_once(problem, bounds, expander.rows, expander.offset, memory_bytes=memory, expired=expired)
         expander.count("subproblems", problem.parts)
         open_ = self._open(found)
-        if len(open_) and not expander.deadline.expired():
+        more = optimiser.steps > 0 or expander.options.bounding.deep != "interval"
+        if more and len(open_) and not expander.deadline.expired():
             bounds, found = self._improved(problem, bounds, found, open_, expander.options.bounding, optimiser)
         if tighten is not None:
             bounds, found = self._tightened(problem, bounds, found, tighten)
         keep = keep and not expander.deadline.expired()
         pieces: list[Piece] = []
+        worst = found.lower.argmin(1) if self._on_crops(family) else None  # a run of every candidate is dear
         for clause in range(expander.rows.shape[0]):
             one = _only_row(found, clause)
-            expander.try_minimisers(family, problem, one, one.lower[:, 0], method)
+            tried = one.lower[:, 0] if worst is None else one.lower[:, 0].where(worst == clause, torch.inf)
+            expander.try_minimisers(family, problem, one, tried, method)
             index = torch.full((problem.parts,), clause)
             batch = Batch(problem, bounds, {}, index, one.lower[:, 0], one.duals)
             pieces += expander.pieces_of(family, items, batch, [0] * problem.parts, method, keep)
@@ -140,12 +149,13 @@ class Roots:
     # --- members --------------------------------------------------------------------------------------------
 
     def member_pieces(self, members: PerturbationSet, method: str) -> list[Piece] | None:
-        """Pieces of sets with one member each, on restricted networks where those are cheaper.
+        """Pieces of sets with one member each, on restricted networks where those are cheaper, or on crops.
 
         None where members are too many to be bounded one by one on the whole network.
         """
         groups = self._groups(members)
-        if groups is None and members.parts > self.expander.options.few_members:
+        on_whole = groups is None and self.expander.stages is not None
+        if on_whole and members.parts > self.expander.options.few_members:
             return None
         quick = OptimiserOptions(steps=0)
         bounded = self._members_bounded(members, groups, method, quick, None, keep=False)
@@ -212,25 +222,50 @@ class Roots:
     ) -> dict[int, list[Piece]]:
         """The pieces of every member that time allows, batch by batch."""
         bounded: dict[int, list[Piece]] = {}
+        kept = 0
         for items, family in self._families(members, groups, keep):
-            at_once = _WHOLE_AT_ONCE if family.voxels is None else _AT_ONCE
-            for at in torch.split(torch.arange(len(items)), at_once):
+            for at in torch.split(torch.arange(len(items)), self._at_once(family, keep)):
                 inputs = family.problem.inputs.select(at)
                 found = self.pieces(family, inputs, method, optimiser, tighten, int(at[0]), keep)
                 for k, piece in enumerate(found):  # clause by clause, within a clause member by member
                     bounded.setdefault(int(items[at[k % len(at)]]), []).append(piece)
-                if self.expander.deadline.expired() or self.expander.witness.found:
+                kept += sum(piece.memory for piece in found)
+                full = kept > self.expander.options.open_memory  # the search will not go on, see there
+                if full or self.expander.deadline.expired() or self.expander.witness.found:
                     return bounded
         return bounded
+
+    def _at_once(self, family: Family, keep: bool) -> int:
+        """How many members of a family are bounded together."""
+        if family.voxels is None:
+            return _WHOLE_AT_ONCE
+        if not self._on_crops(family):
+            return _AT_ONCE
+        crop = family.problem.network
+        most = crops_at_once(crop, self.expander.whole.problem.network)
+        if keep:  # every clause of every member keeps bounds of its own
+            each = _OPEN_BYTES * self.expander.rows.shape[0] * sum(math.prod(node.shape) for node in crop.nodes)
+            most = min(most, self.expander.options.open_memory // each)
+        return max(1, min(_AT_ONCE, most))
+
+    def _on_crops(self, family: Family) -> bool:
+        return self.expander.stages is None and family.voxels is not None
 
     def _families(
         self, members: PerturbationSet, groups: list[Group] | None, keep: bool
     ) -> Iterator[tuple[Tensor, Family]]:
-        """Which members, and the family they are bounded in; all on the whole network without groups.
+        """Which members, and the family they are bounded in: on crops without stages, all on the whole network
+        without groups.
 
         `keep`: the networks stay alive; those that memory has no room for are left out, for the whole network.
         """
         whole, options = self.expander.whole, self.expander.options
+        if self.expander.stages is None:
+            for cell in cells(whole.problem.network, members):
+                own = members.select(cell.members)
+                problem = cell_problem(whole.problem, own, cell.voxels)
+                yield cell.members, Family(problem, whole.whole, voxel_indices(cell.voxels), own)
+            return
         rest = [torch.arange(members.parts)]
         if groups is not None and self.expander.stages is not None:
             restrict = Restrictor(self.expander.stages, whole.problem.with_inputs(members))

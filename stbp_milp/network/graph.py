@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import networkx as nx
@@ -75,6 +76,11 @@ class Network:
     def to(self, target: torch.dtype | torch.device) -> Network:
         """The same network with every floating-point tensor in another dtype or on another device."""
         return Network(tuple(replace(node, layer=_moved(node.layer, target)) for node in self.nodes))
+
+    @cached_property
+    def single(self) -> Network:
+        """The same network in float32; made once."""
+        return self.to(torch.float32)
 
     def affine_depth(self) -> tuple[bool, ...]:
         """For every node: is it an affine function of the input (no ReLU in between)?"""

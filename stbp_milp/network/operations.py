@@ -131,7 +131,7 @@ def transpose(layer: object, operand: int, form: Tensor, operand_shape: tuple[in
 @transpose.register
 def _(layer: Convolution, operand: int, form: Tensor, operand_shape: tuple[int, ...]) -> Tensor:
     axes = len(layer.stride)
-    even = all(before == after for before, after in layer.padding)
+    even = _same_on_both_sides(layer)
     # torch's own padding is the same on both sides; otherwise go back to the padded operand and cut it.
     cut = [(0, 0) if even else pair for pair in layer.padding]
     padding = [before if even else 0 for before, _ in layer.padding]
@@ -263,7 +263,12 @@ def _(layer: Maximum, operand: int, operand_shape: tuple[int, ...], shape: tuple
 def _convolve(layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     axes = len(layer.stride)
     padding: tuple[int, ...] | int = tuple(before for before, _ in layer.padding)
-    if any(before != after for before, after in layer.padding):
+    if not _same_on_both_sides(layer):
         x = F.pad(x, [side for pair in reversed(layer.padding) for side in pair])
         padding = 0
     return _CONV[axes](x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+
+
+def _same_on_both_sides(layer: Convolution) -> bool:
+    """Is the padding one that torch's convolutions take themselves?"""
+    return all(before == after >= 0 for before, after in layer.padding)

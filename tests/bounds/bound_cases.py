@@ -11,7 +11,7 @@ from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.network.graph import Network
 from stbp_milp.network.torch_reader import read_module
-from stbp_milp.sets import InputSet, PerturbationSet, SetSpecification, VoxelBox
+from stbp_milp.sets import InputSet, PerturbationSet, SetSpecification, VoxelBox, concatenate
 
 BODIES = micro_instances.BODIES
 
@@ -36,6 +36,20 @@ def split(perturbation: PerturbationSet, times: int, seed: int) -> PerturbationS
         children, _ = perturbation.split(forms)
         perturbation = children if children.parts else perturbation
     return perturbation
+
+
+def single_members(perturbation: PerturbationSet) -> PerturbationSet:
+    """All members, or the first ones of large sets, as parts of their own."""
+    choice, alone = perturbation.choice, []
+    for _ in range(60):
+        members = choice.members()
+        alone += [choice.select(torch.tensor([i])) for i in (members == 1).nonzero().flatten().tolist()]
+        choice = choice.select((members > 1).nonzero().flatten()[:4])
+        if not choice.parts or len(alone) >= 12:
+            break
+        choice, _ = choice.split(torch.zeros(choice.parts, *choice.voxels, dtype=torch.float64))
+    base = perturbation
+    return concatenate([PerturbationSet(base.clip, base.lower, base.upper, c) for c in alone])
 
 
 def hull_box(perturbation: PerturbationSet) -> VoxelBox:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bound_cases import BODIES, case, escape, members_of, operands
+from bound_cases import BODIES, case, escape, members_of, operands, single_members
 from enumeration import SETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.properties import same_class
-from stbp_milp.sets import PerturbationSet, VoxelBox, concatenate
+from stbp_milp.sets import PerturbationSet, VoxelBox
 
 seeds = st.integers(0, 10**6)
 each_set = pytest.mark.parametrize("text", SETS)
@@ -46,20 +46,6 @@ def test_by_hand() -> None:
     problem = Restrictor(normal_form(net), Problem.of(net, box))(group)
     assert [node.shape for node in problem.network.nodes] == [(1,), (1,), (1,), (1,)]
     assert problem.network(torch.tensor([[0.75]]).double()).item() == pytest.approx(1.0 - 0.75)
-
-
-def single_members(perturbation: PerturbationSet) -> PerturbationSet:
-    """All members, or the first ones of large sets, as parts of their own."""
-    choice, alone = perturbation.choice, []
-    for _ in range(60):
-        members = choice.members()
-        alone += [choice.select(torch.tensor([i])) for i in (members == 1).nonzero().flatten().tolist()]
-        choice = choice.select((members > 1).nonzero().flatten()[:4])
-        if not choice.parts or len(alone) >= 12:
-            break
-        choice, _ = choice.split(torch.zeros(choice.parts, *choice.voxels, dtype=torch.float64))
-    base = perturbation
-    return concatenate([PerturbationSet(base.clip, base.lower, base.upper, c) for c in alone])
 
 
 def restricted(net: Network, members: PerturbationSet, budget: int = BUDGET) -> list[tuple[Tensor, Problem, Family]]:

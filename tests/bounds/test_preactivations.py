@@ -212,7 +212,7 @@ def test_interval_of_a_maximum(seed: int) -> None:
     ends = torch.randn(2, 2, 1, 4, generator=generator, dtype=torch.float64).sort(0).values  # (side, operand, 1, 4)
     first, second = (Interval(ends[0, i], ends[1, i]) for i in (0, 1))
     anything = Interval(torch.zeros(1, 4), torch.full((1, 4), 99.0))
-    found = interval(Maximum(), [first, second, anything])
+    found = interval(Maximum(), [first, second, anything], [], torch.zeros(1, 4))
     assert torch.equal(found.lower, torch.maximum(ends[0, 0], ends[0, 1]))
     assert torch.equal(found.upper, torch.maximum(ends[1, 0], ends[1, 1]))
 

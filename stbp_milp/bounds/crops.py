@@ -1,0 +1,261 @@
+"""A layer's crop: the neurons that a small change of the clip can reach, as a box of positions with all channels.
+
+For networks too large to be written down as matrices (`footprint` is for the others). A change that stays inside a box
+of voxels reaches, layer by layer, a box of neurons. Outside of it every *deviation* from the clean values is zero; so,
+in deviations, a convolution over a crop is the same convolution with zeros around, whatever lies there in truth, and
+the whole network becomes an ordinary network of small layers. Bounds work in deviations: all they need besides are the
+crops of the clean values. Its layers applied to values (biases, and zeros where neighbours are) mean nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatch
+
+from torch import Tensor
+
+from stbp_milp.network.graph import Network, Node
+from stbp_milp.network.layers import Convolution, Input, Layer, Linear, Reshape, Scale, Select
+
+Range = tuple[int, int]
+"""`[start, stop)`."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of a node's elements.
+
+    Attributes:
+        view: the node's shape; of a flat node, the shape it had before it was flattened.
+        ranges: along every axis of the view; the first axis (channels) is always whole.
+    """
+
+    view: tuple[int, ...]
+    ranges: tuple[Range, ...]
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> Region:
+        return cls(shape, tuple((0, n) for n in shape))
+
+    @property
+    def is_whole(self) -> bool:
+        return self == Region.whole(self.view)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(stop - start for start, stop in self.ranges)
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """The crop's shape, where the node's is `whole`."""
+        return self.lengths if len(whole) == len(self.view) else (math.prod(self.lengths),)
+
+    def of(self, values: Tensor) -> Tensor:
+        """The crop of a node's values `(N, *shape)`; where it can be, a view that takes no memory."""
+        part = values.reshape(values.shape[0], *self.view)
+        for axis, (start, stop) in enumerate(self.ranges, start=1):
+            part = part.narrow(axis, start, stop - start)
+        return part.reshape(values.shape[0], *self.shape(tuple(values.shape[1:])))
+
+    def union(self, other: Region, shape: tuple[int, ...]) -> Region:
+        """The smallest region with both; `shape` is the node's."""
+        if self.view != other.view:
+            return Region.whole(shape)
+        ends = zip(self.ranges, other.ranges, strict=True)
+        return Region(self.view, tuple((min(a, c), max(b, d)) for (a, b), (c, d) in ends)).normal(shape)
+
+    def normal(self, shape: tuple[int, ...]) -> Region:
+        """The same region, in the node's own shape where it is the whole node."""
+        return Region.whole(shape) if self.is_whole else self
+
+
+def footprint(network: Network, voxels: Region) -> tuple[Region, ...]:
+    """For every node the region that a change of these voxels can reach, grown to what its readers need.
+
+    Operands of a sum, and of all elementwise layers, get one region; a crop along an index gets all it reads.
+    """
+    nodes = network.nodes
+    regions = [voxels]
+    for node in nodes[1:]:
+        own = [_reached(node.layer, regions[i], nodes[i].shape, node.shape) for i in node.inputs]
+        regions.append(_joined(own, node.shape))
+    while True:
+        before = list(regions)
+        for position in range(len(nodes) - 1, 0, -1):
+            for i in nodes[position].inputs:
+                wanted = _wanted(nodes[position].layer, regions[position], regions[i], nodes[i].shape)
+                regions[i] = regions[i].union(wanted, nodes[i].shape)
+        for position, node in enumerate(nodes):
+            if not isinstance(node.layer, Input | Convolution | Linear | Select):
+                own = [_reached(node.layer, regions[i], nodes[i].shape, node.shape) for i in node.inputs]
+                regions[position] = _joined([regions[position], *own], node.shape)
+        if regions == before:
+            return tuple(regions)
+
+
+def cropped(network: Network, regions: Sequence[Region]) -> Network:
+    """The network in deviations from the clean values, every node restricted to its region."""
+    nodes = []
+    for position, node in enumerate(network.nodes):
+        operands = [regions[i] for i in node.inputs]
+        layer = node.layer
+        if not (regions[position].is_whole and all(region.is_whole for region in operands)):
+            layer = _restricted(layer, regions[position], operands, node.shape)
+        nodes.append(Node(node.name, layer, node.inputs, regions[position].shape(node.shape)))
+    return Network(tuple(nodes))
+
+
+def crop_work(network: Network, regions: Sequence[Region]) -> float:
+    """Multiplications of a pass through the cropped network."""
+    total = 0.0
+    for node, region in zip(network.nodes, regions, strict=True):
+        if isinstance(node.layer, Convolution):
+            total += math.prod(region.lengths[1:]) * node.layer.weight.numel()
+        elif isinstance(node.layer, Linear):
+            total += node.layer.weight.shape[0] * math.prod(regions[node.inputs[0]].lengths)
+    return total
+
+
+def _joined(regions: Sequence[Region], shape: tuple[int, ...]) -> Region:
+    result = regions[0].normal(shape)
+    for region in regions[1:]:
+        result = result.union(region, shape)
+    return result
+
+
+# --- what a change of an operand reaches ----------------------------------------------------------------------
+
+
+@singledispatch
+def _reached(layer: object, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
+    """Elementwise layers: the same elements."""
+    return region
+
+
+@_reached.register
+def _(layer: Convolution, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
+    ranges = [(0, shape[0])]
+    for (start, stop), size, (before, _), stride, reach in zip(
+        region.ranges[1:], shape[1:], layer.padding, layer.stride, _reaches(layer), strict=True
+    ):
+        first = -((reach - 1 - before - start) // stride)  # the first output whose last tap lies at or after start
+        last = (stop - 1 + before) // stride
+        ranges.append(_inside(first, last + 1, size))
+    return Region(shape, tuple(ranges))
+
+
+@_reached.register
+def _(layer: Linear, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
+    return Region.whole(shape)
+
+
+@_reached.register
+def _(layer: Reshape, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
+    fits = len(shape) == 1 or region.view == shape
+    return region if fits else Region.whole(shape)
+
+
+@_reached.register
+def _(layer: Select, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
+    if region.view != operand_shape:
+        return Region.whole(shape)
+    ranges = list(region.ranges)
+    start, stop = ranges[layer.axis]
+    readers = ((layer.index >= start) & (layer.index < stop)).nonzero().flatten().tolist() or [0]
+    ranges[layer.axis] = (0, shape[0]) if layer.axis == 0 else (readers[0], readers[-1] + 1)
+    return Region(shape, tuple(ranges))
+
+
+def _inside(start: int, stop: int, size: int) -> Range:
+    """A range of a layer with `size` positions; one position where nothing is reached, so that no layer is empty."""
+    start = min(max(start, 0), size - 1)
+    return start, max(start + 1, min(stop, size))
+
+
+def _reaches(layer: Convolution) -> list[int]:
+    """From the first tap to the last, both included, along every axis."""
+    return [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.weight.shape[2:], strict=True)]
+
+
+# --- what a layer needs of its operand ------------------------------------------------------------------------
+
+
+@singledispatch
+def _wanted(layer: object, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
+    """Elementwise layers: the same elements."""
+    return own
+
+
+@_wanted.register(Convolution)
+@_wanted.register(Linear)
+def _(layer: Convolution | Linear, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
+    return operand  # zeros stand for the rest
+
+
+@_wanted.register
+def _(layer: Reshape, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
+    return own if own.view == operand.view else Region.whole(operand_shape)
+
+
+@_wanted.register
+def _(layer: Select, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
+    if operand.view != operand_shape:
+        return Region.whole(operand_shape)
+    ranges = list(own.ranges)
+    start, stop = own.ranges[layer.axis]
+    index = layer.index[start:stop]
+    ranges[layer.axis] = (0, operand_shape[0]) if layer.axis == 0 else (int(index.min()), int(index.max()) + 1)
+    return Region(operand_shape, tuple(ranges))
+
+
+# --- layers on regions ----------------------------------------------------------------------------------------
+
+
+@singledispatch
+def _restricted(layer: Layer, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
+    """The layer from its operands' regions to its own, in deviations."""
+    return layer
+
+
+@_restricted.register
+def _(layer: Convolution, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
+    return replace(layer, padding=tuple(_crop_padding(layer, own, operands[0])))
+
+
+def _crop_padding(layer: Convolution, own: Region, operand: Region) -> Iterator[tuple[int, int]]:
+    """Zeros before and after the operand's crop; negative where the outputs read less than it."""
+    for (first, end), (start, stop), (before, _), stride, reach in zip(
+        own.ranges[1:], operand.ranges[1:], layer.padding, layer.stride, _reaches(layer), strict=True
+    ):
+        read_from, read_to = first * stride - before, (end - 1) * stride - before + reach
+        yield start - read_from, read_to - stop
+
+
+@_restricted.register
+def _(layer: Linear, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
+    return layer if operands[0].is_whole else replace(layer, weight=operands[0].of(layer.weight))
+
+
+@_restricted.register
+def _(layer: Scale, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
+    def part(x: Tensor) -> Tensor:
+        x = x.reshape(*[1] * (len(shape) - x.dim()), *x.shape)
+        if len(shape) != len(own.view):
+            return own.of(x.expand(1, *shape))[0]
+        for axis, (start, stop) in enumerate(own.ranges):
+            x = x if x.shape[axis] == 1 else x.narrow(axis, start, stop - start)
+        return x
+
+    return Scale(part(layer.factor), part(layer.offset))
+
+
+@_restricted.register
+def _(layer: Reshape, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
+    return Reshape(own.shape(shape))
+
+
+@_restricted.register
+def _(layer: Select, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
+    (start, stop), (offset, _) = own.ranges[layer.axis], operands[0].ranges[layer.axis]
+    return Select(layer.axis, layer.index[start:stop] - offset)
