@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -45,20 +45,19 @@ class Result:
     """
 
     word: str
-    inputs: Array
-    outputs: Array
+    inputs: Array = field(default_factory=lambda: np.zeros(0))
+    outputs: Array = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def of(cls, outcome: Outcome, limit: float) -> Result:
         """The outcome of a run that had `limit` seconds."""
-        nothing = np.zeros(0)
         match outcome.verdict:
             case Verified():
-                return cls("unsat", nothing, nothing)
+                return cls("unsat")
             case Falsified(found):
                 return cls("sat", found.clip.double().numpy().ravel(), np.array(found.outputs))
             case Unknown():
-                return cls("timeout" if outcome.seconds >= limit else "unknown", nothing, nothing)
+                return cls("timeout" if outcome.seconds >= limit else "unknown")
 
     def text(self) -> str:
         # repr gives the shortest decimals that are read as the same doubles, and every float32 is a double.
@@ -100,10 +99,9 @@ def main(arguments: Sequence[str]) -> int:
         return _told(f"{_USAGE}, got {' '.join(arguments)!r}", BAD_INPUT)
     share, most = _MARGIN
     end = psutil.Process().create_time() + timeout - min(share * timeout, most)
-    code, words = 0, "error"
+    code, found = 0, Result("error")
     try:
         found = answer(Path(model), Path(specification), end, cores)
-        words = found.text()
     except InputError as error:
         code = _told(str(error), BAD_INPUT)
     except SoundnessError as error:
@@ -112,8 +110,8 @@ def main(arguments: Sequence[str]) -> int:
         if not is_exhaustion(error):
             raise
         _told("out of memory", 0)
-        words = "unknown\n"
-    _write(Path(result), words)
+        found = Result("unknown")
+    _write(Path(result), found.text())
     return code
 
 
@@ -128,7 +126,7 @@ def answer(model: Path, specification: Path, end: float, threads: int) -> Result
     queries = read_questions(specification, loaded)
     limit = end - time.time()
     if limit <= 0:
-        return Result("timeout", np.zeros(0), np.zeros(0))
+        return Result("timeout")
     outcome = verify_all(queries, Configuration(timeout=limit, threads=threads))
     if isinstance(outcome.verdict, Unknown):
         _told(outcome.verdict.reason, 0)

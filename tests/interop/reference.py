@@ -64,7 +64,9 @@ def random_text(seed: int, inputs: int = 2, outputs: int = 2) -> str:
         i, form = random.integers(inputs), random.integers(4)
         operator = ("<=", ">=", "<=", ">=")[form]
         return (
-            f"({operator} X_{i} {quarter()})" if form < 2 else f"({operator} (+ (* -2.0 X_{i}) {quarter()}) {quarter()})"
+            f"({operator} X_{i} {quarter()})"
+            if form < 2
+            else f"({operator} (+ (* -2.0 X_{i}) {quarter()}) {quarter()})"
         )
 
     def about_outputs() -> str:

@@ -42,6 +42,16 @@ def unsafe(region: UnsafeRegion, inputs: list[float], outputs: list[float]) -> b
     )
 
 
+def region_or_none(path: Path) -> UnsafeRegion | None:
+    """None where contradicting bounds leave no input: refused, being a mistake more likely than a proof."""
+    try:
+        return read_vnnlib(path)
+    except InputError as error:
+        if "boxes are empty" in str(error):
+            return None
+        raise
+
+
 def test_by_hand(tmp_path: Path) -> None:
     region = read_vnnlib(written(tmp_path, BY_HAND))
     assert (region.inputs, region.outputs, len(region.boxes)) == (1, 1, 2)
@@ -65,10 +75,8 @@ def test_the_region_is_what_the_formula_says(tmp_path: Path, seed: int) -> None:
     points += [[x, y, z, z] for x, y in itertools.product(grid, grid) for z in (Fraction(0), Fraction(1, 4))]
     names = ("X_0", "X_1", "Y_0", "Y_1")
     expected = [holds(text, dict(zip(names, point, strict=True))) for point in points]
-    try:
-        region = read_vnnlib(written(tmp_path, text))
-    except InputError as error:
-        assert "boxes are empty" in str(error)
+    region = region_or_none(written(tmp_path, text))
+    if region is None:
         assert not any(expected)
         return
     for point, wanted in zip(points, expected, strict=True):
