@@ -1,6 +1,6 @@
 """Exchange with other verifiers: VNN-LIB properties, and the doors of VNN-COMP."""
 
-from stbp_milp.interop.questions import combined, is_vnnlib, questions_key, read_questions, record_of, verify_all
+from stbp_milp.interop.questions import combined, is_vnnlib, questions_key, read_questions, record_of_all, verify_all
 from stbp_milp.interop.region import UnsafeBox, UnsafeRegion
 from stbp_milp.interop.vnnlib import read_vnnlib
 from stbp_milp.interop.writer import write_vnnlib
@@ -13,7 +13,7 @@ __all__ = [
     "questions_key",
     "read_questions",
     "read_vnnlib",
-    "record_of",
+    "record_of_all",
     "verify_all",
     "write_vnnlib",
 ]

@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 from stbp_milp.instances import read_specification
 from stbp_milp.interop.vnnlib import read_vnnlib
 from stbp_milp.network.model import Model
 from stbp_milp.query import Configuration, Query
-from stbp_milp.records import Record, make_record, query_key
+from stbp_milp.records import Record, query_key
 from stbp_milp.search import Deadline
 from stbp_milp.verdict import Certificate, Falsified, Leaf, Outcome, Progress, Unknown, Verdict, Verified
 from stbp_milp.verify import OnProgress, verify
@@ -124,21 +123,12 @@ def questions_key(queries: Sequence[Query], configuration: Configuration) -> str
     return keys[0] if len(keys) == 1 else hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
-def record_of(
-    queries: Sequence[Query],
-    configuration: Configuration,
-    outcome: Outcome,
-    *,
-    clip_source: str,
-    command: str = "",
-    files: Mapping[str, Path] | None = None,
-    date: datetime | None = None,
-) -> Record:
-    """`make_record` for the combined outcome; of several questions the key says all, the other fields the first."""
-    record = make_record(
-        queries[0], configuration, outcome, clip_source=clip_source, command=command, files=files, date=date
-    )
+def record_of_all(first: Record, queries: Sequence[Query], configuration: Configuration) -> Record:
+    """The record of a combined outcome, from one made for the first question: the key is that of all of them.
+
+    Clip, set and property stay the first question's, and `set.text` says so.
+    """
     if len(queries) == 1:
-        return record
-    several = record.set | {"text": f"{len(queries)} boxes, the first"}
-    return replace(record, key=questions_key(queries, configuration), set=several)
+        return first
+    several = first.set | {"text": f"{len(queries)} boxes, the first"}
+    return replace(first, key=questions_key(queries, configuration), set=several)

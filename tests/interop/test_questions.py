@@ -22,11 +22,11 @@ from rich.console import Console
 from torch import nn
 
 from stbp_milp.errors import InputError
-from stbp_milp.interop import combined, questions_key, read_questions, record_of, verify_all
+from stbp_milp.interop import combined, questions_key, read_questions, record_of_all, verify_all
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
-from stbp_milp.records import query_key
+from stbp_milp.records import make_record, query_key
 from stbp_milp.report.terminal import question
 from stbp_milp.sets import BoxSpecification
 from stbp_milp.verdict import Certificate, Counterexample, Falsified, Leaf, Outcome, Progress, Unknown, Verified
@@ -209,11 +209,13 @@ def test_keys_and_records_tell_boxes_apart(tmp_path: Path) -> None:
     assert first != second
     assert questions_key(queries[:1], QUICK) == first
     assert questions_key(queries, QUICK) not in (first, second)
-    record = record_of(queries, QUICK, combined(HOLDS), clip_source="a.vnnlib")
+    first = make_record(queries[0], QUICK, combined(HOLDS), clip_source="a.vnnlib")
+    assert first.set["text"] == "box"
+    assert record_of_all(first, queries[:1], QUICK) is first
+    record = record_of_all(first, queries, QUICK)
     assert record.key == questions_key(queries, QUICK)
     assert record.set["text"] == "2 boxes, the first"
     assert len(record.set["sha256"]) == 64
-    assert record_of(queries[:1], QUICK, HOLDS[0], clip_source="a.vnnlib").set["text"] == "box"
 
 
 def test_a_box_is_described(tmp_path: Path) -> None:
