@@ -24,7 +24,7 @@ from stbp_milp.verify import OnProgress, verify
 
 _LEAVES_KEPT = 1_000
 _FIRST_TRY = 0.25  # of the time goes to a first look at all questions
-_SHORTEST = 0.01  # seconds; no question is asked for less
+_SHORTEST = 0.2  # seconds; with less, of thousands of easy boxes none would be settled
 _UNSEEN = Outcome(Unknown("out of time before it was looked at"), -math.inf, math.inf, (), None, 0.0)
 
 
@@ -60,10 +60,11 @@ def verify_all(
 
     for portion in (_FIRST_TRY, 1.0):
         for position, at in enumerate(open_):
-            share = portion * deadline.remaining() / (len(open_) - position)
-            if share < _SHORTEST:
+            if deadline.expired():
                 break
-            outcomes[at] = verify(queries[at], replace(configuration, timeout=share), tell)
+            share = max(portion * deadline.remaining() / (len(open_) - position), _SHORTEST)
+            limit = min(share, deadline.remaining())
+            outcomes[at] = verify(queries[at], replace(configuration, timeout=limit), tell)
             if isinstance(outcomes[at].verdict, Falsified):
                 return replace(combined(outcomes), seconds=deadline.elapsed())
         open_ = [at for at in open_ if isinstance(outcomes[at].verdict, Unknown)]

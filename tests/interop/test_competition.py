@@ -156,13 +156,13 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str) -> None:
 def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(SCRIPTS / name), *map(str, arguments)]
     environment = os.environ | {"STBP_VENV": sys.prefix}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
 def test_the_scripts_as_they_are_called(folder: Path, tmp_path: Path) -> None:
     files = (folder / "acas.onnx.gz", folder / "broken.vnnlib.gz")
     assert script("prepare_instance.sh", "v1", "test", *files).returncode == 0
-    ran = script("run_instance.sh", "v1", "test", *files, tmp_path / "result.txt", 60)
+    ran = script("run_instance.sh", "v1", "test", *files, tmp_path / "result.txt", 600)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert read_result(tmp_path / "result.txt").word == "sat"
     for name in ("install_tool.sh", "prepare_instance.sh", "run_instance.sh"):
@@ -177,7 +177,7 @@ def test_what_hangs_is_killed(folder: Path, tmp_path: Path) -> None:
     ran = script("run_instance.sh", "v1", "test", *files, tmp_path / "result.txt", 0.3)
     assert ran.returncode == 0
     assert (tmp_path / "result.txt").read_text() == "timeout\n"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 # --- published instances ----------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_what_hangs_is_killed(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "word"), [("prop_0_0.03", "unsat"), ("prop_1_0.03", "sat")])
 def test_published_instances(data: Path, tmp_path: Path, name: str, word: str) -> None:
     model, specification = data / "vnncomp" / "mnist-net_256x2.onnx.gz", data / "vnncomp" / f"{name}.vnnlib.gz"
-    result = competition.answer(model, specification, time.time() + 120, 1)
+    result = competition.answer(model, specification, time.time() + 600, 1)
     assert result.word == word
     if word == "sat":
         assert_counterexample(result, model, specification, (1, 784, 1))

@@ -192,7 +192,7 @@ def test_time_is_shared_and_over_when_it_is_over(tmp_path: Path) -> None:
     assert seen
     late = verify_all(queries, replace(QUICK, timeout=1e-3))
     assert isinstance(late.verdict, Unknown)
-    assert "2 of 2 boxes" in late.verdict.reason
+    assert "of 2 boxes stay open" in late.verdict.reason
 
 
 def test_keys_and_records_tell_boxes_apart(tmp_path: Path) -> None:
