@@ -45,11 +45,11 @@ _UNREADABLE = (
 def read_clip(text: str) -> Tensor:
     """The clip (C, T, H, W) that `text` names: float64, but every value one that float32 can hold.
 
-    An array (T, H, W), such as one volume of a file (N, T, H, W), becomes a clip of one channel. uint8 is divided
-    by 255.
+    An array (T, H, W), such as one volume of a file (N, T, H, W), becomes a clip of one channel, an image (H, W) a
+    clip of one frame, a vector one row of pixels. uint8 is divided by 255.
 
     Raises:
-        InputError: no such file, key or item; not a numpy file; not three or four axes; not finite numbers.
+        InputError: no such file, key or item; not a numpy file; not one to four axes; not finite numbers.
     """
     place = _PLACE.fullmatch(text)
     if place is None:
@@ -189,12 +189,11 @@ def _one_item(array: NDArray[Any], item: int | None, text: str) -> NDArray[Any]:
 
 
 def _to_clip(array: NDArray[Any], text: str) -> Tensor:
-    if array.ndim == 3:
-        array = array[None]
-    if array.ndim != 4 or 0 in array.shape:
+    if array.ndim not in (1, 2, 3, 4) or 0 in array.shape:
         raise InputError(
             f"{text!r} has shape {array.shape}; expected a clip (C, T, H, W), or (T, H, W) for one channel"
         )
+    array = array.reshape((1,) * (4 - array.ndim) + array.shape)
     if array.dtype == np.uint8:
         array = array.astype(np.float32) / np.float32(255)
     elif not np.issubdtype(array.dtype, np.floating):

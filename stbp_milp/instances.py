@@ -18,6 +18,7 @@ from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
 from stbp_milp.inputs import read_clip
 from stbp_milp.network.model import Model
+from stbp_milp.network.views import as_clip
 from stbp_milp.query import Query
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verify import property_of
@@ -56,6 +57,7 @@ class Specification:
             InputError: the clip cannot be read, or clip, set, property and model do not fit together.
         """
         clip = read_clip(self.clip if Path(self.clip).is_absolute() else str(self.folder / self.clip))
+        clip = as_clip(clip, model.network.input_shape)
         if tuple(clip.shape) != model.network.input_shape:
             raise InputError(
                 f"the clip {self.clip!r} has shape {tuple(clip.shape)}, model {model.name} takes "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stbp_milp.network.model import Model
 from stbp_milp.properties import Property
-from stbp_milp.sets import SetSpecification
+from stbp_milp.sets import BoxSpecification, SetSpecification
 
 SolverName = Literal["auto", "scip", "gurobi", "highs", "none"]
 
@@ -19,12 +19,12 @@ class Query:
     """Does `property` hold of the model's output on every clip of the set around `clip`?
 
     Attributes:
-        clip: (C, T, H, W), float64, in the data domain.
+        clip: (C, T, H, W), float64, in the data domain; of a box, a clip in it.
     """
 
     model: Model
     clip: Tensor
-    set: SetSpecification
+    set: SetSpecification | BoxSpecification
     property: Property
 
 

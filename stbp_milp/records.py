@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
 from stbp_milp.properties import Property
 from stbp_milp.query import Configuration, Query
+from stbp_milp.sets import BoxSpecification, SetSpecification
 from stbp_milp.verdict import Certificate, Falsified, Outcome, Unknown, Verified
 
 SCHEMA = 1
@@ -99,7 +101,7 @@ def make_record(
         command=command,
         model={"name": query.model.name, "digest": query.model.digest, "source": str(query.model.source)},
         clip={"source": clip_source, "sha256": clip_digest(query.clip), "shape": list(query.clip.shape)},
-        set={"text": query.set.text, "epsilon": query.set.epsilon, "domain": list(query.set.domain)},
+        set=_set(query.set),
         property={"text": query.property.text, "sha256": property_digest(query.property)},
         configuration=_plain(asdict(configuration)),
         verdict=outcome.word,
@@ -159,7 +161,7 @@ def query_key(query: Query, configuration: Configuration) -> str:
     question = {
         "model": query.model.digest,
         "clip": clip_digest(query.clip),
-        "set": [query.set.text, query.set.epsilon, list(query.set.domain)],
+        "set": list(_set(query.set).values()),
         "property": property_digest(query.property),
         "configuration": asdict(configuration),
     }
@@ -205,6 +207,13 @@ def _commit() -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _set(asked: SetSpecification | BoxSpecification) -> dict[str, Any]:
+    entries: dict[str, Any] = {"text": asked.text, "epsilon": asked.epsilon, "domain": list(asked.domain)}
+    if isinstance(asked, BoxSpecification):
+        entries["sha256"] = clip_digest(torch.stack([asked.lower, asked.upper]))
+    return entries
 
 
 def _certificate(certificate: Certificate) -> dict[str, Any]:

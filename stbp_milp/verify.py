@@ -33,7 +33,7 @@ from stbp_milp.plan import Plan
 from stbp_milp.properties import Property, same_class, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
 from stbp_milp.search import Deadline, Expansion, Pace, Search, SearchEnd, best_first
-from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
+from stbp_milp.sets import BoxSpecification, Patch, PerturbationSet, SetSpecification
 from stbp_milp.verdict import (
     Certificate,
     Counterexample,
@@ -51,6 +51,7 @@ OnProgress = Callable[[Progress], None]
 _STAGES = ("union bound", "split", "relu search", "milp")
 _LEAVES_KEPT = 1_000
 
+_BESIDE = "no float32 values lie on some sides of the box; the property is broken by those nearest to it"
 _MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
 _MEMBERS_ON_CROPS = 1 << 18  # the same for networks too large for matrices
 _HOPELESS_SHARE = 0.1  # of the time, for the one bound of all places of a patch on such a network
@@ -101,7 +102,7 @@ def verify_clip(
 
     Args:
         model: a torch module, or the path of an ONNX file.
-        clip: (C, T, H, W), values in the data domain.
+        clip: (C, T, H, W), or of the shape that the model takes; values in the data domain.
         set: in words, as in `SetSpecification`.
         epsilon: radius in the units of the data.
         label: the class that must stay; the clean prediction without.
@@ -110,6 +111,7 @@ def verify_clip(
     """
     clip = torch.as_tensor(clip).to(torch.float32).to(torch.float64)
     loaded = load_model(model, tuple(clip.shape))
+    clip = clip.reshape(loaded.network.input_shape)
     return verify(
         Query(
             loaded,
@@ -390,6 +392,8 @@ class _Run:
         )
 
     def _falsified(self, counterexample: Counterexample) -> Outcome:
+        if isinstance(self.query.set, BoxSpecification) and not self.query.set.contains(counterexample.clip):
+            return self._outcome(Unknown(_BESIDE), None)
         return self._outcome(Falsified(counterexample), counterexample.stage)
 
     def _outcome(self, verdict: Verdict, decided_by: str | None) -> Outcome:

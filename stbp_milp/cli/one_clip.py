@@ -18,6 +18,7 @@ from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.files import prepare_folder
 from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip
 from stbp_milp.network.model import Model, load_model
+from stbp_milp.network.views import as_clip
 from stbp_milp.query import Configuration, Query, SolverName
 from stbp_milp.records import Record, make_record, query_key, run_stem, write_record
 from stbp_milp.report.pictures import save_counterexample
@@ -122,8 +123,9 @@ def read_query(options: Options) -> tuple[Query, list[float]]:
     domain = (0.0, 1.0) if options.domain is None else parse_domain(options.domain)
     specification = SetSpecification(options.set, parse_epsilon(options.epsilon), domain)
     clip = read_clip(options.input)
-    specification.build(clip)  # raises before the model is loaded
     model = _load(options.model, clip)
+    clip = as_clip(clip, model.network.input_shape)
+    specification.build(clip)  # raises before anything runs
     outputs = _outputs(model, clip)
     wanted = property_of(model.predict, clip, options.label, options.top_k or 1, options.tolerance)
     return Query(model, clip, specification, wanted), outputs
@@ -137,7 +139,7 @@ def _load(path: Path, clip: Tensor) -> Model:
         raise
     except InputError:
         model = load_model(path, tuple(clip.shape))
-    expected, arrived = model.network.input_shape, tuple(clip.shape)
+    expected, arrived = model.network.input_shape, tuple(as_clip(clip, model.network.input_shape).shape)
     if arrived != expected:
         same_axes = sorted(arrived) == sorted(expected)
         hint = "reorder its axes" if same_axes else "give a clip made for this model"

@@ -1,7 +1,7 @@
 """The user's model twice: as a network to bound, and as the original to ask for predictions.
 
 Nothing is verified on a network that does not agree with its original on sample inputs; counterexamples are judged
-by the original alone.
+by the original alone. Both take clips, whatever shape the original's input has (`network.views`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,11 @@ from stbp_milp.network.graph import Network
 from stbp_milp.network.onnx_file import OnnxFile, open_onnx
 from stbp_milp.network.onnx_reader import read_onnx_file
 from stbp_milp.network.torch_reader import private_copy, read_module
+from stbp_milp.network.views import on_clips, predicts_clips
 
 AGREEMENT = 1e-4  # float32 rounding of the original, relative to 1 + |score|
 
-Predict = Callable[[np.ndarray], np.ndarray]  # (N, *input_shape) float32 -> (N, K)
+Predict = Callable[[np.ndarray], np.ndarray]  # (N, C, T, H, W) float32 -> (N, K)
 
 _REFUSED = (
     ort_errors.Fail,
@@ -40,7 +41,7 @@ _REFUSED = (
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    network: Network  # float64
+    network: Network  # float64, its input a clip (C, T, H, W)
     predict: Predict  # the original model
     name: str
     digest: str  # sha256 of the file, or of the layers read from a module
@@ -50,13 +51,16 @@ class Model:
 def load_model(source: str | Path | nn.Module, input_shape: Sequence[int] | None = None) -> Model:
     """Read a model and check the reading against the original.
 
-    `input_shape` excludes the batch axis; a torch module needs it, a file only where it leaves axes open.
+    `input_shape` is the model's own, without the batch axis; a torch module needs it, a file only where it leaves
+    axes open.
 
     Raises:
         UnsupportedLayerError: an operator has no rule.
         InputError: the model cannot be read, or the network read from it disagrees with the original.
     """
-    model = _load_module(source, input_shape) if isinstance(source, nn.Module) else _load_onnx(source, input_shape)
+    own = _load_module(source, input_shape) if isinstance(source, nn.Module) else _load_onnx(source, input_shape)
+    shape = own.network.input_shape
+    model = replace(own, network=on_clips(own.network), predict=predicts_clips(own.predict, shape))
     _check_reading(model)
     return model
 

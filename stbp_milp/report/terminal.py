@@ -22,6 +22,7 @@ from rich.text import Text
 
 from stbp_milp.query import Query
 from stbp_milp.report.comparison import answer, as_fraction
+from stbp_milp.sets import BoxSpecification, SetSpecification
 from stbp_milp.verdict import Falsified, Outcome, Progress, Unknown, Verified
 
 _COLOURS = {"verified": "bold green", "falsified": "bold red", "unknown": "bold yellow"}
@@ -85,13 +86,19 @@ def progress_text(progress: Progress | None, limit: float, since: float = 0.0) -
 
 def question(query: Query, clean_outputs: Sequence[float]) -> RenderableType:
     """What is asked, in a few lines."""
-    low, high = query.set.domain
     return _pairs(
         ("model", f"{query.model.name}, input {'x'.join(map(str, query.clip.shape))}"),
         ("clean clip", answer(query, clean_outputs)),
-        ("set", f"{query.set.text}, eps {as_fraction(query.set.epsilon)}, domain [{low:g}, {high:g}]"),
+        ("set", _set(query.set)),
         ("property", query.property.text),
     )
+
+
+def _set(asked: SetSpecification | BoxSpecification) -> str:
+    low, high = asked.domain
+    if isinstance(asked, BoxSpecification):
+        return f"box, sides up to {2 * asked.epsilon:.4g} long, values in [{low:.6g}, {high:.6g}]"
+    return f"{asked.text}, eps {as_fraction(asked.epsilon)}, domain [{low:g}, {high:g}]"
 
 
 def summary(query: Query, outcome: Outcome, files: Mapping[str, Path]) -> RenderableType:

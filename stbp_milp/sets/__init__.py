@@ -5,10 +5,11 @@ from stbp_milp.sets.choice import Choice, ChoiceProgram
 from stbp_milp.sets.moving_patch import MovingPatch
 from stbp_milp.sets.patch import Patch
 from stbp_milp.sets.perturbation import InputSet, PerturbationSet, VoxelBox, concatenate, inner, support
-from stbp_milp.sets.specification import SetSpecification, parse_set
+from stbp_milp.sets.specification import BoxSpecification, SetSpecification, parse_set
 
 __all__ = [
     "Blocks",
+    "BoxSpecification",
     "Choice",
     "ChoiceProgram",
     "InputSet",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -140,6 +141,65 @@ class SetSpecification:
         choice = parse_set(self.text, voxels)
         return PerturbationSet(
             clip, (clip - self.epsilon).clamp(min=low), (clip + self.epsilon).clamp(max=high), choice
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class BoxSpecification:
+    """Every clip between two given ones: a box of which nobody said the centre.
+
+    Attributes:
+        lower, upper: (C, T, H, W) float64, finite, `lower <= upper`.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    text: ClassVar[str] = "box"
+
+    def __post_init__(self) -> None:
+        if not bool((self.lower <= self.upper).all()):
+            raise InputError("the box is empty; expected a largest value not below the smallest for every voxel")
+
+    @property
+    def epsilon(self) -> float:
+        """Half the longest side."""
+        return float((self.upper - self.lower).max()) / 2
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        """The smallest and the largest value in the box."""
+        return float(self.lower.min()), float(self.upper.max())
+
+    def centre(self) -> Tensor:
+        """The middle (C, T, H, W) in float64, moved to float32 values in the box; see `contains`."""
+        middle = (self.lower + (self.upper - self.lower) / 2).to(torch.float32)
+        infinity = torch.full_like(middle, torch.inf)
+        down = torch.where(middle > self.upper, torch.nextafter(middle, -infinity), middle)
+        inside = torch.where(down < self.lower, torch.nextafter(down, infinity), down)
+        # Where a side is so short that no float32 value lies on it, the one nearest to it.
+        return torch.where(inside > self.upper, middle, inside).to(torch.float64)
+
+    def contains(self, clip: Tensor) -> bool:
+        """Is `clip` (C, T, H, W) in the box, exactly?"""
+        return bool(((clip >= self.lower) & (clip <= self.upper)).all())
+
+    def build(self, clip: Tensor) -> PerturbationSet:
+        """The box with `clip` (C, T, H, W) in it.
+
+        Where no float32 value lies on a side, as on [0.1, 0.1], the side is made longer until it holds the clip's: a
+        proof counts for the box in it, a counterexample does not.
+
+        Raises:
+            InputError: the clip has another shape.
+        """
+        if clip.shape != self.lower.shape:
+            raise InputError(
+                f"the clip has shape {tuple(clip.shape)}, the box {tuple(self.lower.shape)}; give them one shape"
+            )
+        clip = clip.to(torch.float64)
+        voxels = (clip.shape[1], clip.shape[2], clip.shape[3])
+        return PerturbationSet(
+            clip, torch.minimum(self.lower, clip), torch.maximum(self.upper, clip), Patch.of(voxels, voxels)
         )
 
 

@@ -259,7 +259,7 @@ def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> No
         ({"input": "file"}, ".npy or .npz"),
         ({"input": "other.npy"}, "(3, 4, 6, 6)"),
         ({"input": "last.npy"}, "reorder its axes"),
-        ({"input": "flat.npy"}, "(10,)"),
+        ({"input": "flat.npy"}, "(1, 1, 1, 10)"),
         ({"input": "nan.npy"}, "NaN"),
         ({"input": "bright.npy"}, "--domain"),
         ({"input": "several.npz"}, "a (1, 4, 6, 6), b (1, 4, 6, 6)"),

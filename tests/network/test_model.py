@@ -89,9 +89,9 @@ def test_published_video_networks_know_their_clips(data: Path, frames: int) -> N
 
 def test_published_flat_network(data: Path) -> None:
     model = load_model(data / "vnncomp" / "mnist-net_256x2.onnx.gz")
-    assert model.network.input_shape == (784, 1)  # the file says (1, 784, 1)
+    assert model.network.input_shape == (1, 1, 1, 784)  # the file says (1, 784, 1)
     assert model.name == "mnist-net_256x2"
     assert len(model.network.relus) == 2
-    clips = np.random.default_rng(0).random((3, 784, 1), dtype=np.float32)
+    clips = np.random.default_rng(0).random((3, 1, 1, 1, 784), dtype=np.float32)
     scores = model.network(torch.from_numpy(clips).double()).numpy()
     np.testing.assert_allclose(model.predict(clips), scores, atol=1e-4)

@@ -275,4 +275,5 @@ def test_gz_equals_plain(tmp_path: Path) -> None:
     (tmp_path / "model.onnx.gz").write_bytes(gzip.compress(path.read_bytes()))
     model = load_model(tmp_path / "model.onnx.gz")
     assert model.name == "model"
-    assert [node.name for node in model.network.nodes] == [node.name for node in read_onnx(path).nodes]
+    own = [node.name for node in model.network.nodes if node.name != "x/view"]
+    assert own == [node.name for node in read_onnx(path).nodes]

@@ -1,0 +1,135 @@
+"""One door for questions in files, ours and VNN-LIB's, and one verdict on several of them.
+
+A VNN-LIB file may ask about several boxes. Together they are *falsified* when one is, *verified* when all are, else
+*unknown*; the combined outcome says so in the words of a single one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from stbp_milp.instances import read_specification
+from stbp_milp.interop.vnnlib import read_vnnlib
+from stbp_milp.network.model import Model
+from stbp_milp.query import Configuration, Query
+from stbp_milp.records import Record, query_key
+from stbp_milp.search import Deadline
+from stbp_milp.verdict import Certificate, Falsified, Leaf, Outcome, Progress, Unknown, Verdict, Verified
+from stbp_milp.verify import OnProgress, verify
+
+_LEAVES_KEPT = 1_000
+_FIRST_TRY = 0.25  # of the time goes to a first look at all questions
+_SHORTEST = 0.2  # seconds; with less, of thousands of easy boxes none would be settled
+_UNSEEN = Outcome(Unknown("out of time before it was looked at"), -math.inf, math.inf, (), None, 0.0)
+
+
+def is_vnnlib(path: str | Path) -> bool:
+    return Path(path).name.endswith((".vnnlib", ".vnnlib.gz"))
+
+
+def read_questions(path: str | Path, model: Model) -> list[Query]:
+    """What the file asks about `model`, at least one question: of a VNN-LIB file or of our own specification.
+
+    Raises:
+        InputError: the file cannot be read, or it and the model do not fit together.
+    """
+    return read_vnnlib(path).queries(model) if is_vnnlib(path) else [read_specification(path).query(model)]
+
+
+def verify_all(
+    queries: Sequence[Query], configuration: Configuration, on_progress: OnProgress | None = None
+) -> Outcome:
+    """The combined outcome of all questions within the time of one.
+
+    All are tried briefly first, because one that is falsified ends the run; those that stay open share what is left.
+    """
+    if len(queries) == 1:
+        return verify(queries[0], configuration, on_progress)
+    deadline = Deadline.after(configuration.timeout)
+    outcomes = [_UNSEEN] * len(queries)
+    open_ = list(range(len(queries)))
+
+    def tell(progress: Progress) -> None:
+        if on_progress is not None:
+            on_progress(replace(progress, seconds=deadline.elapsed()))
+
+    for portion in (_FIRST_TRY, 1.0):
+        for position, at in enumerate(open_):
+            if deadline.expired():
+                break
+            share = max(portion * deadline.remaining() / (len(open_) - position), _SHORTEST)
+            limit = min(share, deadline.remaining())
+            outcomes[at] = verify(queries[at], replace(configuration, timeout=limit), tell)
+            if isinstance(outcomes[at].verdict, Falsified):
+                return replace(combined(outcomes), seconds=deadline.elapsed())
+        open_ = [at for at in open_ if isinstance(outcomes[at].verdict, Unknown)]
+    return replace(combined(outcomes), seconds=deadline.elapsed())
+
+
+def combined(outcomes: Sequence[Outcome]) -> Outcome:
+    """One outcome for the union of all questions: falsified if any is, verified if all are, else unknown."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    verdict, decisive = _verdict(outcomes)
+    stages: Counter[str] = Counter()
+    counts: Counter[str] = Counter({"questions": len(outcomes)})
+    for outcome in outcomes:
+        stages.update(outcome.stage_seconds)
+        counts.update(outcome.counts)
+    return Outcome(
+        verdict,
+        min(outcome.lower for outcome in outcomes),
+        min(outcome.upper for outcome in outcomes),
+        decisive.clean_outputs,
+        decisive.decided_by,
+        sum(outcome.seconds for outcome in outcomes),
+        dict(stages),
+        dict(counts),
+    )
+
+
+def _verdict(outcomes: Sequence[Outcome]) -> tuple[Verdict, Outcome]:
+    """The combined verdict, and the outcome that decided it: the falsified one, or the one with the least bound."""
+    least = min(outcomes, key=lambda outcome: outcome.lower)
+    open_: list[Unknown] = []
+    certificates: list[Certificate] = []
+    for outcome in outcomes:
+        match outcome.verdict:
+            case Falsified():
+                return outcome.verdict, outcome
+            case Unknown():
+                open_.append(outcome.verdict)
+            case Verified(certificate):
+                certificates.append(certificate)
+    if open_:
+        return Unknown(f"{len(open_)} of {len(outcomes)} boxes stay open; the first: {open_[0].reason}"), least
+    closed: Counter[str] = Counter()
+    leaves: list[Leaf] = []
+    for question, certificate in enumerate(certificates):
+        closed.update(certificate.closed)
+        room = _LEAVES_KEPT - len(leaves)
+        leaves += [replace(leaf, part=leaf.part | {"question": question}) for leaf in certificate.leaves[:room]]
+    tightest = min(certificates, key=lambda certificate: certificate.lower)
+    return Verified(Certificate(tightest.lower, tightest.slack, dict(closed), tuple(leaves))), least
+
+
+def questions_key(queries: Sequence[Query], configuration: Configuration) -> str:
+    """`query_key` of the one question, or a key in the same form of all of them."""
+    keys = [query_key(query, configuration) for query in queries]
+    return keys[0] if len(keys) == 1 else hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+
+def record_of_all(first: Record, queries: Sequence[Query], configuration: Configuration) -> Record:
+    """The record of a combined outcome, from one made for the first question: the key is that of all of them.
+
+    Clip, set and property stay the first question's, and `set.text` says so.
+    """
+    if len(queries) == 1:
+        return first
+    several = first.set | {"text": f"{len(queries)} boxes, the first"}
+    return replace(first, key=questions_key(queries, configuration), set=several)
