@@ -78,6 +78,7 @@ def ideal_neurons(network: Network, box: VoxelBox, bounds: Mapping[int, Interval
             continue
         (stage,) = normal_form(Network(network.nodes[: operand + 1]))
         rows = stage.weights[0][neurons.cpu().numpy()].tocsr()
+        rows.sort_indices()
         widest = int(np.diff(rows.indptr).max(initial=1))
         if widest * len(neurons) > _MOST_TERMS:
             continue
