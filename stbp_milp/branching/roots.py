@@ -181,6 +181,8 @@ class Roots:
 
     def _folded(self, pieces: list[Piece]) -> list[Piece]:
         """Open pieces on networks of what is undecided, where those are small."""
+        if self.expander.stages is None:  # crops are networks of deviations, which have no matrices of values
+            return pieces
         families: dict[int, list[int]] = {}
         for i, piece in enumerate(pieces):
             if piece.lower <= self.expander.target and piece.bounds:
@@ -190,8 +192,6 @@ class Roots:
         for own in families.values():
             family = pieces[own[0]].family
             stages = self.expander.stages if family.voxels is None else normal_form(family.problem.network)
-            if stages is None:
-                continue
             known = stack([pieces[i] for i in own]).bounds
             folded = fold(family.problem, stages, known, most)
             if folded is None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stbp_milp import plan
-from stbp_milp.bounds.objective import OptimiserOptions
+from stbp_milp.bounds.ascent import OptimiserOptions
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
 from stbp_milp.query import Configuration, Query
