@@ -52,8 +52,7 @@ _STAGES = ("union bound", "split", "relu search", "milp")
 _LEAVES_KEPT = 1_000
 
 _BESIDE = "no float32 values lie on some sides of the box; the property is broken by those nearest to it"
-_MEMBERS_AT_ONCE = 50_000  # patches with more positions are split by halves
-_MEMBERS_ON_CROPS = 1 << 18  # the same for networks too large for matrices
+_MEMBERS_AT_ONCE = 1 << 20  # patches with more positions are not listed, but split by halves
 _HOPELESS_SHARE = 0.1  # of the time, for the one bound of all places of a patch on such a network
 _CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
 
@@ -262,6 +261,7 @@ class _Run:
             expand = expander(open_clauses, stages)
             self._tell("split", 1)
             roots = self._roots(Roots(expand), family)
+            expand = replace(expand, promote=Roots(expand).promoted)
         return self._search(expand, roots, open_clauses, plan)
 
     def _union(self, expand: Expander, family: Family, plan: Plan) -> list[Piece]:
@@ -320,8 +320,7 @@ class _Run:
 
     def _roots(self, start: Roots, family: Family) -> list[Piece]:
         """Where the search starts: all members where they are few or cheap, else the whole set."""
-        places = _MEMBERS_AT_ONCE if start.expander.stages is not None else _MEMBERS_ON_CROPS
-        most = places if isinstance(self.set.choice, Patch) else ExpanderOptions().few_members
+        most = _MEMBERS_AT_ONCE if isinstance(self.set.choice, Patch) else ExpanderOptions().few_members
         pieces: list[Piece] | None = None
         if float(self.set.choice.members()[0]) <= most:
             pieces = start.member_pieces(self.set.singletons(), "split")

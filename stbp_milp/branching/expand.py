@@ -77,6 +77,7 @@ class Expander:
         target: a piece is closed when its bound exceeds it.
         stages: the network's normal form; None if it is too large to write down, then members are bounded on crops.
         program: the MILP, or None.
+        promote: makes boxes on networks of their own of open pieces with one member, or None.
         counts: what was done how often.
     """
 
@@ -91,6 +92,7 @@ class Expander:
     program: Program | None = None
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()
     counts: dict[str, int] = field(default_factory=dict)
+    promote: Callable[[list[Piece]], list[Piece]] | None = None
 
     # --- expansion ------------------------------------------------------------------------------------------
 
@@ -149,7 +151,11 @@ class Expander:
         kept = batch.select(parents)
         bounds = preactivations(problem, self.options.bounding, kept.bounds)
         child = replace(kept, problem=problem, bounds=bounds)
-        return self._children(pieces[0].family, child, [pieces[i] for i in parents.tolist()], 0, "split")
+        children = self._children(pieces[0].family, child, [pieces[i] for i in parents.tolist()], 0, "split")
+        single = [c for c in children if c.members == 1 and not c.phases and c.lower <= self.target]
+        if self.promote is None or not single or self.witness.found:
+            return children
+        return [c for c in children if c not in single] + self.promote(single)
 
     def _solve_small(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Ask the MILP about pieces with few undecided ReLUs; what it does not settle goes on, with its bound."""

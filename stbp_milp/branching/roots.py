@@ -10,6 +10,7 @@ hidden layers most others; optimised slopes, on all layers, what is left.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -25,15 +26,17 @@ from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
+from stbp_milp.branching.benefit import Benefit
 from stbp_milp.branching.expand import Expander
 from stbp_milp.branching.piece import Batch, Family, Piece, stack
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.search import Deadline
-from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox
+from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox, concatenate
 
 _DENSE_PAYS = 12  # products of dense matrices are about so much faster, a multiplication, than small convolutions
 _WHOLE_AT_ONCE = 8  # members bounded together on the whole network: between two looks at the clock
 _AT_ONCE = 64  # and on a smaller one
+_MEMBERS_SHARE = 0.5  # of the time left, that bounding members one by one may take before the set is split instead
 _OPEN_BYTES = 64  # for a neuron of every piece that a batch of members may become
 
 
@@ -151,14 +154,15 @@ class Roots:
     def member_pieces(self, members: PerturbationSet, method: str) -> list[Piece] | None:
         """Pieces of sets with one member each, on restricted networks where those are cheaper, or on crops.
 
-        None where members are too many to be bounded one by one on the whole network.
+        None where members are too many to be bounded one by one: on the whole network, or in the time that is left.
         """
         groups = self._groups(members)
         on_whole = groups is None and self.expander.stages is not None
         if on_whole and members.parts > self.expander.options.few_members:
             return None
-        quick = OptimiserOptions(steps=0)
-        bounded = self._members_bounded(members, groups, method, quick, None, keep=False)
+        bounded = self._members_bounded(members, groups, method, OptimiserOptions(steps=0), None, keep=False)
+        if not bounded and members.parts and not self._over():
+            return None
         self.expander.count("members bounded", len(bounded))
         open_ = [m for m, pieces in bounded.items() if any(p.lower <= self.expander.target for p in pieces)]
         if open_ and not self.expander.deadline.expired():
@@ -220,10 +224,24 @@ class Roots:
         tighten: Deadline | None,
         keep: bool,
     ) -> dict[int, list[Piece]]:
-        """The pieces of every member that time allows, batch by batch."""
+        """The pieces of every member that time allows, batch by batch; none where it would be too little.
+
+        The first time (not `keep`) whole families are bounded at once where that pays.
+        """
         bounded: dict[int, list[Piece]] = {}
-        kept = 0
+        kept, benefit = 0, Benefit()
         for items, family in self._families(members, groups, keep):
+            left = members.parts - len(bounded)
+            if not keep and not benefit.affordable(left, _MEMBERS_SHARE * self.expander.deadline.remaining()):
+                return {}
+            began = time.monotonic()
+            if not keep and len(items) > 1 and benefit.pays(len(items)):
+                together = self._together(family, method)
+                benefit.tried(bool(together), time.monotonic() - began)
+                bounded.update(zip(items.tolist(), together, strict=False))
+                if together:
+                    continue
+            began = time.monotonic()
             for at in torch.split(torch.arange(len(items)), self._at_once(family, keep)):
                 inputs = family.problem.inputs.select(at)
                 found = self.pieces(family, inputs, method, optimiser, tighten, int(at[0]), keep)
@@ -231,9 +249,50 @@ class Roots:
                     bounded.setdefault(int(items[at[k % len(at)]]), []).append(piece)
                 kept += sum(piece.memory for piece in found)
                 full = kept > self.expander.options.open_memory  # the search will not go on, see there
-                if full or self.expander.deadline.expired() or self.expander.witness.found:
+                if full or self._over():
                     return bounded
+            benefit.bounded(len(items), time.monotonic() - began)
         return bounded
+
+    def _over(self) -> bool:
+        return self.expander.deadline.expired() or self.expander.witness.found
+
+    def _together(self, family: Family, method: str) -> list[list[Piece]]:
+        """The pieces of all members of a family of boxes, if one bound of the box around them settles them all."""
+        expander, (lower, upper) = self.expander, family.problem.inputs.hull()
+        lower, upper = lower.amin(0, keepdim=True), upper.amax(0, keepdim=True)
+        problem = replace(family.problem, inputs=VoxelBox(family.problem.inputs.centre[:1], lower, upper), ideal={})
+        bounds = preactivations(problem, replace(expander.options.bounding, deep="interval"))
+        found = bound_once(problem, bounds, expander.rows, expander.offset)
+        if not bool((found.lower > expander.target).all()):
+            return []
+        expander.count("groups settled", 1)
+        light = replace(family, problem=expander.whole.problem)
+        clauses = list(enumerate(found.lower[0].tolist()))
+        return [
+            [Piece(light, i, inputs, {}, {}, clause, bound, Duals(), 0, 1.0, 0, method) for clause, bound in clauses]
+            for i, inputs in enumerate(
+                map(family.problem.inputs.select, torch.split(torch.arange(family.problem.parts), 1))
+            )
+        ]
+
+    def promoted(self, pieces: list[Piece]) -> list[Piece]:
+        """Open pieces of one member each, left over from splits of the set, as boxes with the effort of first pieces."""
+        result = list(pieces)
+        for clause in {piece.clause for piece in pieces}:
+            at = [i for i, piece in enumerate(pieces) if piece.clause == clause]
+            row = torch.tensor([clause])
+            alone = replace(self.expander, rows=self.expander.rows[row], offset=self.expander.offset[row])
+            roots = Roots(alone)
+            members = concatenate([pieces[i].inputs for i in at])  # type: ignore[type-var]
+            assert isinstance(members, PerturbationSet)
+            groups = roots._groups(members)
+            bounded = roots._members_bounded(members, groups, "split", alone.options.root, roots.share(), keep=True)
+            found = roots._folded([own for (own,) in bounded.values()])
+            for member, own in zip(bounded, found, strict=True):
+                old = pieces[at[member]]
+                result[at[member]] = replace(own, clause=clause, lower=max(own.lower, old.lower), splits=old.splits)
+        return result
 
     def _at_once(self, family: Family, keep: bool) -> int:
         """How many members of a family are bounded together."""
