@@ -1,13 +1,17 @@
-"""Does it pay to bound a group of members at once before one by one? Decided by what it cost and settled so far."""
+"""What pays, decided by what it cost and brought so far in the run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["set", "relu"]
 
 
 @dataclass
 class Benefit:
-    """What was measured in this run.
+    """Does it pay to bound a group of members at once before one by one?
 
     Attributes:
         tries, settled: groups bounded at once, and those that this settled.
@@ -40,3 +44,37 @@ class Benefit:
     def affordable(self, members: int, seconds: float) -> bool:
         """Can so many more members be bounded in the time left? True while too few were to tell."""
         return self.members < 256 or members * self.member_seconds / self.members <= seconds
+
+
+@dataclass
+class Realised:
+    """How far the gains of splits came out as looked ahead.
+
+    A look ahead keeps the bounds of hidden layers, which splits of a set improve, some of them much (places of a patch)
+    and some hardly (one pixel of many): the ratio is measured, apart for splits of sets and of ReLUs.
+    """
+
+    ahead: dict[Kind, float] = field(default_factory=dict)
+    actual: dict[Kind, float] = field(default_factory=dict)
+    waiting: dict[Hashable, tuple[Kind, float]] = field(default_factory=dict)
+
+    def expected(self, kind: Kind, gain: float) -> float:
+        """The gain to expect where a look ahead sees `gain`; infinite while nothing is known."""
+        if kind not in self.ahead:
+            return float("inf")
+        return gain * self.actual[kind] / max(self.ahead[kind], 1e-9)
+
+    def choose(self, node: Hashable, by_set: float, by_relu: float) -> Kind:
+        """The kind of split to make of a node, given what a look ahead sees in either."""
+        gains: dict[Kind, float] = {"set": max(by_set, 1e-6), "relu": max(by_relu, 1e-6)}
+        kind: Kind = "set" if self.expected("set", gains["set"]) >= self.expected("relu", gains["relu"]) else "relu"
+        self.waiting[node] = kind, gains[kind]
+        return kind
+
+    def came_out(self, gains: Mapping[Hashable, float]) -> None:
+        """The gains of nodes that were split: how much the worst child's bound is above the parent's."""
+        for node, gain in gains.items():
+            if node in self.waiting:
+                kind, ahead = self.waiting.pop(node)
+                self.ahead[kind] = self.ahead.get(kind, 0.0) + ahead
+                self.actual[kind] = self.actual.get(kind, 0.0) + gain

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -16,6 +17,7 @@ from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, empty, preactivations
 from stbp_milp.bounds.problem import Problem, select_preactivations, unstable_count
+from stbp_milp.branching.benefit import Realised
 from stbp_milp.branching.choose import choose, split_phase
 from stbp_milp.branching.piece import Batch, Family, Piece, stack
 from stbp_milp.network.normal_form import Stage
@@ -93,6 +95,7 @@ class Expander:
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()
     counts: dict[str, int] = field(default_factory=dict)
     promote: Callable[[list[Piece]], list[Piece]] | None = None
+    realised: Realised = field(default_factory=Realised)
 
     # --- expansion ------------------------------------------------------------------------------------------
 
@@ -116,8 +119,8 @@ class Expander:
     def _sides(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Which pieces to split by the set, which by a ReLU.
 
-        Few members: the set first, its members are then boxes. Many: what a look ahead finds better; splitting the
-        set also tightens hidden layers, which the look ahead does not see, so it needs only half the gain.
+        Few members: the set first, its members are then boxes. Many: what a look ahead finds better, by the measure
+        of how earlier splits came out.
         """
         by_set = [p for p in pieces if 1 < p.members <= self.options.few_members]
         many = [p for p in pieces if p.members > max(1, self.options.few_members)]
@@ -131,9 +134,10 @@ class Expander:
             lower = self._bound(children).lower[:, 0]
             worse = torch.full((len(many),), torch.inf, dtype=lower.dtype).scatter_reduce(0, parents, lower, "amin")
             own = found.lower[:, 0]
-            set_wins = ~relu.exists | (worse - own >= 0.5 * (relu.lower - own))
-            by_set += [p for p, wins in zip(many, set_wins.tolist(), strict=True) if wins]
-            by_relu += [p for p, wins in zip(many, set_wins.tolist(), strict=True) if not wins]
+            gains = [(side - own).tolist() for side in (worse, relu.lower)]
+            for piece, exists, *ahead in zip(many, relu.exists.tolist(), *gains, strict=True):
+                relu_wins = exists and self.realised.choose(id(piece), *ahead) == "relu"
+                (by_relu if relu_wins else by_set).append(piece)
         return by_set, by_relu
 
     @staticmethod
@@ -242,6 +246,10 @@ class Expander:
         self.count("subproblems", batch.problem.parts)
         lower = torch.where(nothing_left, torch.inf, torch.maximum(batch.lower, found.lower[:, 0]))
         items = [p.item for p in parents]
+        worst: dict[Hashable, float] = {}
+        for parent, gain in zip(parents, (lower - batch.lower).tolist(), strict=True):
+            worst[id(parent)] = min(gain, worst.get(id(parent), math.inf))
+        self.realised.came_out(worst)
         self.try_minimisers(family, batch.problem, found, lower, method)
         batch = replace(batch, bounds=bounds, lower=lower, duals=found.duals)
         pieces = self.pieces_of(family, items, batch, [p.splits + splits for p in parents], method)

@@ -277,7 +277,7 @@ class Roots:
         ]
 
     def promoted(self, pieces: list[Piece]) -> list[Piece]:
-        """Open pieces of one member each, left over from splits of the set, as boxes with the effort of first pieces."""
+        """Open pieces of one member each, left over from splits of the set, as boxes, like first pieces."""
         result = list(pieces)
         for clause in {piece.clause for piece in pieces}:
             at = [i for i, piece in enumerate(pieces) if piece.clause == clause]
