@@ -267,7 +267,7 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch,
         return original(self, pieces)
 
     monkeypatch.setattr(Expander, "__call__", expand)
-    outcome = verify(slow_query(0.035), configuration(solver="none"))
+    outcome = verify(slow_query(0.045), configuration(solver="none"))
     assert outcome.word == word
     assert fits == 0 or max(sizes) > 1
 
