@@ -9,7 +9,8 @@
               layers (quick: as the verifier does, backward bounds only where intervals prove nothing); beside it, in
               the same run, the naive loop: position by position on the whole network
     scaling   time for a position when the clip's height and width double (convolutions of P, one pooled output)
-    search    complete verdicts on P: frames 3 and 4 with eps 0.15, all frames with eps 0.03
+    search    complete verdicts on P: frames 3 and 4 with eps 0.15, all frames with eps 0.03; and on Q
+    profile   how much of the search's time is spent outside of tensor kernels
     large     networks like C3D and R3D-18 on 3x16x112x112: bounds as multiples of a forward pass, and peak memory; a
               member on the whole network and, in the same run, on crops of every layer; 64 members together
 
@@ -50,9 +51,9 @@ from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
 from stbp_milp.verify import verify
 
-PARTS = ("members", "scaling", "search", "large")
+PARTS = ("members", "scaling", "search", "profile", "large")
 PATCH = "patch:3x3@2"
-SEARCH_SETS = (("frames:3,4", 0.15), ("everywhere", 0.03))
+SEARCH_SETS = (("P", "frames:3,4", 0.15), ("P", "everywhere", 0.03), ("Q", "frames:3,4", 0.02))
 LARGE_WORK = 3e10  # multiplications a layer, as the verifier plans for a minute
 LARGE_SETS = {
     "any-frames:2": ["whole network"],
@@ -75,9 +76,13 @@ def main() -> None:
     console = Console()
     for part in arguments.only:
         page = [f"# Benchmark: {part}\n", provenance(arguments.threads)]
-        title, header, rows = {"members": members, "scaling": scaling, "search": search, "large": large}[part](
-            arguments, console
-        )
+        title, header, rows = {
+            "members": members,
+            "scaling": scaling,
+            "search": search,
+            "profile": profile,
+            "large": large,
+        }[part](arguments, console)
         show(console, title, header, rows)
         STUDIES.mkdir(parents=True, exist_ok=True)
         (STUDIES / f"benchmark_{part}.md").write_text("\n".join([*page, title + "\n", markdown(header, rows)]))
@@ -221,18 +226,44 @@ def convolutions(kernels: list[Convolution], clip_shape: tuple[int, int, int, in
 
 
 def search(arguments: argparse.Namespace, console: Console) -> Table:
-    header = ["set", "eps", "clip", "verdict", "decided by", "lower", "upper", "seconds", "subproblems", "a second"]
+    header = [
+        "network", "set", "eps", "clip", "verdict", "decided by", "lower", "upper", "seconds", "subproblems", "a second"
+    ]  # fmt: skip
     rows: list[list[object]] = []
-    model, clips, labels = trained("P", console)
-    for text, epsilon in SEARCH_SETS:
-        for i in track(range(arguments.clips), description=text, console=console):
+    for name, text, epsilon in SEARCH_SETS:
+        model, clips, labels = trained(name, console)
+        for i in track(range(arguments.clips if name == "P" else 3), description=f"{name}, {text}", console=console):
             query = Query(model, clips[i], SetSpecification(text, epsilon), same_class(int(labels[i]), 4))
             outcome = verify(query, Configuration(timeout=arguments.timeout, threads=arguments.threads))
             bounded_each = outcome.counts.get("subproblems", 0)
             searching = outcome.stage_seconds.get("relu search", 0.0)
-            row = [text, epsilon, i, outcome.word, outcome.decided_by, outcome.lower, outcome.upper, outcome.seconds]
+            row = [
+                name,
+                text,
+                epsilon,
+                i,
+                outcome.word,
+                outcome.decided_by,
+                outcome.lower,
+                outcome.upper,
+                outcome.seconds,
+            ]
             rows.append([*row, bounded_each, bounded_each / searching if searching > 1 else None])
-    return f"complete verdicts on P, {arguments.timeout:g} s, threads {arguments.threads}", header, rows
+    return f"complete verdicts, {arguments.timeout:g} s, threads {arguments.threads}", header, rows
+
+
+def profile(arguments: argparse.Namespace, console: Console) -> Table:
+    """One thread: with more, the time of kernels would be counted more than once."""
+    header = ["network", "set", "clip", "seconds", "in kernels s", "outside"]
+    rows: list[list[object]] = []
+    for name, text, epsilon in SEARCH_SETS[1:]:
+        model, clips, labels = trained(name, console)
+        query = Query(model, clips[1], SetSpecification(text, epsilon), same_class(int(labels[1]), 4))
+        with console.status(f"profile, {name}"), torch.profiler.profile() as found:
+            outcome = verify(query, Configuration(timeout=min(10.0, arguments.timeout), threads=1))
+        kernels = sum(event.self_cpu_time_total for event in found.key_averages()) / 1e6
+        rows.append([name, text, 1, outcome.seconds, kernels, 1 - kernels / outcome.seconds])
+    return "share of the time of a search that is spent outside of tensor kernels, one thread", header, rows
 
 
 # --- large networks -----------------------------------------------------------------------------------------
