@@ -10,7 +10,8 @@ from stbp_milp.branching import ExpanderOptions
 from stbp_milp.network.graph import Network
 
 _RATE = 1e10  # multiplications a second, to plan by
-_LAYER_SHARE, _ROOT_SHARE = 0.05, 0.15  # of the time: backward passes to one layer, optimised slopes of the first piece
+# Of the time: backward passes to one layer, optimised slopes of the first piece, a bound that is hardly ever enough.
+_LAYER_SHARE, _ROOT_SHARE, _UNION_SHARE = 0.05, 0.15, 0.05
 _CHUNK = 256 << 20  # bytes: larger chunks of forms are not faster
 _MATRICES_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
 _BATCH = 64
@@ -23,11 +24,13 @@ class Plan:
     Attributes:
         options: of the branch and bound.
         matrices: is the network small enough to be written down as matrices (for members' networks and programs)?
+        union: is a quick bound of the whole set cheap even where it is hardly ever enough (many places of a patch)?
         most_at_once: pieces that may be expanded together: a look ahead holds forms of 2 * width children of each.
     """
 
     options: ExpanderOptions
     matrices: bool
+    union: bool
     most_at_once: int
 
     @classmethod
@@ -50,5 +53,6 @@ class Plan:
                 open_memory=memory // 2,
             ),
             work <= _MATRICES_LIMIT,
+            (2 + clauses) * work <= _UNION_SHARE * budget,  # two passes of intervals, one of every form
             max(1, min(_BATCH, memory // (4 * look_ahead))),
         )

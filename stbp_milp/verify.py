@@ -53,7 +53,6 @@ _LEAVES_KEPT = 1_000
 
 _BESIDE = "no float32 values lie on some sides of the box; the property is broken by those nearest to it"
 _MEMBERS_AT_ONCE = 1 << 20  # patches with more positions are not listed, but split by halves
-_HOPELESS_SHARE = 0.1  # of the time, for the one bound of all places of a patch on such a network
 _CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
 
 
@@ -265,14 +264,15 @@ class _Run:
         return self._search(expand, roots, open_clauses, plan)
 
     def _union(self, expand: Expander, family: Family, plan: Plan) -> list[Piece]:
-        """One bound of the whole set for every clause; none where the set's one member has a network of its own."""
-        if not self._has_many_places():
-            alone = not plan.matrices and float(self.set.choice.members()[0]) == 1.0
-            return [] if alone else Roots(expand).pieces(family, self.set, "union bound", plan.options.root)
+        """One bound of the whole set for every clause; none where its members, on crops, are bounded sooner."""
+        many = self._has_many_places()
+        if not plan.matrices and (float(self.set.choice.members()[0]) == 1.0 or (many and not plan.union)):
+            return []
+        if not many:
+            return Roots(expand).pieces(family, self.set, "union bound", plan.options.root)
         if not plan.matrices:
             quick = replace(plan.options, bounding=replace(plan.options.bounding, deep="interval"))
-            share = self.deadline.within(_HOPELESS_SHARE * self.configuration.timeout)
-            expand = replace(expand, options=quick, deadline=share)
+            expand = replace(expand, options=quick)
         return Roots(expand).pieces(family, self.set, "union bound", OptimiserOptions(steps=0))
 
     def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int], plan: Plan) -> SearchEnd:
