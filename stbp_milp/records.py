@@ -13,12 +13,9 @@ import json
 import math
 import os
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +26,11 @@ from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
 from stbp_milp.properties import Property
 from stbp_milp.query import Configuration, Query
+from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Certificate, Falsified, Outcome, Unknown, Verified
+from stbp_milp.versions import versions
 
 SCHEMA = 1
-
-_DISTRIBUTIONS = ("stbp-milp", "torch", "numpy", "scipy", "onnx", "onnxruntime", "pyscipopt", "gurobipy", "highspy")
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def make_record(
         command=command,
         model={"name": query.model.name, "digest": query.model.digest, "source": str(query.model.source)},
         clip={"source": clip_source, "sha256": clip_digest(query.clip), "shape": list(query.clip.shape)},
-        set={"text": query.set.text, "epsilon": query.set.epsilon, "domain": list(query.set.domain)},
+        set=_plain(set_in_words(query.set)),
         property={"text": query.property.text, "sha256": property_digest(query.property)},
         configuration=_plain(asdict(configuration)),
         verdict=outcome.word,
@@ -159,11 +156,21 @@ def query_key(query: Query, configuration: Configuration) -> str:
     question = {
         "model": query.model.digest,
         "clip": clip_digest(query.clip),
-        "set": [query.set.text, query.set.epsilon, list(query.set.domain)],
+        "set": list(set_in_words(query.set).values()),
         "property": property_digest(query.property),
         "configuration": asdict(configuration),
     }
     return hashlib.sha256(json.dumps(_plain(question), sort_keys=True).encode()).hexdigest()
+
+
+def set_in_words(specification: SetSpecification) -> dict[str, Any]:
+    """The fields of a set; "part" only where it is a part of one."""
+    words: dict[str, Any] = {
+        "text": specification.text,
+        "epsilon": specification.epsilon,
+        "domain": list(specification.domain),
+    }
+    return words if specification.part is None else words | {"part": list(specification.part)}
 
 
 def clip_digest(clip: Tensor) -> str:
@@ -176,35 +183,6 @@ def property_digest(property: Property) -> str:
     """sha256 of the property's rows, offset and clauses as JSON."""
     parts = [property.rows.tolist(), property.offset.tolist(), [list(clause) for clause in property.clauses]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, Any]:
-    """Versions of python, of this package (and its git commit, where it runs from a checkout) and of what it uses."""
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found | {"commit": _commit()}
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with "+changes" where files of the package differ from it."""
-    here = Path(__file__).resolve().parent
-    try:
-        # Fails where the package is installed inside somebody else's checkout.
-        _git(here, "ls-files", "--error-unmatch", "errors.py")
-        changes = _git(here, "status", "--porcelain", "--untracked-files=no", ".", "../solvers")
-        return _git(here, "rev-parse", "HEAD") + ("+changes" if changes else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def _certificate(certificate: Certificate) -> dict[str, Any]:

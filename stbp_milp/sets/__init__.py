@@ -3,6 +3,7 @@
 from stbp_milp.sets.blocks import Blocks
 from stbp_milp.sets.choice import Choice, ChoiceProgram
 from stbp_milp.sets.moving_patch import MovingPatch
+from stbp_milp.sets.parts import divide
 from stbp_milp.sets.patch import Patch
 from stbp_milp.sets.perturbation import InputSet, PerturbationSet, VoxelBox, concatenate, inner, support
 from stbp_milp.sets.specification import SetSpecification, parse_set
@@ -18,6 +19,7 @@ __all__ = [
     "SetSpecification",
     "VoxelBox",
     "concatenate",
+    "divide",
     "inner",
     "parse_set",
     "support",
