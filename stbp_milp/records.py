@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
+from stbp_milp.plain import digest_of, plain
 from stbp_milp.properties import Property
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification
@@ -96,17 +95,17 @@ def make_record(
         command=command,
         model={"name": query.model.name, "digest": query.model.digest, "source": str(query.model.source)},
         clip={"source": clip_source, "sha256": clip_digest(query.clip), "shape": list(query.clip.shape)},
-        set=_plain(set_in_words(query.set)),
+        set=plain(set_in_words(query.set)),
         property={"text": query.property.text, "sha256": property_digest(query.property)},
-        configuration=_plain(asdict(configuration)),
+        configuration=plain(asdict(configuration)),
         verdict=outcome.word,
         reason=verdict.reason if isinstance(verdict, Unknown) else None,
-        margin=_plain({"lower": outcome.lower, "upper": outcome.upper}),
-        clean_outputs=_plain(outcome.clean_outputs),
+        margin=plain({"lower": outcome.lower, "upper": outcome.upper}),
+        clean_outputs=plain(outcome.clean_outputs),
         decided_by=outcome.decided_by,
         seconds=outcome.seconds,
-        stage_seconds=_plain(outcome.stage_seconds),
-        counts=_plain(outcome.counts),
+        stage_seconds=plain(outcome.stage_seconds),
+        counts=plain(outcome.counts),
         certificate=_certificate(verdict.certificate) if isinstance(verdict, Verified) else None,
         counterexample=_counterexample(verdict, files or {}) if isinstance(verdict, Falsified) else None,
         versions=versions(),
@@ -160,7 +159,7 @@ def query_key(query: Query, configuration: Configuration) -> str:
         "property": property_digest(query.property),
         "configuration": asdict(configuration),
     }
-    return hashlib.sha256(json.dumps(_plain(question), sort_keys=True).encode()).hexdigest()
+    return digest_of(question)
 
 
 def set_in_words(specification: SetSpecification) -> dict[str, Any]:
@@ -186,13 +185,13 @@ def property_digest(property: Property) -> str:
 
 
 def _certificate(certificate: Certificate) -> dict[str, Any]:
-    plain: dict[str, Any] = _plain(asdict(certificate))
-    return plain
+    entries: dict[str, Any] = plain(asdict(certificate))
+    return entries
 
 
 def _counterexample(verdict: Falsified, files: Mapping[str, Path]) -> dict[str, Any]:
     found = verdict.counterexample
-    plain: dict[str, Any] = _plain(
+    entries: dict[str, Any] = plain(
         {
             "margin": found.margin,
             "outputs": found.outputs,
@@ -201,17 +200,4 @@ def _counterexample(verdict: Falsified, files: Mapping[str, Path]) -> dict[str, 
             "files": {kind: path.name for kind, path in files.items()},
         }
     )
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON can say it, without NaN and infinity."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    return entries
