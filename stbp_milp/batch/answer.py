@@ -14,6 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from stbp_milp.batch.folder import EVIDENCE
 from stbp_milp.batch.supervised import Tell
 from stbp_milp.batch.task import Task
@@ -31,10 +34,23 @@ from stbp_milp.verdict import Falsified, Outcome, Progress, Unknown
 from stbp_milp.verify import OnProgress, verify
 from stbp_milp.versions import versions
 
-for _solver in ("highspy", "gurobipy", "pyscipopt"):  # where they are installed
+for _late in ("onnx.reference", "highspy", "gurobipy", "pyscipopt"):  # the solvers where they are installed
     with suppress(ImportError):
-        import_module(_solver)
-versions()  # asks git: once, not in every child
+        import_module(_late)
+
+
+def _warm_up() -> None:
+    """Let everything that loads itself at its first use be loaded here, not in every child (seconds each).
+
+    On one thread: a pool of threads would not outlive the fork.
+    """
+    versions()
+    torch.set_num_threads(1)
+    layers = [nn.Conv3d(1, 1, 1), nn.BatchNorm3d(1), nn.ReLU(), nn.MaxPool3d(1), nn.AvgPool3d(1), nn.Flatten()]
+    load_model(nn.Sequential(*layers, nn.Linear(8, 2)).eval(), (1, 2, 2, 2))
+
+
+_warm_up()
 
 _PLANNED = 0.7  # of the memory limit; libraries and what is between two looks need the rest
 _RESERVE = 0.03  # of the time, at most a second, so that an orderly end comes before the limit

@@ -299,7 +299,7 @@ class _Engine:
         self.waiting = deque(unit for unit in self.waiting if not concerned(unit))
         futures = [future for future, unit in self.flying.items() if concerned(unit)]
         if futures and self.client.status == "running":
-            self.client.run(cancel, self.plugin.name, self.run_id, whole, wait=False)
+            self.client.run(cancel, self.plugin.name, self.run_id, whole, on_error="ignore")
 
     def _count(self, results: Sequence[InstanceResult]) -> None:
         self.progress = replace(

@@ -33,7 +33,8 @@ class Keeper:
 
     def __init__(self, modules: Sequence[str], threads: int = 1, environment: Mapping[str, str] | None = None) -> None:
         ours, theirs = socket.socketpair()
-        counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        counts["OPENBLAS_NUM_THREADS"] = "1"  # numpy's: its threads start with the import, and would not survive forks
         path = {"PYTHONPATH": os.pathsep.join(sys.path)}
         with theirs:
             # A session of its own: Ctrl-C in the terminal is for the driver, which ends things in order.

@@ -10,7 +10,7 @@ import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +114,17 @@ def execute(task: Task, job: str, plugin: str) -> InstanceResult | None:
         return kept
     if keepers.is_cancelled(task):
         return None
-    began, node = datetime.now(UTC), {"node": platform.node(), "worker": worker.address}
+    node = {"node": platform.node(), "worker": worker.address}
     died = len(folder.marks(task.key))
     if died >= ATTEMPTS:
         result = unfinished(task, f"it was begun {died} times, and each time its worker died", "worker", died, node)
     else:
-        mark = folder.mark(task.key, {**node, "began": began.isoformat()})
+        mark = folder.mark(task.key, {**node, "began": datetime.now(UTC).isoformat()})
         ended = keepers.run(job, task, mark)
         if ended.ended_by == "cancelled":
             mark.unlink(missing_ok=True)
             return None
-        result = _result(task, ended, died + 1, began, node)
+        result = _result(task, ended, died + 1, node)
     kept = folder.keep(result)
     folder.clear_marks(task.key)
     return kept
@@ -152,14 +152,14 @@ def _keepers(worker: Worker, plugin: str) -> Keepers:
 def unfinished(task: Task, reason: str, ended_by: str, attempt: int, node: dict[str, str]) -> InstanceResult:
     """The result of an instance that nothing was heard of."""
     ended = Ended(ended_by, 0.0, 0, {"answer": {"word": "error", "reason": reason}}, "")
-    return _result(task, ended, attempt, datetime.now(UTC), node)
+    return _result(task, ended, attempt, node)
 
 
-def _result(task: Task, ended: Ended, attempt: int, began: datetime, node: dict[str, str]) -> InstanceResult:
+def _result(task: Task, ended: Ended, attempt: int, node: dict[str, str]) -> InstanceResult:
     answer = ended.answer or {"word": _word(ended), "reason": _reason(ended, task.limits)}
     record: dict[str, Any] = answer.get("record") or {}
-    limits = task.limits
-    part = task.part
+    limits, part = task.limits, task.part
+    began = datetime.now(UTC) - timedelta(seconds=ended.seconds)
     return InstanceResult(
         key=task.key,
         word=answer["word"],
