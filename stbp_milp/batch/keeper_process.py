@@ -75,7 +75,9 @@ class _Run:
         keeper, began = os.getpid(), time.monotonic()
         pid = os.fork()
         if pid == 0:
-            os.closerange(3, min(tells, prints))
+            # Who holds the socket, or the ends that are read, keeps others from noticing that someone died.
+            for end in (worker.fileno(), told, printed):
+                os.close(end)
             _child(work, keeper, tells, prints)
         for end in (tells, prints):
             os.close(end)
@@ -166,6 +168,7 @@ def _child(work: Work, keeper: int, tells: int, prints: int) -> NoReturn:
             signal.signal(handled, signal.SIG_DFL)
         for end in (1, 2):
             os.dup2(prints, end)
+        os.close(prints)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with suppress(OSError):  # where memory runs out on the whole machine, the instance goes first
             Path("/proc/self/oom_score_adj").write_text("500")

@@ -1,0 +1,50 @@
+"""Instance lists of planted jobs, and who is left of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+TOKEN = "STBP_PLANTED"  # an environment variable that all processes of a test have
+
+
+def write_list(folder: Path, plants: Sequence[Any], timeout: float = 1.0, log: Path | None = None) -> Path:
+    """An instance list with a plant a line; a tuple is an instance whose parts do as its entries say."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(b"planted")
+    lines = []
+    for number, plant in enumerate(plants):
+        entries: dict[str, Any] = {"number": number, "plant": plant, "log": log and str(log)}
+        if isinstance(plant, tuple):
+            entries |= {"plant": plant[0], "by_part": list(plant)}
+        (folder / f"{number:04d}.json").write_text(json.dumps(entries))
+        lines.append(f"model.onnx,{number:04d}.json,{timeout}\n")
+    (folder / "instances.csv").write_text("".join(lines))
+    return folder / "instances.csv"
+
+
+def living(token: str) -> list[int]:
+    """Processes that have the token in their environment, but those that wait to be reaped."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(TOKEN) == token and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def gone(token: str, seconds: float = 3.0) -> bool:
+    """Are all processes with the token gone within so long?"""
+    end = time.monotonic() + seconds
+    while living(token):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
