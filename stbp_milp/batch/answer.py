@@ -85,9 +85,9 @@ def count_parts(task: Task, tell: Tell) -> dict[str, Any]:
     assert task.part is not None
     try:
         query = _query(replace(task, part=None))
+        return {"parts": len(divide(query.set.build(query.clip), task.part.count))}
     except InputError as error:
         return {"word": "error", "reason": " ".join(str(error).split())}
-    return {"parts": len(divide(query.set.build(query.clip), task.part.count))}
 
 
 def word_of(outcome: Outcome) -> tuple[str, str | None]:

@@ -37,12 +37,12 @@ def whole_of(task: Task, parts: Sequence[InstanceResult], count: int) -> Instanc
     if missing and not falsified:
         raise SoundnessError(f"parts {sorted(missing)} of instance {task.key} are missing from its result")
     if falsified:
-        return _combined(task, parts, count, falsified[0], _of_whole(falsified[0].record or {}, {}))
+        return _combined(task, parts, count, falsified[0], _of_whole(falsified[0].record, {}))
     open_parts = [part for word in _WORST_FIRST for part in parts if part.word == word]
     if open_parts:
         return _combined(task, parts, count, open_parts[0], None)
     ordered = sorted(parts, key=_index)
-    return _combined(task, parts, count, ordered[0], _of_whole(ordered[0].record or {}, _merged(ordered)))
+    return _combined(task, parts, count, ordered[0], _of_whole(ordered[0].record, _merged(ordered)))
 
 
 def _combined(
@@ -114,8 +114,10 @@ def _merged(parts: Sequence[InstanceResult]) -> dict[str, Any]:
     }
 
 
-def _of_whole(record: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+def _of_whole(record: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any] | None:
     """A part's record as one about the whole set."""
+    if record is None:
+        return None
     whole = {**record, **fields, "set": {k: v for k, v in record["set"].items() if k != "part"}}
     question = _question(whole)
     return whole | {"key": digest_of(question)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -46,6 +47,8 @@ def _run(options: BatchOptions, arguments: Sequence[str]) -> int:
 
     errors = console(stderr=True)
     configure_logging(options.verbose, errors)
+    if options.verbose < 2:
+        logging.getLogger("distributed").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _interrupt)
     place = _place(options)
     settings = Settings(

@@ -146,6 +146,10 @@ def _kills_worker() -> dict[str, Any]:
     return _hang()
 
 
+def _device() -> dict[str, Any]:
+    return {"word": "unknown", "reason": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
 def _slow() -> dict[str, Any]:
     time.sleep(0.5)
     return {"word": "falsified"}
@@ -166,6 +170,7 @@ _PLANTS: dict[str, Callable[[], dict[str, Any]]] = {
     "kills keeper alone": _kills_keeper_alone,
     "kills worker": _kills_worker,
     "slowly falsified": _slow,
+    "device": _device,
 }
 
 
