@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def living(token: str) -> list[int]:
         except psutil.Error:
             continue
     return found
+
+
+def has_orphans(token: str) -> bool:
+    """Is there what a "forks" leaves behind?"""
+    commands = []
+    for pid in living(token):
+        with suppress(psutil.Error):
+            commands.append(psutil.Process(pid).cmdline()[:1])
+    return ["sleep"] in commands
 
 
 def gone(token: str, seconds: float = 3.0) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from distributed import Client
-from lists import TOKEN, gone, living, start_driver, write_list
+from lists import TOKEN, gone, has_orphans, start_driver, write_list
 from planted import WORDS
 
 from stbp_milp.batch import nodes
@@ -225,8 +225,8 @@ def test_a_killed_driver_leaves_nothing_running_and_loses_nothing(tmp_path: Path
     path, out, token = write_list(tmp_path, plants), tmp_path / "out", secrets.token_hex(8)
     driver = start_driver(path, out, 2, token)
     end = time.monotonic() + 60
-    while len(living(token)) < 12 and time.monotonic() < end:  # until the orphans of a "forks" are there
-        time.sleep(0.05)
+    while not (has_orphans(token) or time.monotonic() > end):
+        time.sleep(0.02)
     driver.kill()
     driver.wait()
     assert gone(token, 5.0)
