@@ -92,10 +92,10 @@ class _Run:
             if ended_by is None:
                 self._listen(self._pause())
                 status = self._status()
-        seconds = time.monotonic() - self.began
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         clean = kill_descendants()
+        seconds = time.monotonic() - self.began
         self._listen(0)
         for end in (self.told, self.printed):
             os.close(end)

@@ -54,7 +54,7 @@ class Ended:
 
     Attributes:
         ended_by: "itself", "timeout", "memory", "cancelled", "signal SIGABRT" or "exit 3".
-        seconds: wall clock, from the fork.
+        seconds: wall clock, from the fork until nothing of it is left.
         memory_bytes: the most that its processes held together, as far as polled.
         heard: what it told; its answer is the entry "answer".
         output: the end of what it printed.
