@@ -13,15 +13,16 @@ import zlib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.lib.format as npy_format
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from stbp_milp.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PLACE = re.compile(r"(?P<path>.+?\.np[yz])(?::(?P<key>[^\[\]]+))?(?:\[(?P<item>-?\d+)\])?", re.IGNORECASE)
 # Exponents are short: Fraction would spend minutes on 1e999999999.
@@ -205,6 +206,8 @@ def _to_clip(array: NDArray[Any], text: str) -> Tensor:
     wrong = int((~np.isfinite(single)).sum())
     if wrong:
         raise InputError(f"{text!r} holds {wrong} values that are NaN, infinite or too large; expected finite numbers")
+    import torch  # takes seconds, which those who only parse words need not wait for
+
     return torch.from_numpy(single.astype(np.float64))
 
 

@@ -1,13 +1,11 @@
-"""Questions as files: our own specification of one question, and lists of questions in VNN-COMP's layout.
+"""Questions as files: our own specification of one question.
 
-A *specification* is a JSON file that names a clip, a set and a property. An *instance list* (`instances.csv`) has a
-model, a specification and a time limit in seconds a line, without a header; paths are relative to the list's folder,
-the clip's path to the specification's. `results/README.md` documents both.
+A *specification* is a JSON file that names a clip, a set and a property; the clip's path is relative to its folder.
+`results/README.md` documents it.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from dataclasses import dataclass
@@ -81,19 +79,6 @@ class Specification:
         return json.dumps({key: value for key, value in entries.items() if value is not None}, indent=2) + "\n"
 
 
-@dataclass(frozen=True)
-class Instance:
-    """One line of an instance list; the paths are usable from the working directory.
-
-    Attributes:
-        timeout: seconds.
-    """
-
-    model: Path
-    specification: Path
-    timeout: float
-
-
 def read_specification(path: str | Path) -> Specification:
     """The specification in file `path`.
 
@@ -117,41 +102,9 @@ def read_specification(path: str | Path) -> Specification:
     return _specification(entries, Path(path))
 
 
-def read_instances(path: str | Path) -> list[Instance]:
-    """The instances of a list.
-
-    Raises:
-        InputError: no such file, or a line that is not a model, a specification and seconds.
-    """
-    path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            lines = [line for line in csv.reader(stream) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{str(path)!r} cannot be read as a list of instances ({reason}); give a CSV file") from error
-    if not lines:
-        raise InputError(f"{str(path)!r} has no instances; expected lines of a model, a specification and seconds")
-    return [_instance(path, number, line) for number, line in enumerate(lines, 1)]
-
-
 def write_specification(specification: Specification, path: Path) -> None:
     """Write to the new file `path`; see `write_new_file`."""
     write_new_file(path, specification.to_json().encode())
-
-
-def _instance(path: Path, number: int, line: list[str]) -> Instance:
-    cells = [cell.strip() for cell in line]
-    try:
-        model, specification, seconds = cells
-        timeout = float(seconds)
-    except ValueError:
-        timeout, model, specification = math.nan, "", ""
-    if not 0 < timeout < math.inf:
-        raise InputError(
-            f"line {number} of {str(path)!r} is {','.join(line)!r}; expected a model, a specification and seconds"
-        )
-    return Instance(path.parent / model, path.parent / specification, timeout)
 
 
 def _specification(entries: dict[str, Any], path: Path) -> Specification:

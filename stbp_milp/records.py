@@ -10,32 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
+from stbp_milp.plain import digest_of, plain
 from stbp_milp.properties import Property
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import BoxSpecification, SetSpecification
 from stbp_milp.verdict import Certificate, Falsified, Outcome, Unknown, Verified
+from stbp_milp.versions import versions
 
 SCHEMA = 1
-
-_DISTRIBUTIONS = ("stbp-milp", "torch", "numpy", "scipy", "onnx", "onnxruntime", "pyscipopt", "gurobipy", "highspy")
 
 
 @dataclass(frozen=True)
@@ -101,17 +96,17 @@ def make_record(
         command=command,
         model={"name": query.model.name, "digest": query.model.digest, "source": str(query.model.source)},
         clip={"source": clip_source, "sha256": clip_digest(query.clip), "shape": list(query.clip.shape)},
-        set=_set(query.set),
+        set=plain(set_in_words(query.set)),
         property={"text": query.property.text, "sha256": property_digest(query.property)},
-        configuration=_plain(asdict(configuration)),
+        configuration=plain(asdict(configuration)),
         verdict=outcome.word,
         reason=verdict.reason if isinstance(verdict, Unknown) else None,
-        margin=_plain({"lower": outcome.lower, "upper": outcome.upper}),
-        clean_outputs=_plain(outcome.clean_outputs),
+        margin=plain({"lower": outcome.lower, "upper": outcome.upper}),
+        clean_outputs=plain(outcome.clean_outputs),
         decided_by=outcome.decided_by,
         seconds=outcome.seconds,
-        stage_seconds=_plain(outcome.stage_seconds),
-        counts=_plain(outcome.counts),
+        stage_seconds=plain(outcome.stage_seconds),
+        counts=plain(outcome.counts),
         certificate=_certificate(verdict.certificate) if isinstance(verdict, Verified) else None,
         counterexample=_counterexample(verdict, files or {}) if isinstance(verdict, Falsified) else None,
         versions=versions(),
@@ -161,11 +156,23 @@ def query_key(query: Query, configuration: Configuration) -> str:
     question = {
         "model": query.model.digest,
         "clip": clip_digest(query.clip),
-        "set": list(_set(query.set).values()),
+        "set": list(set_in_words(query.set).values()),
         "property": property_digest(query.property),
         "configuration": asdict(configuration),
     }
-    return hashlib.sha256(json.dumps(_plain(question), sort_keys=True).encode()).hexdigest()
+    return digest_of(question)
+
+
+def set_in_words(specification: SetSpecification | BoxSpecification) -> dict[str, Any]:
+    """The fields of a set; "part" only where it is a part of one, the sides' digest only of a box."""
+    words: dict[str, Any] = {
+        "text": specification.text,
+        "epsilon": specification.epsilon,
+        "domain": list(specification.domain),
+    }
+    if isinstance(specification, BoxSpecification):
+        return words | {"sha256": clip_digest(torch.stack([specification.lower, specification.upper]))}
+    return words if specification.part is None else words | {"part": list(specification.part)}
 
 
 def clip_digest(clip: Tensor) -> str:
@@ -180,50 +187,14 @@ def property_digest(property: Property) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def versions() -> dict[str, Any]:
-    """Versions of python, of this package (and its git commit, where it runs from a checkout) and of what it uses."""
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found | {"commit": _commit()}
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with "+changes" where files of the package differ from it."""
-    here = Path(__file__).resolve().parent
-    try:
-        # Fails where the package is installed inside somebody else's checkout.
-        _git(here, "ls-files", "--error-unmatch", "errors.py")
-        changes = _git(here, "status", "--porcelain", "--untracked-files=no", ".", "../solvers")
-        return _git(here, "rev-parse", "HEAD") + ("+changes" if changes else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-
-def _set(asked: SetSpecification | BoxSpecification) -> dict[str, Any]:
-    entries: dict[str, Any] = {"text": asked.text, "epsilon": asked.epsilon, "domain": list(asked.domain)}
-    if isinstance(asked, BoxSpecification):
-        entries["sha256"] = clip_digest(torch.stack([asked.lower, asked.upper]))
-    return entries
-
-
 def _certificate(certificate: Certificate) -> dict[str, Any]:
-    plain: dict[str, Any] = _plain(asdict(certificate))
-    return plain
+    entries: dict[str, Any] = plain(asdict(certificate))
+    return entries
 
 
 def _counterexample(verdict: Falsified, files: Mapping[str, Path]) -> dict[str, Any]:
     found = verdict.counterexample
-    plain: dict[str, Any] = _plain(
+    entries: dict[str, Any] = plain(
         {
             "margin": found.margin,
             "outputs": found.outputs,
@@ -232,17 +203,4 @@ def _counterexample(verdict: Falsified, files: Mapping[str, Path]) -> dict[str, 
             "files": {kind: path.name for kind, path in files.items()},
         }
     )
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON can say it, without NaN and infinity."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    return entries

@@ -10,7 +10,8 @@ import pytest
 from torch import nn
 
 from stbp_milp.errors import InputError
-from stbp_milp.instances import Instance, Specification, read_instances, read_specification, write_specification
+from stbp_milp.instance_list import Instance, read_instances
+from stbp_milp.instances import Specification, read_specification, write_specification
 from stbp_milp.network.model import load_model
 from stbp_milp.sets import SetSpecification
 

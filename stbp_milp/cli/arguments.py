@@ -77,7 +77,7 @@ class Options:
     verbose: int
 
 
-class _Positive(click.ParamType[float]):
+class Positive(click.ParamType[float]):
     """A finite number above 0; click's own ranges let NaN pass."""
 
     name = "number"
@@ -92,7 +92,7 @@ class _Positive(click.ParamType[float]):
 _FILE = click.Path(path_type=Path)
 _SOLVERS = click.Choice(["auto", "scip", "gurobi", "highs", "none"])
 _COUNT = click.IntRange(min=1)
-_POSITIVE = _Positive()
+_POSITIVE = Positive()
 _SEED = click.IntRange(min=0, max=2**31 - 1)  # what SCIP takes
 
 

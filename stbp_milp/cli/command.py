@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
+from rich.console import Console
 from rich.logging import RichHandler
 
 from stbp_milp.cli.arguments import Options, parse
 from stbp_milp.cli.screen import Screen
-from stbp_milp.errors import InputError, SoundnessError
+from stbp_milp.errors import InputError, SoundnessError, StbpError
 
 BAD_INPUT, CONTRADICTION, INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 4, 70, 130, 141
 
@@ -21,13 +22,24 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (by default the process's) and return the exit code that `--help` explains."""
-    try:
+
+    def verify() -> int:
         options = parse(arguments)
         return 0 if options is None else _run(options, sys.argv[1:] if arguments is None else arguments)
+
+    return guarded(verify)
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The exit code of `action`, and of its failures, of which stderr says one sentence."""
+    try:
+        return action()
     except InputError as error:
         return _fail(str(error), BAD_INPUT)
     except SoundnessError as error:
         return _fail(f"internal contradiction: {error}; no verdict is given, please report this", CONTRADICTION)
+    except StbpError as error:
+        return _fail(str(error), INTERNAL_ERROR)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
@@ -42,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: Options, arguments: Sequence[str]) -> int:
     screen = Screen.of(options)
-    _configure_logging(options.verbose, screen)
+    configure_logging(options.verbose, screen.errors)
     # Importing torch takes seconds: --help and mistyped options need not wait for it.
     from stbp_milp.cli import one_clip, shipped
 
@@ -50,13 +62,13 @@ def _run(options: Options, arguments: Sequence[str]) -> int:
     return run(options, arguments, screen)
 
 
-def _configure_logging(verbose: int, screen: Screen) -> None:
+def configure_logging(verbose: int, errors: Console) -> None:
     """Warnings to stderr, more with -v; on a terminal through rich, which keeps the live line apart."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler: logging.Handler = logging.StreamHandler()
     layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    if screen.errors.is_terminal:
-        handler, layout = RichHandler(console=screen.errors, show_path=False), "%(name)s: %(message)s"
+    if errors.is_terminal:
+        handler, layout = RichHandler(console=errors, show_path=False), "%(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=layout, datefmt="%H:%M:%S", handlers=[handler], force=True)
     for ours in ("stbp_milp", "solvers"):
         logging.getLogger(ours).setLevel(level)

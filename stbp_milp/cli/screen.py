@@ -29,8 +29,8 @@ class Screen:
 
     @classmethod
     def of(cls, options: Options) -> Self:
-        errors = _console(stderr=True)
-        return cls(errors if options.as_json else _console(stderr=False), errors, options.quiet, options.as_json)
+        errors = console(stderr=True)
+        return cls(errors if options.as_json else console(stderr=False), errors, options.quiet, options.as_json)
 
     def say(self, *parts: RenderableType) -> None:
         """Print what only people read, unless they asked for quiet."""
@@ -39,10 +39,11 @@ class Screen:
                 self.results.print(part)
 
 
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+def console(*, stderr: bool) -> Console:
+    """One of the two."""
+    found = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     return (
-        console
-        if console.is_terminal
+        found
+        if found.is_terminal
         else Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=_PIPED_WIDTH)
     )

@@ -3,6 +3,7 @@
 from stbp_milp.sets.blocks import Blocks
 from stbp_milp.sets.choice import Choice, ChoiceProgram
 from stbp_milp.sets.moving_patch import MovingPatch
+from stbp_milp.sets.parts import divide
 from stbp_milp.sets.patch import Patch
 from stbp_milp.sets.perturbation import InputSet, PerturbationSet, VoxelBox, concatenate, inner, support
 from stbp_milp.sets.specification import BoxSpecification, SetSpecification, parse_set
@@ -19,6 +20,7 @@ __all__ = [
     "SetSpecification",
     "VoxelBox",
     "concatenate",
+    "divide",
     "inner",
     "parse_set",
     "support",

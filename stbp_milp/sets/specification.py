@@ -19,6 +19,7 @@ from stbp_milp.errors import InputError
 from stbp_milp.sets.blocks import Blocks
 from stbp_milp.sets.choice import Choice
 from stbp_milp.sets.moving_patch import MovingPatch
+from stbp_milp.sets.parts import divide
 from stbp_milp.sets.patch import Patch
 from stbp_milp.sets.perturbation import PerturbationSet
 
@@ -112,11 +113,13 @@ class SetSpecification:
         text: one of the forms above.
         epsilon: radius in the units of the data; the box is clipped to the domain.
         domain: smallest and largest value a voxel may have.
+        part: `(i, n)`: only the i-th (from 0) of the n parts that `divide` makes of the set; None: all of it.
     """
 
     text: str
     epsilon: float
     domain: tuple[float, float] = (0.0, 1.0)
+    part: tuple[int, int] | None = None
 
     def build(self, clip: Tensor) -> PerturbationSet:
         """The set around `clip` (C, T, H, W), in float64.
@@ -139,9 +142,16 @@ class SetSpecification:
             )
         voxels = (clip.shape[1], clip.shape[2], clip.shape[3])
         choice = parse_set(self.text, voxels)
-        return PerturbationSet(
+        whole = PerturbationSet(
             clip, (clip - self.epsilon).clamp(min=low), (clip + self.epsilon).clamp(max=high), choice
         )
+        return whole if self.part is None else self._part(whole, *self.part)
+
+    def _part(self, whole: PerturbationSet, index: int, count: int) -> PerturbationSet:
+        parts = divide(whole, count)
+        if len(parts) != count or not 0 <= index < count:
+            raise InputError(f"part {index} of {count} of set {self.text!r} is asked for; it has {len(parts)} parts")
+        return parts[index]
 
 
 @dataclass(frozen=True, eq=False)

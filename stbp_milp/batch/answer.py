@@ -1,0 +1,147 @@
+"""What the child of an instance does: read the question, verify, write the evidence, hand back the record.
+
+The keeper imports this module once, with torch and all it needs; children have it by the fork.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stbp_milp.batch.folder import EVIDENCE
+from stbp_milp.batch.supervised import Tell
+from stbp_milp.batch.task import Task
+from stbp_milp.errors import InputError, SoundnessError
+from stbp_milp.interop import read_questions, record_of_all, verify_all
+from stbp_milp.memory import is_exhaustion
+from stbp_milp.network.model import load_model
+from stbp_milp.plain import plain
+from stbp_milp.query import Configuration, Query
+from stbp_milp.records import make_record
+from stbp_milp.report.pictures import save_counterexample
+from stbp_milp.results import CONTRADICTION
+from stbp_milp.sets import BoxSpecification, SetSpecification, divide
+from stbp_milp.verdict import Falsified, Outcome, Progress, Unknown
+from stbp_milp.verify import OnProgress
+from stbp_milp.versions import versions
+
+for _late in ("onnx.reference", "highspy", "gurobipy", "pyscipopt"):  # the solvers where they are installed
+    with suppress(ImportError):
+        import_module(_late)
+
+
+def _warm_up() -> None:
+    """Let everything that loads itself at its first use be loaded here, not in every child (seconds each).
+
+    On one thread: a pool of threads would not outlive the fork.
+    """
+    versions()
+    torch.set_num_threads(1)
+    layers = [nn.Conv3d(1, 1, 1), nn.BatchNorm3d(1), nn.ReLU(), nn.MaxPool3d(1), nn.AvgPool3d(1), nn.Flatten()]
+    load_model(nn.Sequential(*layers, nn.Linear(8, 2)).eval(), (1, 2, 2, 2))
+
+
+_warm_up()
+
+_PLANNED = 0.7  # of the memory limit; libraries and what is between two looks need the rest
+_RESERVE = 0.03  # of the time, at most a second, so that an orderly end comes before the limit
+_RESERVE_AT_MOST = 1.0
+
+
+def answer(task: Task, tell: Tell) -> dict[str, Any]:
+    """The word, the reason, the record and the evidence of one instance."""
+    began = time.monotonic()
+    try:
+        queries = _queries(task)
+        limit = task.limits.timeout
+        left = limit - min(_RESERVE * limit, _RESERVE_AT_MOST) - (time.monotonic() - began)
+        if left <= 0:
+            return {"word": "timeout", "reason": f"out of time after {limit:g} s: reading the model took all of it"}
+        configuration = _configuration(task)
+        outcome = verify_all(queries, replace(configuration, timeout=left), _reporter(tell))
+        tell({"settled": True})
+        return _answer(task, queries, configuration, outcome)
+    except InputError as error:
+        return {"word": "error", "reason": " ".join(str(error).split())}
+    except SoundnessError as error:
+        return {"word": "error", "reason": f"{CONTRADICTION}: {error}; please report this"}
+    except (MemoryError, RuntimeError) as error:
+        if not is_exhaustion(error):
+            raise
+        return {"word": "memout", "reason": f"out of memory: {' '.join(str(error).split())}"}
+
+
+def count_parts(task: Task, tell: Tell) -> dict[str, Any]:
+    """How many parts the instance's set has, at most as many as the task's part says."""
+    assert task.part is not None
+    try:
+        query, *others = _queries(replace(task, part=None))
+        whole = others or isinstance(query.set, BoxSpecification)
+        return {"parts": 1 if whole else len(divide(query.set.build(query.clip), task.part.count))}
+    except InputError as error:
+        return {"word": "error", "reason": " ".join(str(error).split())}
+
+
+def word_of(outcome: Outcome) -> tuple[str, str | None]:
+    """The batch's word for an outcome, and the reason of those without a verdict."""
+    if not isinstance(outcome.verdict, Unknown):
+        return outcome.word, None
+    reason = outcome.verdict.reason
+    words = {"out of time": "timeout", "out of memory": "memout"}
+    return next((word for start, word in words.items() if reason.startswith(start)), "unknown"), reason
+
+
+def _queries(task: Task) -> list[Query]:
+    """The questions of our own specification or of a VNN-LIB file."""
+    queries = read_questions(task.specification, load_model(task.model))
+    if task.part is None:
+        return queries
+    (query,) = queries
+    assert isinstance(query.set, SetSpecification)
+    return [replace(query, set=replace(query.set, part=(task.part.index, task.part.count)))]
+
+
+def _configuration(task: Task) -> Configuration:
+    memory = int(_PLANNED * task.limits.memory_bytes)
+    solver: Any = task.solver
+    return Configuration(task.limits.timeout, solver, task.seed, task.limits.threads, memory)
+
+
+def _reporter(tell: Tell) -> OnProgress:
+    """Tells bounds and stages on the way, for the result of an instance that is killed."""
+    stages: dict[str, float] = {}
+    now, since = "clean", 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal now, since
+        stages[now] = stages.get(now, 0.0) + progress.seconds - since
+        now, since = progress.stage, progress.seconds
+        tell(plain({"margin": {"lower": progress.lower, "upper": progress.upper}, "stage_seconds": stages}))
+
+    return report
+
+
+def _answer(task: Task, queries: list[Query], configuration: Configuration, outcome: Outcome) -> dict[str, Any]:
+    word, reason = word_of(outcome)
+    query = queries[0]
+    files: Mapping[str, Path] = {}
+    if isinstance(outcome.verdict, Falsified) and outcome.verdict.counterexample.stage != "clean":
+        # A stem of its own for every attempt: another one, on another node, may be writing too.
+        stem = f"{task.key[:12]}-{secrets.token_hex(4)}"
+        files = save_counterexample(
+            query, outcome.verdict.counterexample, outcome.clean_outputs, task.folder / EVIDENCE, stem
+        )
+    source = str(task.specification)
+    record = make_record(query, configuration, outcome, clip_source=source, files=files)
+    record = record_of_all(record, queries, configuration)
+    evidence = {kind: f"{EVIDENCE}/{path.name}" for kind, path in files.items()}
+    return {"word": word, "reason": reason, "record": asdict(record), "evidence": evidence}

@@ -1,0 +1,145 @@
+"""Where a batch runs: worker processes of this machine, a Dask scheduler that is there, or the jobs of a cluster.
+
+A worker runs one instance at a time. Locally everything listens on 127.0.0.1 alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import yaml
+from distributed import Client, LocalCluster
+
+from stbp_milp.errors import InputError
+
+QUEUES = {
+    "slurm": "SLURMCluster",
+    "pbs": "PBSCluster",
+    "lsf": "LSFCluster",
+    "sge": "SGECluster",
+    "htcondor": "HTCondorCluster",
+}
+_LOOPBACK = "127.0.0.1"
+_SETTINGS = {
+    # Instances have limits of their own, and marks that count dead workers; Dask's would only interfere.
+    "distributed.scheduler.allowed-failures": 1_000_000,
+    "distributed.scheduler.work-stealing": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.diagnostics.nvml": False,
+    "distributed.comm.timeouts.connect": "30s",
+}
+
+
+@dataclass(frozen=True)
+class QueueFile:
+    """What a cluster's file says.
+
+    Attributes:
+        jobs: to queue.
+        threads: of an instance: the cores of a job, shared by its workers.
+        options: of dask_jobqueue's class.
+    """
+
+    jobs: int
+    threads: int
+    options: dict[str, Any]
+
+
+@contextmanager
+def local(jobs: int, resources: dict[str, float] | None = None) -> Iterator[Client]:
+    """As many worker processes here, numbered from 0; each has the resources."""
+    with (
+        dask.config.set(_SETTINGS),
+        tempfile.TemporaryDirectory(prefix="stbp-milp-", ignore_cleanup_errors=True) as scratch,
+        LocalCluster(
+            n_workers=jobs,
+            threads_per_worker=1,
+            processes=True,
+            host=_LOOPBACK,
+            dashboard_address=f"{_LOOPBACK}:0",
+            worker_dashboard_address=f"{_LOOPBACK}:0",
+            memory_limit=None,
+            local_directory=scratch,
+            silence_logs=50,
+            resources=resources,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def existing(address: str) -> Iterator[Client]:
+    """The workers of a scheduler that runs already.
+
+    Raises:
+        InputError: nothing answers there.
+    """
+    try:
+        client = Client(address, timeout="10s")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"no Dask scheduler answers at {address!r} ({reason}); start one with: dask scheduler"
+        ) from error
+    with client:
+        yield client
+
+
+@contextmanager
+def queue(kind: str, file: QueueFile) -> Iterator[Client]:
+    """Jobs of a cluster's queue, through dask-jobqueue.
+
+    Raises:
+        InputError: dask-jobqueue is not installed, or does not take the file's options.
+    """
+    try:
+        module = importlib.import_module("dask_jobqueue")
+    except ImportError as error:
+        raise InputError(
+            f"--{kind} needs dask-jobqueue, which is not installed; pip install 'stbp-milp[cluster]'"
+        ) from error
+    options = dict(file.options)
+    # One instance at a time in a worker, with its share of the job's cores.
+    options["worker_extra_args"] = [*options.get("worker_extra_args", []), "--nthreads", "1", "--memory-limit", "0"]
+    with dask.config.set(_SETTINGS):
+        try:
+            cluster = getattr(module, QUEUES[kind])(**options)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"dask-jobqueue does not take the file's options ({error}); see its manual") from error
+        with cluster, Client(cluster) as client:
+            cluster.scale(jobs=file.jobs)
+            yield client
+
+
+def read_queue_file(path: Path) -> QueueFile:
+    """A YAML file: `jobs`, and the options of dask_jobqueue's class, of which `cores` and `processes` are needed.
+
+    Raises:
+        InputError: no such file, or something else in it.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{str(path)!r} cannot be read ({reason}); give a YAML file, see results/README.md") from error
+    options = dict(entries) if isinstance(entries, dict) else {}
+    jobs, cores, processes = options.pop("jobs", None), options.get("cores"), options.setdefault("processes", 1)
+    if not all(type(number) is int and number > 0 for number in (jobs, cores, processes)):
+        raise InputError(
+            f"{str(path)!r} needs whole numbers for jobs (how many to queue) and cores (of a job), and may have "
+            "processes (workers of a job, 1 without)"
+        )
+    options.setdefault("job_name", "stbp-milp")
+    options.setdefault("memory", "4GB")
+    return QueueFile(jobs, max(1, cores // processes), options)

@@ -1,0 +1,188 @@
+"""One instance on its way to a worker, and its key.
+
+The *key* is sha256 over the content of everything that was asked and how: model, clip, set, property and
+configuration. It comes from the files' bytes alone, so that resuming a batch needs neither torch nor the models.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from stbp_milp.batch.supervised import Limits
+from stbp_milp.errors import InputError
+from stbp_milp.instance_list import Instance, read_instances
+from stbp_milp.plain import digest_of
+
+# In an ONNX file, where a tensor's values lie in another file (a StringStringEntryProto of fewer than 128 bytes).
+_ELSEWHERE = re.compile(rb"\x0a\x08location\x12[\x01-\x7f]([^\x00-\x1f]{1,127})")
+_CLIP = re.compile(r"(?P<path>.+?\.np[yz])(?P<item>[:\[].*)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The index-th of `count` parts of the instance `whole` (its key)."""
+
+    index: int
+    count: int
+    whole: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """An instance with all that a worker needs to know.
+
+    Attributes:
+        folder: the batch's, on a file system that driver and workers share.
+        model, specification: absolute paths.
+        listed: the same as the instance list has them, and their digests; for the result.
+        gpu: it needs the device of a worker.
+        run: which run of the driver it belongs to.
+    """
+
+    key: str
+    folder: Path
+    model: Path
+    specification: Path
+    listed: dict[str, str]
+    expected: str | None
+    limits: Limits
+    solver: str
+    seed: int
+    gpu: bool = False
+    part: Part | None = None
+    run: str = ""
+
+    def of_part(self, index: int, count: int) -> Task:
+        """The task of one part, with a key of its own."""
+        key = digest_of({"whole": self.key, "part": [index, count]})
+        return replace(self, key=key, part=Part(index, count, self.key))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all instances of a batch share.
+
+    Attributes:
+        timeout: seconds, in place of the list's; None: the list's.
+    """
+
+    timeout: float | None = None
+    grace: float = 0.3
+    memory_bytes: int = 4 << 30
+    threads: int = 1
+    solver: str = "auto"
+    seed: int = 0
+    gpu: bool = False
+
+
+def read_tasks(path: Path, folder: Path, settings: Settings) -> list[Task]:
+    """The tasks of an instance list, line by line; equal lines have equal keys.
+
+    Raises:
+        InputError: the list or a file that it names cannot be read.
+    """
+    return [_task(instance, path.parent, folder, settings) for instance in read_instances(path)]
+
+
+def _task(instance: Instance, base: Path, folder: Path, settings: Settings) -> Task:
+    model = _model_digest(instance.model)
+    question, expected = _question(instance.specification)
+    limits = Limits(
+        instance.timeout if settings.timeout is None else settings.timeout,
+        settings.grace,
+        settings.memory_bytes,
+        settings.threads,
+    )
+    asked = {
+        "model": model,
+        "question": question,
+        "configuration": [limits.timeout, limits.memory_bytes, settings.solver, settings.seed],
+    }
+    listed = {
+        "model": _as_listed(instance.model, base),
+        "specification": _as_listed(instance.specification, base),
+        "model_sha256": model,
+        "specification_sha256": question,
+    }
+    return Task(
+        digest_of(asked),
+        folder.resolve(),
+        instance.model.resolve(),
+        instance.specification.resolve(),
+        listed,
+        expected,
+        limits,
+        settings.solver,
+        settings.seed,
+        settings.gpu,
+    )
+
+
+def _as_listed(path: Path, base: Path) -> str:
+    return str(path.relative_to(base) if path.is_relative_to(base) else path)
+
+
+@lru_cache(maxsize=4096)
+def _model_digest(path: Path) -> str:
+    """sha256 of the file, and of the files with its tensors if there are any."""
+    content = _read(path)
+    digest = hashlib.sha256(content)
+    if path.suffix == ".onnx":
+        for name in sorted(set(_ELSEWHERE.findall(content))):
+            other = path.parent / name.decode(errors="replace")
+            if other.is_file():
+                digest.update(_read(other))
+    return digest.hexdigest()
+
+
+def _question(path: Path) -> tuple[str, str | None]:
+    """sha256 of what a specification asks, with its clip; and the verdict that it expects.
+
+    Of our own specifications, order and layout of the entries and the expected verdict do not count. What is no
+    specification is a question too: the worker says what is wrong with it.
+    """
+    content = _read(path)
+    try:
+        entries = json.loads(content) if path.suffix == ".json" else None
+    except ValueError:
+        entries = None
+    if not isinstance(entries, dict):
+        return hashlib.sha256(_unzipped(path, content)).hexdigest(), None
+    expected = entries.pop("expected", None)
+    clip = entries.pop("clip", None)
+    asked = [entries, _clip_digest(path, clip)]
+    return digest_of(asked), expected if isinstance(expected, str) else None
+
+
+def _clip_digest(specification: Path, clip: object) -> list[str]:
+    place = _CLIP.fullmatch(clip) if isinstance(clip, str) else None
+    if place is None:
+        return [str(clip)]
+    return [_file_digest(specification.parent / place["path"]), place["item"] or ""]
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(_read(path)).hexdigest()
+
+
+def _unzipped(path: Path, content: bytes) -> bytes:
+    try:
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError):
+        return content
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read ({error.strerror}); the instance list or a specification names it"
+        ) from error

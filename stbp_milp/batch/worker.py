@@ -1,0 +1,209 @@
+"""What a Dask worker does with an instance: hand it to a keeper, and write its result into the batch's folder.
+
+A worker may run several instances at a time, each with a keeper of its own: a keeper knows one instance only, and so
+what is left of it.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from distributed import Worker, WorkerPlugin, get_worker
+
+from stbp_milp.batch.folder import Folder
+from stbp_milp.batch.keeper import Keeper, KeeperLostError
+from stbp_milp.batch.processes import adopt_orphans, kill_descendants
+from stbp_milp.batch.supervised import Ended, Limits
+from stbp_milp.batch.task import Task
+from stbp_milp.results import InstanceResult
+from stbp_milp.versions import versions
+
+ATTEMPTS = 3  # an instance that kills its worker so often is an error
+_NOTHING = {"lower": "-inf", "upper": "inf"}
+
+
+class Keepers(WorkerPlugin):
+    """The keepers of a worker, started when the first instance comes, and what was cancelled.
+
+    Args:
+        module: that holds the job, imported once by every keeper.
+        gpu: the child sees the device that has its worker's number.
+    """
+
+    idempotent = True
+
+    def __init__(self, module: str, threads: int, gpu: bool = False) -> None:
+        self.module, self.threads, self.gpu = module, threads, gpu
+        self.name = f"stbp-milp {module} {threads} {gpu}"
+
+    def setup(self, worker: Worker) -> None:
+        self.environment = {"CUDA_VISIBLE_DEVICES": str(worker.name)} if self.gpu else {}
+        self.cancelled: set[tuple[str, str | None]] = set()
+        self.lock = threading.Lock()
+        self.all: list[Keeper] = []
+        self.idle: list[Keeper] = []
+        self.marks: set[Path] = set()
+        self.ending = False
+        adopt_orphans()
+
+    def teardown(self, worker: Worker) -> None:
+        """An orderly end of the worker: nothing is held against the instances that it runs."""
+        with self.lock:
+            self.ending = True
+            for mark in self.marks:
+                mark.unlink(missing_ok=True)
+            for keeper in self.all:
+                keeper.close()
+
+    def is_cancelled(self, task: Task) -> bool:
+        whole = task.key if task.part is None else task.part.whole
+        return not self.cancelled.isdisjoint({(task.run, whole), (task.run, None)})
+
+    def run(self, job: str, task: Task, mark: Path) -> Ended:
+        """The task's job, to its end.
+
+        Raises:
+            KeeperLostError: the keeper died over it.
+        """
+        self.marks.add(mark)
+        try:
+            with self._borrowed() as keeper:
+                return keeper.run(job, task, task.limits, lambda: self.is_cancelled(task))
+        finally:
+            self.marks.discard(mark)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Keeper]:
+        with self.lock:
+            if self.ending:
+                raise KeeperLostError("the worker is about to end")
+            if not self.idle:
+                self.all.append(Keeper([self.module], self.threads, self.environment))
+                self.idle.append(self.all[-1])
+            keeper = self.idle.pop()
+        try:
+            yield keeper
+        except KeeperLostError:
+            with self.lock:
+                self.all.remove(keeper)
+                keeper.close()
+                if not self.all:  # what the keeper had adopted is ours now
+                    kill_descendants()
+            raise
+        with self.lock:
+            self.idle.append(keeper)
+
+
+def execute(task: Task, job: str, plugin: str) -> InstanceResult | None:
+    """Run a task on the worker that this is called on; None if it was cancelled.
+
+    Raises:
+        KeeperLostError: the keeper died over it; the mark of the attempt stays.
+        InputError: the result cannot be written.
+    """
+    worker = get_worker()
+    keepers = _keepers(worker, plugin)
+    folder = Folder(task.folder)
+    if (kept := folder.result(task.key, task.part is not None)) is not None:
+        return kept
+    if keepers.is_cancelled(task):
+        return None
+    node = {"node": platform.node(), "worker": worker.address}
+    died = len(folder.marks(task.key))
+    if died >= ATTEMPTS:
+        result = unfinished(task, f"it was begun {died} times, and each time its worker died", "worker", died, node)
+    else:
+        mark = folder.mark(task.key, {**node, "began": datetime.now(UTC).isoformat()})
+        ended = keepers.run(job, task, mark)
+        if ended.ended_by == "cancelled":
+            mark.unlink(missing_ok=True)
+            return None
+        result = _result(task, ended, died + 1, node)
+    kept = folder.keep(result)
+    folder.clear_marks(task.key)
+    return kept
+
+
+def plan(task: Task, job: str, plugin: str) -> dict[str, Any]:
+    """How many parts a task's set has: the answer of a job that leaves nothing behind."""
+    ended = _keepers(get_worker(), plugin).run(job, task, Path("unmarked"))
+    return ended.answer or {"word": _word(ended), "reason": _reason(ended, task.limits)}
+
+
+def cancel(plugin: str, run: str, whole: str | None, dask_worker: Worker | None = None) -> None:
+    """End what this worker runs of an instance, or all of a driver's run (None); called by `Client.run`."""
+    assert dask_worker is not None
+    if plugin in dask_worker.plugins:
+        _keepers(dask_worker, plugin).cancelled.add((run, whole))
+
+
+def _keepers(worker: Worker, plugin: str) -> Keepers:
+    keepers = worker.plugins[plugin]
+    assert isinstance(keepers, Keepers)
+    return keepers
+
+
+def unfinished(task: Task, reason: str, ended_by: str, attempt: int, node: dict[str, str]) -> InstanceResult:
+    """The result of an instance that nothing was heard of."""
+    ended = Ended(ended_by, 0.0, 0, {"answer": {"word": "error", "reason": reason}}, "")
+    return _result(task, ended, attempt, node)
+
+
+def _result(task: Task, ended: Ended, attempt: int, node: dict[str, str]) -> InstanceResult:
+    answer = ended.answer or {"word": _word(ended), "reason": _reason(ended, task.limits)}
+    record: dict[str, Any] = answer.get("record") or {}
+    limits, part = task.limits, task.part
+    began = datetime.now(UTC) - timedelta(seconds=ended.seconds)
+    return InstanceResult(
+        key=task.key,
+        word=answer["word"],
+        reason=answer.get("reason"),
+        instance=dict(task.listed),
+        expected=task.expected,
+        margin=record.get("margin") or ended.heard.get("margin") or _NOTHING,
+        decided_by=record.get("decided_by"),
+        stage_seconds=record.get("stage_seconds") or ended.heard.get("stage_seconds") or {},
+        seconds=round(ended.seconds, 4),
+        memory_bytes=ended.memory_bytes,
+        limits={
+            "timeout": limits.timeout,
+            "grace": limits.grace,
+            "memory_bytes": limits.memory_bytes,
+            "threads": limits.threads,
+        },
+        configuration={"solver": task.solver, "seed": task.seed},
+        attempt=attempt,
+        began=began.isoformat(timespec="milliseconds"),
+        ended_by=ended.ended_by,
+        output=ended.output,
+        evidence=answer.get("evidence", {}),
+        part=None if part is None else {"index": part.index, "of": part.count, "whole": part.whole},
+        versions=versions(),
+        record=answer.get("record"),
+        node=node["node"],
+        worker=node["worker"],
+    )
+
+
+def _word(ended: Ended) -> str:
+    return {"timeout": "timeout", "memory": "memout"}.get(ended.ended_by, "error")
+
+
+def _reason(ended: Ended, limits: Limits) -> str:
+    """Why there is no answer."""
+    if ended.ended_by == "timeout":
+        return f"killed, as it did not end by itself in {limits.timeout:g} s"
+    if ended.ended_by == "memory":
+        return f"killed, as it held more than {limits.memory_bytes / 2**30:.3g} GiB"
+    if ended.ended_by == "signal SIGKILL":
+        return "killed by another program, perhaps because the machine ran out of memory"
+    if ended.ended_by.startswith("signal"):
+        return f"its process crashed ({ended.ended_by})"
+    last = ended.output.strip().splitlines()[-1:] or ["no message"]
+    return f"its process failed ({ended.ended_by}): {last[0][:300]}"

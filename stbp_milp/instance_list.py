@@ -1,0 +1,59 @@
+"""Lists of questions in VNN-COMP's layout.
+
+An *instance list* (`instances.csv`) has a model, a specification and a time limit in seconds a line, without a header;
+paths are relative to the list's folder. `results/README.md` documents it. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from stbp_milp.errors import InputError
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One line of an instance list; the paths are usable from the working directory.
+
+    Attributes:
+        timeout: seconds.
+    """
+
+    model: Path
+    specification: Path
+    timeout: float
+
+
+def read_instances(path: str | Path) -> list[Instance]:
+    """The instances of a list.
+
+    Raises:
+        InputError: no such file, or a line that is not a model, a specification and seconds.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            lines = [line for line in csv.reader(stream) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{str(path)!r} cannot be read as a list of instances ({reason}); give a CSV file") from error
+    if not lines:
+        raise InputError(f"{str(path)!r} has no instances; expected lines of a model, a specification and seconds")
+    return [_instance(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _instance(path: Path, number: int, line: list[str]) -> Instance:
+    cells = [cell.strip() for cell in line]
+    try:
+        model, specification, seconds = cells
+        timeout = float(seconds)
+    except ValueError:
+        timeout, model, specification = math.nan, "", ""
+    if not 0 < timeout < math.inf:
+        raise InputError(
+            f"line {number} of {str(path)!r} is {','.join(line)!r}; expected a model, a specification and seconds"
+        )
+    return Instance(path.parent / model, path.parent / specification, timeout)

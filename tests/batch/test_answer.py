@@ -1,0 +1,138 @@
+"""What a child answers about real questions, without the child.
+
+By hand: a network that sums the clip and says class 0 when the sum is above 0.5, on a clip of four frames of four
+voxels of 0.1: the margin is 1.1, and an attacker on two frames takes at most 8 x eps of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from stbp_milp.batch.answer import answer, count_parts, word_of
+from stbp_milp.batch.folder import Folder
+from stbp_milp.batch.split import whole_of
+from stbp_milp.batch.supervised import Ended, Limits
+from stbp_milp.batch.task import Part, Settings, Task, read_tasks
+from stbp_milp.batch.worker import _result
+from stbp_milp.demonstration import instances
+from stbp_milp.instances import read_specification
+from stbp_milp.network.model import load_model
+from stbp_milp.query import Configuration
+from stbp_milp.records import Record, query_key
+from stbp_milp.results import InstanceResult
+from stbp_milp.verdict import Outcome, Unknown
+from stbp_milp.verify import verify
+
+CLIP = (1, 4, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """f(x) = (sum of relu(x), 0.5) over 16 voxels, as an ONNX file."""
+    clip = helper.make_tensor_value_info("clip", TensorProto.FLOAT, [1, *CLIP])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 2])
+    weight = np.stack([np.ones(16), np.zeros(16)]).astype(np.float32)
+    nodes = [
+        helper.make_node("Relu", ["clip"], ["positive"]),
+        helper.make_node("Flatten", ["positive"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight", "bias"], ["scores"], transB=1),
+    ]
+    constants = [
+        numpy_helper.from_array(weight, "weight"),
+        numpy_helper.from_array(np.array([0.0, 0.5], dtype=np.float32), "bias"),
+    ]
+    graph = helper.make_graph(nodes, "sum", [clip], [scores], constants)
+    path = tmp_path_factory.mktemp("model") / "sum.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+@pytest.fixture
+def ask(tmp_path: Path, model: Path) -> Callable[..., Task]:
+    def make(**entries: Any) -> Task:
+        np.save(tmp_path / "clip.npy", np.full(CLIP, 0.1, dtype=np.float32))
+        asked = {"schema": 1, "clip": "clip.npy", "set": "any-frames:2", "epsilon": 0.05} | entries
+        (tmp_path / "one.json").write_text(json.dumps(asked))
+        (tmp_path / "instances.csv").write_text(f"{model},one.json,20\n")
+        folder = Folder(tmp_path / "out").prepared()
+        (task,) = read_tasks(tmp_path / "instances.csv", folder.path, Settings(memory_bytes=2 << 30))
+        return task
+
+    return make
+
+
+def told(task: Task) -> InstanceResult:
+    heard: dict[str, Any] = {}
+    found = answer(task, heard.update)
+    return _result(task, Ended("itself", 1.0, 1 << 20, heard | {"answer": found}, ""), 1, {"node": "", "worker": ""})
+
+
+def test_a_verified_instance_has_its_record(ask: Callable[..., Task]) -> None:
+    result = told(ask())
+    assert result.word == "verified"
+    assert result.record is not None
+    record = Record(**result.record)
+    assert record.configuration["timeout"] == 20.0  # as asked, though reading the model took some of it
+    assert record.set["text"] == "any-frames:2"
+    assert result.bounds()[0] == pytest.approx(1.1 - 8 * 0.05, abs=1e-4)
+    json.loads(result.to_json())
+
+
+def test_a_falsified_instance_has_its_evidence(ask: Callable[..., Task]) -> None:
+    task = ask(epsilon=0.1, set="everywhere")
+    result = told(task)
+    assert result.word == "falsified"
+    assert sorted(result.evidence) == ["animation", "clip", "picture"]
+    attacked = np.load(task.folder / result.evidence["clip"])["attacked"]
+    assert attacked.sum() <= 0.5 + 1e-6
+
+
+def test_parts_make_the_whole(ask: Callable[..., Task], model: Path) -> None:
+    task = ask()
+    assert count_parts(replace(task, part=Part(0, 4, task.key)), print) == {"parts": 4}
+    assert count_parts(replace(task, part=Part(0, 99, task.key)), print) == {"parts": 6}
+    whole = whole_of(task, [told(task.of_part(index, 4)) for index in range(4)], 4)
+    assert whole.word == "verified"
+    assert whole.record is not None
+    single = told(task)
+    assert single.record is not None
+    assert whole.record["key"] == single.record["key"]
+    assert whole.record["clip"] == single.record["clip"]
+    query = read_specification(task.specification).query(load_model(model))
+    assert whole.record["key"] == query_key(query, Configuration(20.0, memory_bytes=int(0.7 * (2 << 30))))
+    assert json.loads(whole.to_json())["record"]["certificate"]["parts"]
+
+
+def test_bad_input_is_an_error_with_its_sentence(ask: Callable[..., Task]) -> None:
+    result = told(ask(set="nowhere"))
+    assert (result.word, result.record) == ("error", None)
+    assert "unknown set 'nowhere'" in str(result.reason)
+    assert count_parts(replace(ask(set="nowhere"), part=Part(0, 4, "")), print)["word"] == "error"
+
+
+def test_time_that_reading_took_is_not_there_to_verify(ask: Callable[..., Task]) -> None:
+    task = replace(ask(), limits=Limits(1e-6, 0.3, 1 << 30))
+    assert told(task).word == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("reason", "word"),
+    [("out of time after 3 s", "timeout"), ("out of memory: the limit", "memout"), ("the margin is too", "unknown")],
+)
+def test_words_of_what_stays_open(reason: str, word: str) -> None:
+    assert word_of(Outcome(Unknown(reason), -1.0, 1.0, (0.0,), None, 1.0)) == (word, reason)
+
+
+def test_out_of_time_is_what_the_verifier_calls_it() -> None:
+    """The words above are the verifier's own."""
+    hard = next(one for one in instances() if one.expected == "unknown")
+    assert word_of(verify(hard.query, Configuration(timeout=1e-3)))[0] == "timeout"

@@ -1,0 +1,122 @@
+"""`run_batch`: what it refuses, what it says and with which exit code it ends.
+
+By hand: three instances on the shipped steering network, one of which names a set that there is not: two verdicts, one
+error, exit code 3; the same command again runs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stbp_milp.batch.engine import Progress
+from stbp_milp.batch.mirror import FILE, in_file
+from stbp_milp.batch.nodes import read_queue_file
+from stbp_milp.cli.batch import main
+from stbp_milp.cli.batch_arguments import parse
+from stbp_milp.cli.batch_display import BatchDisplay, counts, pace
+from stbp_milp.errors import InputError
+
+SHIPPED = Path(__file__).parents[2] / "stbp_milp" / "demonstration"
+
+
+@pytest.fixture
+def instances(tmp_path: Path) -> Path:
+    """Verified, falsified and an error; expected: verified, verified and nothing."""
+    clip = f"{SHIPPED}/steering_clips.npz:clips[1]"
+    common = {"schema": 1, "clip": clip, "tolerance": 8.0, "epsilon": 0.02}
+    asked = [
+        common | {"set": "frames:0", "epsilon": 0.001, "expected": "verified"},
+        common | {"set": "everywhere", "epsilon": 1.0},
+        common | {"set": "nowhere"},
+    ]
+    for number, entries in enumerate(asked):
+        (tmp_path / f"{number}.json").write_text(json.dumps(entries))
+    lines = [f"{SHIPPED}/steering.onnx,{number}.json,60\n" for number in range(len(asked))]
+    (tmp_path / "instances.csv").write_text("".join(lines))
+    return tmp_path / "instances.csv"
+
+
+def words(out: Path) -> list[str]:
+    rows = in_file(out / FILE, "SELECT word FROM instances LEFT JOIN results USING (key) ORDER BY position")
+    return [word for (word,) in rows]
+
+
+def test_a_batch_from_list_to_results(
+    instances: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = [str(instances), "--jobs", "1", "--memory", "2G", "--out", str(out), "--quiet"]
+    assert main(arguments) == 3
+    printed = capsys.readouterr()
+    assert "3 of 3 done, 1 verified, 1 falsified" in printed.out
+    assert printed.err == ""
+    assert words(out) == ["verified", "falsified", "error"]
+    files = {path.name for path in (out / "records").iterdir()}
+    monkeypatch.setattr("stbp_milp.batch.nodes.local", None)  # nobody may start workers
+    assert main(arguments) == 3
+    assert {path.name for path in (out / "records").iterdir()} == files
+    assert len(list((out / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.csv"], "missing.csv"),
+        (["missing.csv", "--retry", "timeouts"], "'timeouts'"),
+        (["missing.csv", "--memory", "much"], "'much'"),
+        (["missing.csv", "--slurm", "a.yaml", "--scheduler", "tcp://h:1"], "--scheduler and --slurm"),
+        (["missing.csv", "--slurm", "a.yaml", "--jobs", "2"], "--jobs"),
+        (["missing.csv", "--slurm", "a.yaml"], "a.yaml"),
+        (["missing.csv", "--gpus", "1", "--jobs", "2"], "--gpus"),
+        (["missing.csv", "--timeout", "-1"], "--timeout"),
+        ([], "LIST"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_a_sentence(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "--split" in capsys.readouterr().out
+    assert parse(["list.csv", "--slurm", "s.yaml"]).queue == ("slurm", Path("s.yaml"))  # type: ignore[union-attr]
+
+
+def test_a_file_of_a_queue(tmp_path: Path) -> None:
+    path = tmp_path / "queue.yaml"
+    path.write_text("jobs: 3\ncores: 8\nprocesses: 4\nqueue: long\n")
+    file = read_queue_file(path)
+    assert (file.jobs, file.threads) == (3, 2)
+    assert file.options["queue"] == "long"
+    for wrong in ("jobs: 3", "cores: 8", "[]", "jobs: many\ncores: 1", "jobs: [", "jobs: 0\ncores: 1"):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match=r"queue\.yaml"):
+            read_queue_file(path)
+
+
+def test_what_is_shown_while_it_runs() -> None:
+    progress = Progress(10, Counter(verified=3, timeout=1), 0, 2, 2, 2, 4.0)
+    assert counts(progress).plain.startswith("4 of 10 done, 3 verified, 0 falsified, 0 unknown, 1 timeout")
+    assert pace(progress) == "2 running on 2 workers, 0.5 per second, 12 s left"
+    assert pace(Progress(10, Counter(), 0)) == "waiting for workers"
+    assert "1 CONTRADICTIONS" in counts(Progress(10, Counter(), 1)).plain
+    console = Console(force_terminal=True, width=100, record=True)
+    with BatchDisplay(console, shown=True) as display:
+        display.update(progress)
+    assert "4 of 10 done" in console.export_text()
