@@ -127,12 +127,13 @@ def write_batch(folder: Path, instances: Sequence[Made], pending: Sequence[str] 
     """The folder of a batch with these results, in this order in its list, and some instances still to run."""
     for name in ("records", "evidence", "runs"):
         (folder / name).mkdir(parents=True)
+    clips = write_clips(folder / "clips.npz").read_bytes()
     lines = []
     for made in instances:
         content = result(made)
         if made.word == "falsified":
             name = f"evidence/{content['key'][:12]}-attack.npz"
-            write_clips(folder / name)
+            (folder / name).write_bytes(clips)
             content["evidence"] = {"clip": name}
         (folder / "records" / f"{content['key']}.json").write_text(json.dumps(content))
         lines.append((content["instance"]["model"], content["instance"]["specification"], content["key"]))

@@ -25,7 +25,7 @@ from stbp_milp.report.html.instance import Instance
 from stbp_milp.sets import SetSpecification
 
 LARGEST_SIDE = 256  # pixels; larger frames are averaged down
-_SMALLEST = 256  # bytes that no packed clip stays below; with less room left, none is tried
+_SMALLEST = 128  # bytes that no packed clip stays below; with less room left, none is tried
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,10 @@ try {
   watchCharts();
   const asked = /^#instance-(\d+)$/.exec(location.hash);
   if (asked && rows[asked[1]]) await openInstance(Number(asked[1]));
-  document.documentElement.dataset.ready = "yes";
+  requestAnimationFrame(() => {
+    performance.mark("ready");
+    document.documentElement.dataset.ready = "yes";
+  });
 } catch (problem) {
   complain(problem);
 }

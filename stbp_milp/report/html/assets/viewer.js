@@ -38,7 +38,7 @@ const shadeChange = (clip) => (voxel) => {
 };
 
 function paint(canvas, clip, frame, shading) {
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   const image = context.createImageData(clip.width, clip.height);
   const first = frame * clip.height * clip.width;
   for (let pixel = 0; pixel < clip.height * clip.width; pixel++) {
