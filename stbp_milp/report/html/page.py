@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module, metadata, resources
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import quote
 
@@ -87,7 +88,8 @@ def render(run: Run, changes: Changes | None, viewers: Viewers, home: Path) -> s
         name=_name(run),
         words=WORDS,
         shares=figures.shares(instances),
-        seconds=sorted(instance.seconds for instance in instances),
+        seconds=[instance.seconds for instance in instances],
+        median=median(instance.seconds for instance in instances),
         memory=max((instance.memory for instance in instances if instance.memory is not None), default=None),
         unexpected=[instance for instance in instances if _unexpected(instance)],
         groups=groups[: figures.MOST_GROUPS],

@@ -74,7 +74,7 @@ async function makeTable() {
     order: [],
     deferRender: true,
     scrollX: true,
-    scrollY: Math.min(rows.length * 34 + 18, Math.max(340, 0.66 * innerHeight)),
+    scrollY: Math.min(rows.length * 34 + 36, Math.max(340, 0.66 * innerHeight)),
     scrollCollapse: true,
     scroller: { rowHeight: 34, displayBuffer: 6 },
     autoWidth: false,
