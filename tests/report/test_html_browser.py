@@ -15,6 +15,7 @@ import pytest
 from made_runs import Made, many, write_batch
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -149,6 +150,27 @@ def test_charts(opened: webdriver.Chrome) -> None:
         _wait(opened, lambda place=place, curves=curves: len(place.find_elements(By.CSS_SELECTOR, ".trace")) >= curves)
 
 
+def test_a_bar_opens_its_instance_wherever_it_is_pressed(opened: webdriver.Chrome) -> None:
+    place = opened.find_element(By.ID, "chart-instances")
+    _run(opened, "arguments[0].scrollIntoView()", place)
+    _wait(opened, lambda: place.get_attribute("data-ready"))
+    x, y = _run(
+        opened,
+        """const box = arguments[0].getBoundingClientRect(), {xaxis, yaxis} = arguments[0]._fullLayout;
+        return [box.left + xaxis._offset + xaxis.l2p(2), box.top + yaxis._offset + 0.6 * yaxis._length];""",
+        place,
+    )
+    press = ActionChains(opened)
+    press.w3c_actions.pointer_action.move_to_location(round(x), round(y))
+    press.perform()
+    _wait(opened, lambda: place.find_elements(By.CSS_SELECTOR, ".hovertext"))
+    press = ActionChains(opened)
+    press.w3c_actions.pointer_action.click()
+    press.perform()
+    _wait(opened, lambda: opened.find_element(By.ID, "detail").is_displayed())
+    assert opened.find_element(By.ID, "detail-title").text.endswith("slow")  # verified, the second fastest
+
+
 def test_playing_a_counterexample(opened: webdriver.Chrome) -> None:
     next(cell for cell in opened.find_elements(By.CSS_SELECTOR, "[data-open]") if cell.text.endswith("bad")).click()
     _wait(opened, lambda: opened.find_elements(By.CSS_SELECTOR, ".viewer"))
@@ -222,6 +244,11 @@ def test_five_thousand_instances_open_within_three_seconds(browser: webdriver.Ch
     ready: float = _run(browser, "return performance.getEntriesByName('ready')[0].startTime")
     logger.info("%d bytes, %d viewers: ready after %.0f ms", written.bytes, written.viewers, ready)
     assert ready < 3000
+    _run(browser, "document.getElementById('charts').scrollIntoView()")
+    for chart in ("chart-cactus", "chart-instances"):
+        _wait(browser, lambda chart=chart: _run(browser, f"return performance.getEntriesByName('{chart}').length"))
+        drawn = _run(browser, f"return performance.getEntriesByName('{chart}')[0].startTime")
+        logger.info("%s drawn after %.0f ms", chart, drawn)
     assert browser.find_element(By.ID, "shown").text == "5,000 shown"
     assert len(_names(browser)) < 100  # virtual rows
     _run(browser, "document.querySelector('.dt-scroll-body').scrollTop = 1e9")

@@ -97,7 +97,19 @@ function symmetricScale(values) {
   return { scale, ticks };
 }
 
-/** Stems of times above, intervals of margins below: a path a verdict, whatever the number of instances. */
+const FEW = 150; // bars that stand apart; every gap costs a path, so that more of them share one outline
+
+/** Bars at `places` between the numbers `from` and `to`, as the corners of outlines; `of` says whose corner it is. */
+function bars(places, from, to, apart) {
+  const edges = (ends, half) => places.map((x, i) => [[x - half, ends[i], i], [x, ends[i], i], [x + half, ends[i], i]]);
+  if (apart) {
+    const [lower, upper] = [edges(from, 0.36), edges(to, 0.36)];
+    return places.flatMap((_, i) => [...upper[i], ...[...lower[i]].reverse(), upper[i][0], [null, null, i]]);
+  }
+  return [...edges(to, 0.5).flat(), ...edges(from, 0.5).flat().reverse()];
+}
+
+/** Times above, intervals of margins below, an outline a verdict. */
 function timeAndBounds(chosen) {
   if (!chosen.length) return null;
   const rank = (row) => page.words.indexOf(row.word);
@@ -109,28 +121,36 @@ function timeAndBounds(chosen) {
   const [bottom, top] = [ends[0] - room, ends[1] + room];
   const times = timeAxis("time", sorted.map((row) => row.seconds));
   const base = 10 ** times.range[0];
-  const width = Math.max(1, Math.min(9, 300 / sorted.length));
+  const apart = sorted.length <= FEW;
   const traces = [];
   for (const word of page.words) {
-    const path = { x: [], seconds: [], margin: [], text: [], ids: [] };
-    sorted.forEach((row, i) => {
-      if (row.word !== word) return;
-      const from = row.lower == null ? bottom : scale(row.lower);
-      const to = row.upper == null ? top : scale(row.upper);
-      const told = `${escapedForPlotly(row.name)}<br>${word} in ${duration(row.seconds)}<br>margin ${number(row.lower, "−∞")} to ${number(row.upper, "∞")}`;
-      path.x.push(i + 1, i + 1, null);
-      path.seconds.push(base, Math.max(row.seconds, base), null);
-      path.margin.push(from, to, null);
-      path.text.push(told, told, "");
-      path.ids.push(row.id, row.id, null);
+    const places = sorted.flatMap((row, i) => (row.word === word ? [i + 1] : []));
+    if (!places.length) continue;
+    const of = places.map((place) => sorted[place - 1]);
+    const told = of.map((row) => `${escapedForPlotly(row.name)}<br>${word} in ${duration(row.seconds)}<br>margin ${number(row.lower, "−∞")} to ${number(row.upper, "∞")}`);
+    const trace = (corners, more) => ({
+      name: word,
+      x: corners.map(([x]) => x),
+      y: corners.map(([, y]) => y),
+      text: corners.map(([, , i]) => told[i]),
+      customdata: corners.map(([, , i]) => of[i].id),
+      mode: "lines",
+      fill: "toself",
+      fillcolor: colour(word),
+      hoveron: "points",
+      line: { width: 0, simplify: false },
+      hovertemplate: "%{text}<extra></extra>",
+      ...more,
     });
-    if (!path.x.length) continue;
-    const look = { name: word, x: path.x, text: path.text, customdata: path.ids, mode: "lines", line: { color: colour(word), width }, hovertemplate: "%{text}<extra></extra>" };
-    traces.push({ ...look, y: path.seconds }, { ...look, y: path.margin, yaxis: "y2" });
+    traces.push(
+      trace(bars(places, of.map(() => base), of.map((row) => Math.max(row.seconds, base)), apart), {}),
+      trace(bars(places, of.map((row) => (row.lower == null ? bottom : scale(row.lower))), of.map((row) => (row.upper == null ? top : scale(row.upper))), apart), { yaxis: "y2" }),
+    );
   }
   return {
     data: traces,
     layout: layout({
+      hovermode: "x", // a bar is meant wherever in its height the pointer is
       xaxis: { title: { text: "instances, by verdict, fastest first" }, tickformat: ",d", anchor: "y2", range: [0.3, sorted.length + 0.7], ...(sorted.length < 12 && { dtick: 1 }) },
       yaxis: { ...times, domain: [0.57, 1] },
       yaxis2: { title: { text: "margin" }, domain: [0, 0.5], range: [bottom, top], tickvals: ticks.map(scale), ticktext: ticks.map((value) => number(value)), zeroline: true, zerolinecolor: colour("ink"), zerolinewidth: 1 },
@@ -186,6 +206,7 @@ async function drawChart(id) {
   }
   if (place.querySelector(":scope > .empty")) place.replaceChildren();
   await Plotly.react(place, drawing.data, drawing.layout, CONFIG);
+  performance.mark(id);
   if (!place.dataset.ready) {
     place.dataset.ready = "yes";
     place.on("plotly_click", (event) => {
