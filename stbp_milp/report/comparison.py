@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stbp_milp.errors import SoundnessError
 from stbp_milp.query import Query
+from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Counterexample
 
 Array = NDArray[Any]
@@ -56,11 +58,9 @@ def compare(query: Query, counterexample: Counterexample, clean_outputs: Sequenc
     Raises:
         SoundnessError: no cover of the set holds them all.
     """
-    perturbation = query.set.build(query.clip)
     attacked = counterexample.clip.to(torch.float64)
-    change = (attacked - query.clip).abs().sum(0)
-    cover = perturbation.choice.best(change[None, None])[1][0, 0] & bool(change.any())
-    if bool((change[~cover] > 0).any()):
+    cover = chosen_cover(query.set, query.clip, attacked)
+    if cover is None:
         raise SoundnessError(f"the counterexample of {counterexample.stage!r} lies outside the set {query.set.text!r}")
     return Comparison(
         clean=query.clip.numpy(),
@@ -73,9 +73,21 @@ def compare(query: Query, counterexample: Counterexample, clean_outputs: Sequenc
     )
 
 
+def chosen_cover(specification: SetSpecification, clean: Tensor, attacked: Tensor) -> Tensor | None:
+    """The voxels (T, H, W) that the attacker of `clean` (C, T, H, W) float64 chose; None if those cannot explain it."""
+    change = (attacked - clean).abs().sum(0)
+    cover = specification.build(clean).choice.best(change[None, None])[1][0, 0] & bool(change.any())
+    return None if bool((change[~cover] > 0).any()) else cover
+
+
 def answer(query: Query, outputs: Sequence[float]) -> str:
     """What the model says with `outputs` (K,): its class and score, or the numbers of a regression."""
-    if query.property.text.startswith("class"):
+    return says(query.property.text, outputs)
+
+
+def says(property_text: str, outputs: Sequence[float]) -> str:
+    """The same where only the words of the property are left."""
+    if property_text.startswith("class") and outputs:
         best = int(np.argmax(outputs))
         return f"class {best}, score {outputs[best]:.4g}"
     return "output " + ", ".join(f"{value:.4g}" for value in outputs[:3]) + (", ..." if len(outputs) > 3 else "")

@@ -1,0 +1,84 @@
+"""A run in a few numbers, for the head of the page."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from stbp_milp.report.html.instance import WORDS, Instance
+
+MOST_GROUPS = 40
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many instances came out so."""
+
+    word: str
+    count: int
+    percent: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The instances of one network, set and radius."""
+
+    model: str
+    set: str
+    epsilon: str
+    shares: tuple[Share, ...]
+    total: int
+    median_seconds: float
+    median_lower: float | None
+
+    def count(self, word: str) -> int:
+        return next((share.count for share in self.shares if share.word == word), 0)
+
+
+def shares(instances: Sequence[Instance]) -> tuple[Share, ...]:
+    """A share for every word that occurs, in the order of WORDS."""
+    counted = Counter(instance.word for instance in instances)
+    return tuple(Share(word, counted[word], 100 * counted[word] / len(instances)) for word in WORDS if counted[word])
+
+
+def groups(instances: Iterable[Instance]) -> list[Group]:
+    """The instances by network, set and radius, in the order of their first."""
+    found: defaultdict[tuple[str, str, str], list[Instance]] = defaultdict(list)
+    for instance in instances:
+        asked: Mapping[str, str] = instance.question
+        found[asked.get("model", ""), asked.get("set", ""), asked.get("epsilon", "")].append(instance)
+    return [_group(key, members) for key, members in found.items()]
+
+
+def _group(key: tuple[str, str, str], members: Sequence[Instance]) -> Group:
+    proved = [member.lower for member in members if member.word == "verified"]
+    return Group(
+        *key,
+        shares=shares(members),
+        total=len(members),
+        median_seconds=median(member.seconds for member in members),
+        median_lower=median(proved) if proved else None,
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 12 ms, 3.4 s, 12 min 5 s, 3 h 20 min."""
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms" if seconds >= 0.0095 else f"{1000 * seconds:.2g} ms"
+    if seconds < 99.5:
+        return f"{seconds:.3g} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds % 60 < 59.5 else f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min"
+
+
+def size(content: float) -> str:
+    """A number of bytes as people say it: 512 kB, 1.4 GB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if content < 999.5:
+            return f"{content:.3g} {unit}"
+        content /= 1000
+    return f"{content:,.3g} TB"
