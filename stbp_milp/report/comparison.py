@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stbp_milp.errors import SoundnessError
 from stbp_milp.query import Query
-from stbp_milp.sets import SetSpecification
+from stbp_milp.sets import BoxSpecification, SetSpecification
 from stbp_milp.verdict import Counterexample
 
 Array = NDArray[Any]
@@ -73,7 +73,7 @@ def compare(query: Query, counterexample: Counterexample, clean_outputs: Sequenc
     )
 
 
-def chosen_cover(specification: SetSpecification, clean: Tensor, attacked: Tensor) -> Tensor | None:
+def chosen_cover(specification: SetSpecification | BoxSpecification, clean: Tensor, attacked: Tensor) -> Tensor | None:
     """The voxels (T, H, W) that the attacker of `clean` (C, T, H, W) float64 chose; None if those cannot explain it."""
     change = (attacked - clean).abs().sum(0)
     cover = specification.build(clean).choice.best(change[None, None])[1][0, 0] & bool(change.any())
