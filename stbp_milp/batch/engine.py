@@ -186,10 +186,10 @@ class _Engine:
             return
         self.looked = now
         try:
-            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+            workers = self.client.scheduler_info(n_workers=-1).get("workers", {}).values()
         except (OSError, CommClosedError) as error:
             raise self._gone() from error
-        if self.client.status != "running":
+        if self.client.status in ("closing", "closed"):  # it has tried to connect again for a while
             raise self._gone()
         if self.options.gpu:
             self.slots = sum(int(worker["resources"].get("GPU", 0)) for worker in workers)

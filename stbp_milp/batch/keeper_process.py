@@ -15,8 +15,10 @@ import resource
 import select
 import signal
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -37,8 +39,9 @@ logger = logging.getLogger(__name__)
 def main(descriptor: int, modules: list[str]) -> None:
     """Serve the worker at the other end of the socket until it closes it."""
     adopt_orphans()
-    for module in modules:
-        importlib.import_module(module)
+    with _ending_with(descriptor):
+        for module in modules:
+            importlib.import_module(module)
     worker: Connection[Ended, Work | str] = Connection(descriptor)
     while True:
         try:
@@ -48,6 +51,27 @@ def main(descriptor: int, modules: list[str]) -> None:
         except (EOFError, OSError):
             kill_descendants()
             return
+
+
+@contextmanager
+def _ending_with(descriptor: int) -> Iterator[None]:
+    """End this process when the other end of the socket closes; imports take seconds, and do not look."""
+    other_end = select.poll()
+    other_end.register(descriptor, 0)  # a hang-up is always reported
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if other_end.poll(100):  # milliseconds
+                os._exit(1)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()  # children are forked without other threads
 
 
 @dataclass(eq=False)

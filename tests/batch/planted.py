@@ -178,3 +178,10 @@ _PLANTS: dict[str, Callable[[], dict[str, Any]]] = {
 def directly(plant: str, tell: Tell) -> dict[str, Any]:
     """Behave as the argument says."""
     return do(plant, tell)
+
+
+def settles(argument: object, tell: Tell) -> dict[str, Any]:
+    """Has its verdict in time, and takes longer to write it down."""
+    tell({"settled": True})
+    time.sleep(1.2)
+    return {"word": "falsified"}

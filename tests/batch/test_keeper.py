@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lists import TOKEN, gone, living, timeout_of
@@ -73,16 +74,9 @@ def test_an_answer_comes_back_with_what_was_printed(keeper: Keeper) -> None:
 
 
 def test_what_is_settled_may_be_written_down_after_the_limit(keeper: Keeper) -> None:
-    ended = keeper.run("test_keeper:settles", None, Limits(0.2, 0.1, 300 << 20))
+    ended = keeper.run("planted:settles", None, Limits(0.8, 0.1, MEMORY))
     assert ended.answer == {"word": "falsified"}
-    assert ended.seconds > 0.5
-
-
-def settles(argument: object, tell: object) -> dict[str, str]:
-    assert callable(tell)
-    tell({"settled": True})
-    time.sleep(0.6)
-    return {"word": "falsified"}
+    assert ended.seconds > 0.9
 
 
 def test_cancelling_ends_a_job_at_once(keeper: Keeper) -> None:
@@ -115,6 +109,15 @@ def test_all_ends_with_the_worker() -> None:
     assert len(living(token)) >= 6
     worker.send_signal(signal.SIGKILL)
     worker.wait()
+    assert gone(token, 5.0)
+
+
+def test_a_keeper_that_still_imports_ends_with_its_worker(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text("import time\ntime.sleep(600)\n")
+    token = secrets.token_hex(8)
+    code = "import time; from stbp_milp.batch.keeper import Keeper; Keeper(['endless']); time.sleep(0.5)"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, TOKEN: token, "PYTHONPATH": path}, check=True)
     assert gone(token, 5.0)
 
 
