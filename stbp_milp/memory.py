@@ -8,9 +8,10 @@ import torch
 _SHARE = 0.7  # of the free memory that a run may plan with
 
 
-def affordable() -> int:
-    """Bytes a run may plan with unless told otherwise: 70% of what is free now."""
-    return int(_SHARE * psutil.virtual_memory().available)
+def affordable(device: torch.device) -> int:
+    """Bytes a run on the device may plan with unless told otherwise: 70% of what is free there now."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return int(_SHARE * free)
 
 
 def is_exhaustion(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ when the property holds. Every bound in this package is a lower bound of rows or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb
 
@@ -37,8 +37,12 @@ class Property:
 
     def margin(self, outputs: Tensor) -> Tensor:
         """`(B, K) -> (B,)`: positive exactly where the property holds."""
-        values = outputs.to(self.rows.dtype) @ self.rows.T + self.offset
+        values = outputs.to(self.rows) @ self.rows.T + self.offset
         return self.clause_bounds(values).amin(-1)
+
+    def to(self, target: torch.dtype | torch.device) -> Property:
+        """The same in another floating-point type or on another device."""
+        return replace(self, rows=self.rows.to(target), offset=self.offset.to(target))
 
     def clause_bounds(self, row_bounds: Tensor) -> Tensor:
         """Lower bounds of rows `(..., M)` become lower bounds of clauses `(..., clauses)`."""

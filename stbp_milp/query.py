@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from stbp_milp.network.model import Model
@@ -27,6 +28,11 @@ class Query:
     set: SetSpecification | BoxSpecification
     property: Property
 
+    def to(self, device: torch.device) -> Query:
+        """The same with the network and the property on a device; the clip, the set and the original stay."""
+        model = replace(self.model, network=self.model.network.to(device))
+        return replace(self, model=model, property=self.property.to(device))
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -37,6 +43,7 @@ class Configuration:
         solver: which MILP solver may be used, "none" for bounds and branching only.
         seed: of the attack and of every random choice.
         threads: threads that torch and the solvers may use.
+        device: where bounds and search are computed, "cpu", "cuda" or "cuda:1"; the verdicts are the same.
         memory_bytes: what batch sizes, open subproblems and solvers are planned by; None: 70% of what is free at the
             start.
     """
@@ -46,3 +53,4 @@ class Configuration:
     seed: int = 0
     threads: int = 1
     memory_bytes: int | None = None
+    device: str = "cpu"

@@ -24,6 +24,7 @@ from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
+from stbp_milp.devices import exact_products, named_device
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.memory import affordable, is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
@@ -63,7 +64,7 @@ def verify(query: Query, configuration: Configuration, on_progress: OnProgress |
         on_progress: called a few times a second at most, from this thread.
 
     Raises:
-        InputError: the clip does not fit the model or the set.
+        InputError: the clip does not fit the model or the set, or there is no such device.
         SoundnessError: two methods contradict each other.
     """
     if tuple(query.clip.shape) != query.model.network.input_shape:
@@ -79,7 +80,8 @@ def verify(query: Query, configuration: Configuration, on_progress: OnProgress |
     threads = torch.get_num_threads()
     torch.set_num_threads(configuration.threads)
     try:
-        return _Run.of(query, configuration, on_progress or (lambda progress: None)).outcome()
+        with exact_products():
+            return _Run.of(query, configuration, on_progress or (lambda progress: None)).outcome()
     finally:
         torch.set_num_threads(threads)
 
@@ -162,7 +164,10 @@ class _Run:
     @classmethod
     def of(cls, query: Query, configuration: Configuration, report: OnProgress) -> _Run:
         deadline = Deadline.after(configuration.timeout)
-        perturbation = query.set.build(query.clip)
+        # All that is computed with goes to the device here, once; clips given and clips found stay on the CPU.
+        device = named_device(configuration.device)
+        perturbation = query.set.build(query.clip).to(device)
+        query = query.to(device)
         lower, upper = perturbation.hull()
         slack = rounding_slack(query.model.network, lower, upper, query.property.rows, query.property.offset)
         clean = query.model.predict(query.clip.to(torch.float32).numpy()[None])[0]
@@ -171,7 +176,7 @@ class _Run:
             configuration,
             report,
             deadline,
-            affordable() if configuration.memory_bytes is None else configuration.memory_bytes,
+            affordable(device) if configuration.memory_bytes is None else configuration.memory_bytes,
             perturbation,
             Judge(query, perturbation),
             slack,

@@ -44,7 +44,7 @@ class Judge:
             raise SoundnessError(f"a candidate of stage {stage!r} lies outside the perturbation set; report this query")
         self.least = min(self.least, margin)
         if margin <= 0 or stage == CLEAN:
-            self._ask_the_original(candidates[at], stage)
+            self._ask_the_original(candidates[at].cpu(), stage)
 
     def _ask_the_original(self, clip: Tensor, stage: str) -> None:
         outputs = self._query.model.predict(clip.numpy()[None])[0]

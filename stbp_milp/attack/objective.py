@@ -7,7 +7,7 @@ clause down is a smoother goal than the margin, which is the least of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,8 +35,7 @@ class Objective:
     def of(cls, network: Network, property: Property, dtype: torch.dtype, values: int) -> Objective:
         """In `dtype`, with at most `values` intermediate numbers at a time (a backward pass keeps all of them)."""
         per_clip = sum(torch.Size(node.shape).numel() for node in network.nodes)
-        cast = replace(property, rows=property.rows.to(dtype), offset=property.offset.to(dtype))
-        return cls(network.to(dtype), cast, per_clip, max(1, values // per_clip))
+        return cls(network.to(dtype), property.to(dtype), per_clip, max(1, values // per_clip))
 
     def affordable(self, values: int) -> int:
         """How many clips (at least one) `values` numbers pay for."""
@@ -73,7 +72,7 @@ class Room:
 
     @classmethod
     def of(cls, perturbation: PerturbationSet) -> Room:
-        one = perturbation.select(torch.tensor([0])).to(torch.float32)
+        one = perturbation.select(torch.tensor([0], device=perturbation.clip.device)).to(torch.float32)
         return cls(one.clip, one.lower, one.upper, one.choice)
 
     def gain(self, slope: Tensor) -> Tensor:
@@ -111,13 +110,13 @@ def single_members(choice: Choice, limit: int) -> tuple[Choice, ...]:
         if bool(alone.all()):
             return tuple(singles)
         pending = pending.select((~alone).nonzero().flatten())
-        pending = pending.split(torch.zeros(pending.parts, *pending.voxels))[0]
+        pending = pending.split(torch.zeros(pending.parts, *pending.voxels, device=pending.device))[0]
     return ()
 
 
 def in_chunks(choice: Choice, size: int) -> Iterator[Choice]:
     """The parts of a choice, `size` at a time."""
-    for index in torch.split(torch.arange(choice.parts), size):
+    for index in torch.split(torch.arange(choice.parts, device=choice.device), size):
         yield choice.select(index)
 
 

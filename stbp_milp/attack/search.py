@@ -118,7 +118,7 @@ def sweep(
     room = Room.of(perturbation)
     targets, slopes = _nearest_targets(objective, room, configuration.targets)
     best = _Best.of(network, property, perturbation)
-    margins = torch.full((perturbation.parts,), torch.inf)
+    margins = room.clip.new_full((perturbation.parts,), torch.inf)
     reached = 0
     for part in in_chunks(perturbation.choice, max(1, objective.rows // targets.numel())):
         if best.result.margin <= configuration.stop_below or expired():
@@ -182,12 +182,12 @@ def _trials(
     screened = yield from _screen(objective, room, targets, slopes, configuration)
     if screened:
         clips, covers, aims = screened
-        for chunk in torch.split(torch.arange(len(clips)), objective.rows):
+        for chunk in torch.split(torch.arange(len(clips), device=clips.device), objective.rows):
             yield from _refine(objective, room, clips[chunk], covers[chunk], aims[chunk], configuration.refine_steps)
 
     aims = targets.repeat(configuration.restarts)
-    first = torch.arange(aims.numel()) < targets.numel()
-    for chunk in torch.split(torch.arange(aims.numel()), objective.rows):
+    first = torch.arange(aims.numel(), device=aims.device) < targets.numel()
+    for chunk in torch.split(torch.arange(aims.numel(), device=aims.device), objective.rows):
         explored = yield from _explore(objective, room, aims[chunk], first[chunk], generator, configuration)
         yield from _refine(objective, room, *explored, aims[chunk], configuration.refine_steps)
 
@@ -222,7 +222,7 @@ def _screen(
     chosen, aims = cover[member].unsqueeze(1), targets[target]
     clips = room.vertex(slopes[target], chosen)
     kept: list[Tensor] = []
-    for chunk in torch.split(torch.arange(len(clips)), objective.rows):
+    for chunk in torch.split(torch.arange(len(clips), device=clips.device), objective.rows):
         moved, reached = yield from _jump(objective, room, clips[chunk], chosen[chunk], aims[chunk])
         clips[chunk] = moved
         kept.append(reached)
@@ -237,7 +237,7 @@ def _jump(
 
     A single first-order corner ranks members poorly where the box is wide.
     """
-    best, best_value = clips, torch.full((len(clips),), torch.inf)
+    best, best_value = clips, clips.new_full((len(clips),), torch.inf)
     for _ in range(_JUMPS):
         values, slope = objective.slopes(clips, targets)
         yield clips, values.amin(1)
@@ -277,14 +277,16 @@ def _explore(
     start at a random point of the box, which need not be in the set: only the slope there is used.
     """
     count = targets.numel()
-    everywhere = room.lower + torch.rand((count, *room.clip.shape), generator=generator) * (room.upper - room.lower)
-    preference = _preference(count, room.clip.shape[1:], generator)
+    # Random numbers are drawn on the CPU, so that runs are the same on every device.
+    place = torch.rand((count, *room.clip.shape), generator=generator).to(room.clip.device)
+    everywhere = room.lower + place * (room.upper - room.lower)
+    preference = _preference(count, room.clip.shape[1:], generator).to(room.clip.device)
     still = first.view(-1, 1, 1, 1)
     clips = torch.where(still.unsqueeze(1), room.clip, everywhere)
     preference = torch.where(still, torch.ones_like(preference), preference)
     _, slope = objective.slopes(clips, targets)
-    best, best_value = clips, torch.full((count,), torch.inf)
-    best_cover = torch.zeros(count, 1, *room.clip.shape[1:], dtype=torch.bool)
+    best, best_value = clips, clips.new_full((count,), torch.inf)
+    best_cover = torch.zeros(count, 1, *room.clip.shape[1:], dtype=torch.bool, device=clips.device)
     for step in range(configuration.explore_steps):
         weight = preference ** (1 - step / configuration.explore_steps)
         cover = room.cover(room.gain(slope) * weight)
@@ -318,7 +320,7 @@ def _refine(
     objective: Objective, room: Room, clips: Tensor, covers: Tensor, targets: Tensor, steps: int
 ) -> Generator[Trial]:
     """Signed-gradient steps with momentum; each narrower width starts from the best clip of the row so far."""
-    best, best_value = clips, torch.full((len(clips),), torch.inf)
+    best, best_value = clips, clips.new_full((len(clips),), torch.inf)
     best_slope = torch.zeros_like(clips)
     for width in _WIDTHS:
         direction = torch.zeros_like(clips)

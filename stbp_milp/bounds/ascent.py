@@ -57,7 +57,7 @@ def optimise(
     phases = phases or {}
     start = duals or Duals()
     best = bound_once(problem, bounds, rows, offset, start, phases, memory_bytes=memory_bytes, expired=expired)
-    everything = torch.arange(problem.parts)
+    everything = torch.arange(problem.parts, device=problem.device)
     items = everything[~settled(best.lower, everything)]
     if not options.steps or not len(items) or expired():
         return best

@@ -43,7 +43,7 @@ class Cell:
 
 def cells(network: Network, members: PerturbationSet) -> list[Cell]:
     """Members (sets with one member each) in the cells that are cheapest to bound."""
-    ranges = voxel_ranges(members).numpy()
+    ranges = voxel_ranges(members).cpu().numpy()
     channels = network.input_shape[0]
     weights = sum(n.layer.weight.numel() for n in network.nodes if isinstance(n.layer, Convolution | Linear))
     best, least = [np.arange(len(ranges))], np.inf
@@ -61,7 +61,8 @@ def cells(network: Network, members: PerturbationSet) -> list[Cell]:
         cost *= len(ranges) / sum(map(len, sample))
         if cost < least:
             best, least = groups, cost
-    return [Cell(torch.from_numpy(g), _box(ranges[g], channels, members.choice.voxels)) for g in best]
+    device = members.choice.device
+    return [Cell(torch.from_numpy(g).to(device), _box(ranges[g], channels, members.choice.voxels)) for g in best]
 
 
 def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> Problem:
@@ -87,18 +88,20 @@ def crops_at_once(crop: Network, whole: Network) -> int:
     return max(1, sizes[1] // sizes[0])
 
 
-def voxel_indices(voxels: Region) -> Tensor:
+def voxel_indices(voxels: Region, device: torch.device) -> Tensor:
     """Where a crop's inputs lie in the clip: flat indices `(n,)`."""
-    return voxels.of(torch.arange(math.prod(voxels.view)).view(1, *voxels.view)).flatten()
+    return voxels.of(torch.arange(math.prod(voxels.view), device=device).view(1, *voxels.view)).flatten()
 
 
 def voxel_ranges(members: PerturbationSet) -> Tensor:
     """The smallest box of voxels around what every part can move: `(N, 3, 2)`, from first to last plus one."""
     choice = members.choice
     if isinstance(choice, Patch):
-        return torch.stack([choice.first, choice.last + torch.tensor(choice.size)], -1)
+        return torch.stack([choice.first, choice.last + torch.tensor(choice.size, device=choice.device)], -1)
     boxes = []
-    for items in torch.split(torch.arange(choice.parts), max(1, (1 << 25) // math.prod(choice.voxels))):
+    for items in torch.split(
+        torch.arange(choice.parts, device=choice.device), max(1, (1 << 25) // math.prod(choice.voxels))
+    ):
         moves = choice.select(items).union()
         ends = []
         for axis in (1, 2, 3):

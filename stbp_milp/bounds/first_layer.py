@@ -246,7 +246,7 @@ def _(choice: MovingPatch, gains: Tensor, geometry: _Geometry) -> Tensor:
     frame = geometry.voxel(0)  # (KT, To)
     clamped = frame.clamp(0, choice.voxels[0] - 1)
     first, last = choice.place_first[:, clamped], choice.place_last[:, clamped]  # (N, KT, To, 2)
-    full = torch.tensor([n - s for n, s in zip(choice.voxels[1:], choice.size[1:], strict=True)])
+    full = [n - s for n, s in zip(choice.voxels[1:], choice.size[1:], strict=True)]
     free = [
         bool((choice.place_first[..., a] == 0).all() and (choice.place_last[..., a] == full[a]).all()) for a in (0, 1)
     ]
@@ -308,7 +308,8 @@ def _under_taps(blocks: Tensor, geometry: _Geometry, taps: tuple[int, int, int])
     for axis in range(3):
         size = blocks.shape[1 + axis]
         if axis and size == 1 and taps[axis] == 1:
-            index, inside = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
+            index = torch.zeros(1, 1, dtype=torch.int64, device=blocks.device)
+            inside = torch.ones(1, 1, dtype=torch.bool, device=blocks.device)
         else:
             voxel = geometry.voxel(axis)
             inside = (voxel >= 0) & (voxel < size)

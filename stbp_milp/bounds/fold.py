@@ -60,7 +60,7 @@ def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most
     relus = [stage.relu for stage in stages if stage.relu is not None]
     order = {0: 0}
     for relu in relus:
-        at = bounds[relu].undecided.flatten(1).any(0).nonzero().flatten().numpy()
+        at = bounds[relu].undecided.flatten(1).any(0).nonzero().flatten().cpu().numpy()
         if len(at):
             left[relu], order[relu] = at, len(order)
     inputs = problem.clean[0][0].numel()
@@ -85,7 +85,7 @@ def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most
         at = left.get(stage.relu, np.zeros(0, dtype=np.int64))
         if len(at):
             dense.append(_dense({basis: matrix[at] for basis, matrix in terms.items()}, constant[at], order))
-        active = (bounds[stage.relu].lower >= 0).flatten(1).all(0).numpy().astype(float)
+        active = (bounds[stage.relu].lower >= 0).flatten(1).all(0).cpu().numpy().astype(float)
         active[at] = 0.0
         linear = sp.diags(active, format="csr")
         known[stage.relu] = {basis: (linear @ matrix).tocsr() for basis, matrix in terms.items()}
@@ -94,7 +94,8 @@ def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most
             ones = (np.ones(len(at)), (at, np.arange(len(at))))
             known[stage.relu][stage.relu] = sp.csr_matrix(ones, shape=(constant.size, len(at)))
     network, positions = dense_network(problem.network.input_shape, dense)
-    neurons = {relu: (positions[order[relu]], torch.from_numpy(at)) for relu, at in left.items()}
+    network = network.to(problem.device)
+    neurons = {relu: (positions[order[relu]], torch.from_numpy(at).to(problem.device)) for relu, at in left.items()}
     kept = {
         relu: torch.isin(ideal.neurons, neurons[relu][1]).nonzero().flatten()
         for relu, ideal in problem.ideal.items()

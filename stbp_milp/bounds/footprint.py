@@ -73,19 +73,22 @@ def grouped(stages: Sequence[Stage], members: InputSet, largest: int) -> list[Gr
         if children[node]:
             best[node] = min(best[node], sum(best[child] for child in children[node]))
     by_member = moved.T.tocsr()
+    device = members.centre.device
     groups, pending = [], [0]
     while pending:
         node = pending.pop()
         if best[node] < own[node]:
             pending += children[node]
             continue
-        neurons = {}
+        reach = {}
         for source, columns in reached.items():
             index = columns.indices[columns.indptr[node] : columns.indptr[node + 1]].astype(np.int64)
             # A layer that no member reaches keeps one neuron, so that nothing has to deal with empty layers.
-            neurons[source] = torch.from_numpy(index if len(index) else np.zeros(1, dtype=np.int64))
-        moves = torch.from_numpy(by_member[nodes[node]][:, neurons[0].numpy()].toarray() > 0)
-        groups.append(Group(torch.from_numpy(nodes[node]), neurons, int(entries[node]), moves))
+            reach[source] = index if len(index) else np.zeros(1, dtype=np.int64)
+        moves = by_member[nodes[node]][:, reach[0]].toarray() > 0
+        neurons = {source: torch.from_numpy(index).to(device) for source, index in reach.items()}
+        own_members, moves = (torch.from_numpy(x).to(device) for x in (nodes[node], moves))
+        groups.append(Group(own_members, neurons, int(entries[node]), moves))
     return groups
 
 
@@ -97,13 +100,13 @@ class Restrictor:
     """
 
     def __init__(self, stages: Sequence[Stage], problem: Problem) -> None:
-        self._stages = stages
+        self._stages, self._device = stages, problem.device
         self._members = problem.inputs
         self._clean = {s: problem.clean[s].reshape(-1) for s in (0, *(t.relu for t in stages if t.relu is not None))}
         self._operands = [problem.clean[_operand(problem.network, stage.relu)].reshape(-1) for stage in stages]
         # Rows and columns are gathered from dense matrices where those are small.
         self._dense = [
-            {s: torch.from_numpy(w.toarray()) for s, w in stage.weights.items() if np.prod(w.shape) <= _DENSE_ENTRIES}
+            {s: self._on_device(w) for s, w in stage.weights.items() if np.prod(w.shape) <= _DENSE_ENTRIES}
             for stage in stages
         ]
 
@@ -132,8 +135,11 @@ class Restrictor:
                 return dense if rows is None or len(rows) == len(dense) else dense[rows]
             return dense.index_select(1, columns) if rows is None else dense[rows.unsqueeze(1), columns]
         part = self._stages[stage].weights[source]
-        part = part if rows is None else part[rows.numpy()]
-        return torch.from_numpy(part[:, columns.numpy()].toarray())
+        part = part if rows is None else part[rows.cpu().numpy()]
+        return self._on_device(part[:, columns.cpu().numpy()])
+
+    def _on_device(self, matrix: sp.csr_matrix) -> Tensor:
+        return torch.from_numpy(matrix.toarray()).to(self._device)
 
 
 # --- which neurons ------------------------------------------------------------------------------------------
@@ -143,11 +149,13 @@ def _moved(members: InputSet) -> sp.csr_matrix:
     """Which voxels a member moves, `(input size, N)` with ones."""
     size = members.centre[0].numel()
     blocks = []
-    for items in torch.split(torch.arange(members.parts), max(1, (1 << 25) // size)):
+    for items in torch.split(torch.arange(members.parts, device=members.centre.device), max(1, (1 << 25) // size)):
         part = members.select(items)
         if isinstance(part, PerturbationSet):
             item, place = _covered(part.choice)
-            channel = torch.arange(part.clip.shape[0]).unsqueeze(1) * (size // part.clip.shape[0])
+            channel = torch.arange(part.clip.shape[0], device=part.clip.device).unsqueeze(1) * (
+                size // part.clip.shape[0]
+            )
             item, voxel = item.repeat(len(channel)), (channel + place).flatten()
             moves = (part.upper > part.lower).flatten()[voxel]
             item, voxel = item[moves], voxel[moves]
@@ -155,7 +163,7 @@ def _moved(members: InputSet) -> sp.csr_matrix:
             lower, upper = part.hull()
             item, voxel = (upper > lower).flatten(1).nonzero(as_tuple=True)
         ones = np.ones(len(item))
-        blocks.append(sp.csc_matrix((ones, (voxel.numpy(), item.numpy())), (size, len(items))))
+        blocks.append(sp.csc_matrix((ones, (voxel.cpu().numpy(), item.cpu().numpy())), (size, len(items))))
     return sp.hstack(blocks, format="csr")
 
 
@@ -166,10 +174,11 @@ def _covered(choice: Choice) -> tuple[Tensor, Tensor]:
         return part, voxel
     # One place a part: no mask of the whole clip is needed, so the cost does not grow with the clip.
     _, height, width = choice.voxels
-    steps = torch.tensor([height * width, width, 1])
-    offsets = torch.cartesian_prod(*(torch.arange(n) for n in choice.size)).reshape(-1, 3) @ steps
-    voxel = (choice.first @ steps).unsqueeze(1) + offsets
-    return torch.arange(choice.parts).repeat_interleave(len(offsets)), voxel.flatten()
+    steps = torch.tensor([height * width, width, 1], device=choice.device)
+    axes = (torch.arange(n, device=choice.device) for n in choice.size)
+    offsets = (torch.cartesian_prod(*axes).reshape(-1, 3) * steps).sum(1)  # CUDA multiplies no matrices of integers
+    voxel = (choice.first * steps).sum(1, keepdim=True) + offsets
+    return torch.arange(choice.parts, device=choice.device).repeat_interleave(len(offsets)), voxel.flatten()
 
 
 def _tree(moved: sp.csr_matrix, shape: Sequence[int]) -> tuple[list[np.ndarray], list[list[int]]]:

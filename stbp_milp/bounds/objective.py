@@ -88,10 +88,10 @@ def bound_once(
     items_at_once = max(1, affordable // rows.shape[1])
     lower = torch.full_like(offset, -torch.inf)
     form = lower.new_zeros(*lower.shape, *problem.network.input_shape)
-    for items in torch.split(torch.arange(problem.parts), items_at_once):
+    for items in torch.split(torch.arange(problem.parts, device=problem.device), items_at_once):
         part, own, signs = chosen(problem, bounds, phases, items)
         bracket = Bracket.of(part, own)
-        for at in torch.split(torch.arange(rows.shape[1]), affordable):
+        for at in torch.split(torch.arange(rows.shape[1], device=problem.device), affordable):
             if expired():
                 break
             forms = rows[items][:, at], offset[items][:, at]

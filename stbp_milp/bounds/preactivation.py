@@ -159,7 +159,7 @@ def _backward(
     rows_at_once = min(most, affordable)
     # The undecided neurons of every item come first in its order; items with fewer pad with neurons that are decided.
     order = undecided.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-    for items in torch.split(torch.arange(problem.parts), items_at_once):
+    for items in torch.split(torch.arange(problem.parts, device=problem.device), items_at_once):
         part = problem if items_at_once >= problem.parts else problem.select(items)
         lines = relaxations if items_at_once >= problem.parts else {k: r.select(items) for k, r in relaxations.items()}
         for neurons in torch.split(order[items, : int(counts[items].max())], rows_at_once, dim=1):

@@ -62,6 +62,11 @@ class Problem:
     def parts(self) -> int:
         return self.inputs.parts
 
+    @property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return self.clean[0].device
+
     def select(self, index: Tensor) -> Self:
         """The items at `index` (int64 `(n,)`)."""
         if self.parts == 1 and len(index) == 1:

@@ -40,8 +40,8 @@ def scores(bounds: dict[int, Interval], found: ObjectiveBound) -> dict[int, Tens
 
 def candidates(score: dict[int, Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best `count` neurons of every item: ReLU position, flat neuron index, score; each `(N, count)`."""
-    relus = torch.cat([torch.full((s[0].numel(),), relu) for relu, s in score.items()])
-    neurons = torch.cat([torch.arange(s[0].numel()) for s in score.values()])
+    neurons = torch.cat([torch.arange(s[0].numel(), device=s.device) for s in score.values()])
+    relus = torch.cat([neurons.new_full((s[0].numel(),), relu) for relu, s in score.items()])
     values, at = torch.cat([s.flatten(1) for s in score.values()], 1).topk(count, dim=1)
     return relus[at], neurons[at], values
 
@@ -89,9 +89,8 @@ def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int) -> Cho
         width: candidates to look ahead at; 1 takes the best score.
     """
     score = scores(batch.bounds, found)
-    n = batch.clause.shape[0]
     if not score:
-        nothing = torch.zeros(n, dtype=torch.int64)
+        nothing = torch.zeros_like(batch.clause)
         return Choice(nothing, nothing, nothing.bool(), found.lower[:, 0])
     total = sum(s[0].numel() for s in score.values())
     relu, neuron, value = candidates(score, min(width, total))

@@ -58,7 +58,7 @@ def solve_piece(
     tightened = tighten(stages, region, boxes, options.tighten_share * deadline.remaining(), phases)
     if tightened.empty:
         return float("inf"), None
-    encoded = encode(stages, region, tightened.boxes, rows.numpy(), offset.numpy(), phases)
+    encoded = encode(stages, region, tightened.boxes, _flat(rows).reshape(rows.shape), _flat(offset), phases)
     limits = sign_limits(deadline.remaining(), options.memory_bytes, options.threads, options.seed)
     proved = -math.inf
     if options.cut_rounds:
@@ -71,8 +71,8 @@ def solve_piece(
                 encoded = stronger
         limits = replace(limits, seconds=deadline.remaining())
     start = _descend(batch.problem, rows.mean(0))
-    result = minimum(encoded, options.solver, limits, start.numpy())
-    candidate = None if result.candidate is None else torch.from_numpy(result.candidate)
+    result = minimum(encoded, options.solver, limits, start.cpu().numpy())
+    candidate = None if result.candidate is None else torch.from_numpy(result.candidate).to(rows.device)
     return max(proved, result.dual_bound), candidate
 
 
@@ -92,4 +92,4 @@ def _descend(problem: Problem, row: Tensor, steps: int = 10) -> Tensor:
 
 
 def _flat(values: Tensor) -> np.ndarray:
-    return values.detach().reshape(-1).numpy()
+    return values.detach().reshape(-1).cpu().numpy()

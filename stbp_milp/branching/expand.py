@@ -132,7 +132,7 @@ class Expander:
             parts, parents = self._parts(batch, found)
             children = replace(batch.select(parents), problem=batch.problem.with_inputs(parts))
             lower = self._bound(children).lower[:, 0]
-            worse = torch.full((len(many),), torch.inf, dtype=lower.dtype).scatter_reduce(0, parents, lower, "amin")
+            worse = lower.new_full((len(many),), torch.inf).scatter_reduce(0, parents, lower, "amin")
             own = found.lower[:, 0]
             gains = [(side - own).tolist() for side in (worse, relu.lower)]
             for piece, exists, *ahead in zip(many, relu.exists.tolist(), *gains, strict=True):
@@ -228,7 +228,7 @@ class Expander:
         nothing_left = (
             empty(batch.bounds, batch.problem.parts)
             if batch.phases
-            else torch.zeros(batch.problem.parts, dtype=torch.bool)
+            else torch.zeros_like(batch.lower, dtype=torch.bool)
         )
         bounds = {
             k: Interval(torch.minimum(b.lower, b.upper), torch.maximum(b.lower, b.upper))
@@ -272,7 +272,7 @@ class Expander:
         members = inputs.choice.members().tolist() if isinstance(inputs, PerturbationSet) else [1.0] * inputs.parts
         pieces = []
         for i, (lower, clause) in enumerate(zip(batch.lower.tolist(), batch.clause.tolist(), strict=True)):
-            one = torch.tensor([i])
+            one = torch.tensor([i], device=batch.lower.device)
             still = keep and lower <= self.target
             pieces.append(
                 Piece(
@@ -322,7 +322,7 @@ def joined(first: Batch, second: Batch) -> Batch:
     def cat(a: dict[int, Tensor], b: dict[int, Tensor]) -> dict[int, Tensor]:
         return {k: torch.cat([a[k], b[k]]) for k in a}
 
-    twice = torch.arange(first.clause.shape[0]).repeat(2)
+    twice = torch.arange(first.clause.shape[0], device=first.clause.device).repeat(2)
     return Batch(
         first.problem.select(twice),
         {

@@ -42,7 +42,7 @@ class Family:
 
     def on(self, inputs: InputSet, items: Sequence[int]) -> Problem:
         """The family's network on parts of its sets: of which members, where it has any."""
-        at = torch.tensor(items)
+        at = torch.tensor(items, device=self.problem.device)
         ideal = {relu: neurons.select(at) for relu, neurons in self.problem.ideal.items()}
         return replace(self.problem, inputs=inputs, ideal=ideal)
 
@@ -150,8 +150,8 @@ def stack(pieces: Sequence[Piece]) -> Batch:
         )
         for relu in pieces[0].bounds
     }
-    clause = torch.tensor([p.clause for p in pieces])
-    lower = torch.tensor([p.lower for p in pieces], dtype=problem.network.dtype)
+    clause = torch.tensor([p.clause for p in pieces], device=problem.device)
+    lower = torch.tensor([p.lower for p in pieces], dtype=problem.network.dtype, device=problem.device)
     split = sorted({relu for p in pieces for relu in p.phases})
     phases = {k: torch.cat([p.phases.get(k, torch.zeros_like(p.bounds[k].lower)) for p in pieces]) for k in split}
     sloped = sorted({relu for p in pieces for relu in p.duals.slopes})

@@ -84,7 +84,7 @@ class Roots:
             one = _only_row(found, clause)
             tried = one.lower[:, 0] if worst is None else one.lower[:, 0].where(worst == clause, torch.inf)
             expander.try_minimisers(family, problem, one, tried, method)
-            index = torch.full((problem.parts,), clause)
+            index = torch.full((problem.parts,), clause, device=problem.device)
             batch = Batch(problem, bounds, {}, index, one.lower[:, 0], one.duals)
             pieces += expander.pieces_of(family, items, batch, [0] * problem.parts, method, keep)
         return pieces
@@ -168,18 +168,19 @@ class Roots:
         if open_ and not self.expander.deadline.expired():
             # More effort for those that one cheap pass does not settle. Where time ends before all of them are
             # reached, the others keep their first bounds; nothing will expand them.
-            hard = torch.tensor(sorted(open_, key=lambda m: min(p.lower for p in bounded[m])))
+            order = sorted(open_, key=lambda m: min(p.lower for p in bounded[m]))
+            hard = torch.tensor(order, device=members.clip.device)
             again = members.select(hard)
             better = self._members_bounded(
                 again, groups and self._groups(again), method, self.expander.options.root, self.share(), keep=True
             )
             for m, pieces in better.items():
-                bounded[int(hard[m])] = [_better(*both) for both in zip(bounded[int(hard[m])], pieces, strict=True)]
+                bounded[order[m]] = [_better(*both) for both in zip(bounded[order[m]], pieces, strict=True)]
         found = self._folded([piece for pieces in bounded.values() for piece in pieces])
         missing = next((m for m in range(members.parts) if m not in bounded), None)
         if missing is not None:
             # Stands for all members that time did not reach: without a bound, nothing is proved.
-            one = members.select(torch.tensor([missing]))
+            one = members.select(torch.tensor([missing], device=members.clip.device))
             found.append(Piece(self.expander.whole, 0, one, {}, {}, 0, -torch.inf, Duals(), 0, 1.0, 0, method))
         return found
 
@@ -242,7 +243,7 @@ class Roots:
                 if together:
                     continue
             began = time.monotonic()
-            for at in torch.split(torch.arange(len(items)), self._at_once(family, keep)):
+            for at in torch.split(torch.arange(len(items), device=items.device), self._at_once(family, keep)):
                 inputs = family.problem.inputs.select(at)
                 found = self.pieces(family, inputs, method, optimiser, tighten, int(at[0]), keep)
                 for k, piece in enumerate(found):  # clause by clause, within a clause member by member
@@ -272,7 +273,10 @@ class Roots:
         return [
             [Piece(light, i, inputs, {}, {}, clause, bound, Duals(), 0, 1.0, 0, method) for clause, bound in clauses]
             for i, inputs in enumerate(
-                map(family.problem.inputs.select, torch.split(torch.arange(family.problem.parts), 1))
+                map(
+                    family.problem.inputs.select,
+                    torch.split(torch.arange(family.problem.parts, device=lower.device), 1),
+                )
             )
         ]
 
@@ -281,7 +285,7 @@ class Roots:
         result = list(pieces)
         for clause in {piece.clause for piece in pieces}:
             at = [i for i, piece in enumerate(pieces) if piece.clause == clause]
-            row = torch.tensor([clause])
+            row = torch.tensor([clause], device=self.expander.rows.device)
             alone = replace(self.expander, rows=self.expander.rows[row], offset=self.expander.offset[row])
             roots = Roots(alone)
             members = concatenate([pieces[i].inputs for i in at])  # type: ignore[type-var]
@@ -323,9 +327,9 @@ class Roots:
             for cell in cells(whole.problem.network, members):
                 own = members.select(cell.members)
                 problem = cell_problem(whole.problem, own, cell.voxels)
-                yield cell.members, Family(problem, whole.whole, voxel_indices(cell.voxels), own)
+                yield cell.members, Family(problem, whole.whole, voxel_indices(cell.voxels, members.clip.device), own)
             return
-        rest = [torch.arange(members.parts)]
+        rest = [torch.arange(members.parts, device=members.clip.device)]
         if groups is not None and self.expander.stages is not None:
             restrict = Restrictor(self.expander.stages, whole.problem.with_inputs(members))
             rest, kept = [], 0
@@ -356,5 +360,5 @@ def _better(first: Piece, second: Piece) -> Piece:
 
 
 def _only_row(found: ObjectiveBound, row: int) -> ObjectiveBound:
-    at = torch.tensor([row])
+    at = torch.tensor([row], device=found.lower.device)
     return ObjectiveBound(found.lower[:, at], found.form[:, at], {}, found.duals.rows(at))

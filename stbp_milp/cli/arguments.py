@@ -71,6 +71,7 @@ class Options:
     seed: int
     threads: int
     memory: str | None
+    device: str
     out: Path
     quiet: bool
     as_json: bool
@@ -133,6 +134,9 @@ _SEED = click.IntRange(min=0, max=2**31 - 1)  # what SCIP takes
     help="For torch and the solvers; more pay on large networks.",
 )
 @click.option("--memory", metavar="SIZE", help="What a run may take, as 4G or 512M. Default: 70% of what is free.")
+@click.option(
+    "--device", default="cpu", show_default=True, metavar="NAME", help="Where bounds are computed: cpu, cuda or cuda:1."
+)
 @click.option("--out", type=_FILE, default="results", show_default=True, help="Folder of records, clips and pictures.")
 @click.option("--quiet", "-q", is_flag=True, help="Print one line with the verdict.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record to stdout and all else to stderr.")

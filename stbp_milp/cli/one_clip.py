@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stbp_milp.cli.arguments import Options
 from stbp_milp.cli.screen import Screen
+from stbp_milp.devices import named_device
 from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.files import prepare_folder
 from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip
@@ -102,12 +103,13 @@ def read_configuration(options: Options, timeout: float = 60.0) -> Configuration
     """How to search; `timeout` (seconds) where the user gave none.
 
     Raises:
-        InputError: the memory limit is no size.
+        InputError: the memory limit is no size, or there is no such device.
     """
     solver: SolverName = options.solver  # type: ignore[assignment]  # one of click's choices
     memory = None if options.memory is None else parse_bytes(options.memory)
     limit = timeout if options.timeout is None else options.timeout
-    return Configuration(limit, solver, options.seed, options.threads, memory)
+    named_device(options.device)  # raises before anything runs
+    return Configuration(limit, solver, options.seed, options.threads, memory, options.device)
 
 
 def read_query(options: Options) -> tuple[Query, list[float]]:

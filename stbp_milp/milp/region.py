@@ -32,7 +32,7 @@ class InputRegion:
     @classmethod
     def of(cls, inputs: InputSet, part: int = 0) -> InputRegion:
         """Part `part` of a set. A part with one member is a box: its choice needs no binaries."""
-        one = inputs.select(torch.tensor([part]))
+        one = inputs.select(torch.tensor([part], device=inputs.centre.device))
         lower, upper = one.hull()
         choice = None
         if isinstance(inputs, PerturbationSet) and float(inputs.choice.members()[part]) != 1.0:

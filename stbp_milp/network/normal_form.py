@@ -31,7 +31,7 @@ class Stage:
 
 def normal_form(network: Network) -> tuple[Stage, ...]:
     """One stage per ReLU in topological order, then the output's."""
-    double = network.to(torch.float64)
+    double = network.to(torch.float64).to(torch.device("cpu"))
     maps: dict[int, dict[int, sp.csr_matrix]] = {}
     offsets: dict[int, np.ndarray] = {}
     stages: list[Stage] = []

@@ -51,6 +51,10 @@ class Blocks:
     def parts(self) -> int:
         return self.allowed.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        return self.allowed.device
+
     def total(self, gain: Tensor) -> Tensor:
         grouped = self._grouped(gain)
         forced = self.forced.unsqueeze(1)
@@ -84,7 +88,7 @@ class Blocks:
         part = self.select(splittable)
         free = part.allowed & ~part.forced & (part._left() > 0).unsqueeze(-1)
         scores = self._grouped(gain[splittable].unsqueeze(1)).squeeze(1)
-        pick = torch.where(free, scores, scores.new_tensor(-1.0)).flatten(1).argmax(1)
+        pick = torch.where(free, scores, -1.0).flatten(1).argmax(1)
         picked = torch.zeros_like(free).flatten(1).scatter(1, pick.unsqueeze(1), True).view_as(free)
         taken = part._with(part.allowed, part.forced | picked)._completed()
         left_out = part._with(part.allowed & ~picked, part.forced)._completed()
@@ -99,7 +103,7 @@ class Blocks:
         return self._with(self.allowed[index], self.forced[index])
 
     def program(self, part: int) -> ChoiceProgram:
-        allowed, forced = self.allowed[part].numpy(), self.forced[part].numpy()
+        allowed, forced = self.allowed[part].cpu().numpy(), self.forced[part].cpu().numpy()
         group, block = np.nonzero(allowed)
         size, count = int(np.prod(self.voxels)), group.size
         column = np.full(allowed.shape, -1)
@@ -143,7 +147,7 @@ class Blocks:
         return grouped * free, int(self._left().max())
 
     def _ranks(self, k: int) -> Tensor:  # (N, 1, groups, k): may the group take its rank-th best block?
-        return torch.arange(k, device=self.allowed.device) < self._left()[:, None, :, None]
+        return torch.arange(k, device=self.device) < self._left()[:, None, :, None]
 
     def _grouped(self, gain: Tensor) -> Tensor:  # (N, M, T, H, W) -> (N, M, groups, blocks)
         if self.kind == "frames":

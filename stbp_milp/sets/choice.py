@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from torch import Tensor
 
 
@@ -34,6 +35,10 @@ class Choice(Protocol):
     @property
     def parts(self) -> int:
         """N."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
 
     @property
     def voxels(self) -> tuple[int, int, int]:

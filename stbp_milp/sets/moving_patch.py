@@ -37,6 +37,10 @@ class MovingPatch:
     def parts(self) -> int:
         return self.start_first.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        return self.start_first.device
+
     def total(self, gain: Tensor) -> Tensor:
         frame_best = self._place_sums(gain).flatten(3).amax(-1)
         return self._run_sums(frame_best).amax(-1)
@@ -67,7 +71,7 @@ class MovingPatch:
         start_high = torch.where(by_run, (part.start_first + part.start_last) // 2, part.start_last)
         # With one run left, halve the longest range of places of its frames.
         t = self.voxels[0]
-        frame = torch.arange(t)
+        frame = torch.arange(t, device=self.device)
         active = (frame >= part.start_first[:, None]) & (frame < part.start_first[:, None] + self.size[0])
         extent = ((part.place_last - part.place_first) * active.unsqueeze(-1)).flatten(1)
         low, high = _bisect(part.place_first.flatten(1), part.place_last.flatten(1), extent.argmax(-1))
@@ -85,9 +89,9 @@ class MovingPatch:
 
     def union(self) -> Tensor:
         t, h, w = self.voxels
-        frame = torch.arange(t)
+        frame = torch.arange(t, device=self.device)
         active = (frame >= self.start_first[:, None]) & (frame < self.start_last[:, None] + self.size[0])  # (N, T)
-        rows, columns = torch.arange(h), torch.arange(w)
+        rows, columns = torch.arange(h, device=self.device), torch.arange(w, device=self.device)
         low, high = self.place_first[..., None], self.place_last[..., None]  # (N, T, 2, 1)
         in_rows = (rows >= low[..., 0, :]) & (rows < high[..., 0, :] + self.size[1])  # (N, T, H)
         in_columns = (columns >= low[..., 1, :]) & (columns < high[..., 1, :] + self.size[2])
@@ -163,5 +167,5 @@ class MovingPatch:
         return sums.masked_fill(~self._allowed_runs().unsqueeze(1), -torch.inf)
 
     def _allowed_runs(self) -> Tensor:  # (N, runs) bool
-        run = torch.arange(self.voxels[0] - self.size[0] + 1, device=self.start_first.device)
+        run = torch.arange(self.voxels[0] - self.size[0] + 1, device=self.device)
         return (run >= self.start_first[:, None]) & (run <= self.start_last[:, None])

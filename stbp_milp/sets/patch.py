@@ -41,6 +41,10 @@ class Patch:
     def parts(self) -> int:
         return self.first.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        return self.first.device
+
     def total(self, gain: Tensor) -> Tensor:
         return self._position_sums(gain).flatten(2).amax(-1)
 
@@ -64,9 +68,9 @@ class Patch:
         return children, splittable.repeat(2)
 
     def union(self) -> Tensor:
-        cover = torch.ones((), dtype=torch.bool)
+        cover = torch.ones((), dtype=torch.bool, device=self.device)
         for axis in range(3):
-            index = torch.arange(self.voxels[axis]).view([-1 if a == axis else 1 for a in range(3)])
+            index = torch.arange(self.voxels[axis], device=self.device).view([-1 if a == axis else 1 for a in range(3)])
             low, high = self.first[:, axis, None, None, None], self.last[:, axis, None, None, None] + self.size[axis]
             cover = cover & (index >= low) & (index < high)
         return cover
@@ -77,17 +81,22 @@ class Patch:
     def singletons(self) -> Patch:
         """Every position of every part as a part of its own."""
         ranges = [
-            torch.cartesian_prod(*(torch.arange(a, b + 1) for a, b in zip(low, high, strict=True)))
+            torch.cartesian_prod(*(torch.arange(a, b + 1, device=self.device) for a, b in zip(low, high, strict=True)))
             for low, high in zip(self.first.tolist(), self.last.tolist(), strict=True)
         ]
         positions = torch.cat(ranges)
         return replace(self, first=positions, last=positions)
 
     def program(self, part: int) -> ChoiceProgram:
-        alone = self.select(torch.tensor([part])).singletons().union().flatten(1)  # (positions, voxels)
+        alone = (
+            self.select(torch.tensor([part], device=self.device)).singletons().union().flatten(1)
+        )  # (positions, voxels)
         count = alone.shape[0]
         return ChoiceProgram(
-            sp.csr_matrix(alone.numpy().T.astype(float)), sp.csr_matrix(np.ones((1, count))), np.ones(1), np.ones(1)
+            sp.csr_matrix(alone.cpu().numpy().T.astype(float)),
+            sp.csr_matrix(np.ones((1, count))),
+            np.ones(1),
+            np.ones(1),
         )
 
     def describe(self, part: int) -> dict[str, Any]:

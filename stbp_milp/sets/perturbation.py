@@ -118,14 +118,16 @@ class PerturbationSet:
         return self.clip + _move(form, self.clip, self.lower, self.upper) * cover.unsqueeze(2)
 
     def hull(self) -> tuple[Tensor, Tensor]:
-        moves = self.choice.union().unsqueeze(1).to(self.clip.device)
+        moves = self.choice.union().unsqueeze(1)
         return torch.where(moves, self.lower, self.clip), torch.where(moves, self.upper, self.clip)
 
     def select(self, index: Tensor) -> Self:
         return replace(self, choice=self.choice.select(index))
 
-    def to(self, dtype: torch.dtype) -> Self:
-        return replace(self, clip=self.clip.to(dtype), lower=self.lower.to(dtype), upper=self.upper.to(dtype))
+    def to(self, target: torch.dtype | torch.device) -> Self:
+        choice = _moved(self.choice, target) if isinstance(target, torch.device) else self.choice
+        clip, lower, upper = (x.to(target) for x in (self.clip, self.lower, self.upper))
+        return replace(self, clip=clip, lower=lower, upper=upper, choice=choice)
 
     def contains(self, clips: Tensor) -> Tensor:
         """Is the clip in part 0? `(B, C, T, H, W) -> (B,)` bool. Exact comparison, no tolerance.
@@ -134,23 +136,26 @@ class PerturbationSet:
         """
         inside = ((clips >= self.lower) & (clips <= self.upper)).flatten(1).all(1)
         changed = (clips != self.clip).any(1).to(self.clip.dtype)  # (B, T, H, W)
-        covered = self.choice.select(torch.tensor([0])).total(changed.unsqueeze(0)).squeeze(0)
+        covered = self.choice.select(torch.tensor([0], device=self.clip.device)).total(changed.unsqueeze(0)).squeeze(0)
         return inside & (covered == changed.flatten(1).sum(1))
 
     def nearest(self, clips: Tensor) -> Tensor:
         """Clips `(B, C, T, H, W)` brought into part 0: the cover that keeps most of the change, then the box."""
         inside = clips.clamp(self.lower, self.upper)
-        one = self.choice.select(torch.tensor([0]))
+        one = self.choice.select(torch.tensor([0], device=self.clip.device))
         _, cover = one.best((inside - self.clip).abs().sum(1).unsqueeze(0))
         return torch.where(cover.squeeze(0).unsqueeze(1), inside, self.clip)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Random clips of part 0, `(count, C, T, H, W)`: random members, half of them corners of their boxes."""
-        shape = (count, *self.clip.shape)
-        gain = torch.rand((1, count, *self.clip.shape[1:]), generator=generator, dtype=self.clip.dtype)
-        _, cover = self.choice.select(torch.tensor([0])).best(gain)
-        position = torch.rand(shape, generator=generator, dtype=self.clip.dtype)
-        corner = torch.rand((count, 1, 1, 1, 1), generator=generator) < 0.5
+
+        def random(*shape: int) -> Tensor:  # drawn on the generator's device, the same on all
+            return torch.rand(shape, generator=generator, dtype=self.clip.dtype).to(self.clip.device)
+
+        gain = random(1, count, *self.clip.shape[1:])
+        _, cover = self.choice.select(torch.tensor([0], device=self.clip.device)).best(gain)
+        position = random(count, *self.clip.shape)
+        corner = torch.rand((count, 1, 1, 1, 1), generator=generator).to(self.clip.device) < 0.5
         value = self.lower + torch.where(corner, position.round(), position) * (self.upper - self.lower)
         return torch.where(cover.squeeze(0).unsqueeze(1), value, self.clip).clamp(self.lower, self.upper)
 
@@ -189,8 +194,17 @@ def concatenate(sets: Sequence[S]) -> S:
 
 def _concatenated(items: Sequence[Any]) -> Any:
     """Frozen dataclasses whose tensors all have the batch axis first."""
-    tensors = {f.name for f in fields(items[0]) if isinstance(getattr(items[0], f.name), Tensor)}
-    return replace(items[0], **{name: torch.cat([getattr(item, name) for item in items]) for name in tensors})
+    joined = {name: torch.cat([getattr(item, name) for item in items]) for name in _tensor_names(items[0])}
+    return replace(items[0], **joined)
+
+
+def _moved(item: Any, device: torch.device) -> Any:
+    """A frozen dataclass with its tensors on another device."""
+    return replace(item, **{name: getattr(item, name).to(device) for name in _tensor_names(item)})
+
+
+def _tensor_names(item: Any) -> list[str]:
+    return [f.name for f in fields(item) if isinstance(getattr(item, f.name), Tensor)]
 
 
 def support(inputs: InputSet, form: Tensor) -> Tensor:
