@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -191,7 +191,9 @@ class _Engine:
             raise self._gone() from error
         if self.client.status in ("closing", "closed"):  # it has tried to connect again for a while
             raise self._gone()
-        if self.options.gpu:
+        if self.client.status != "running":
+            self.slots = 0
+        elif self.options.gpu:
             self.slots = sum(int(worker["resources"].get("GPU", 0)) for worker in workers)
         else:
             self.slots = sum(worker["nthreads"] for worker in workers)
@@ -230,6 +232,9 @@ class _Engine:
     def _take(self, ended: Sequence[tuple[Unit, Future[Any]]]) -> None:
         kept: list[InstanceResult] = []
         for unit, future in ended:
+            if future.cancelled() or future.status == "lost":  # with the connection; nobody is to blame
+                self.waiting.appendleft(unit)
+                continue
             try:
                 value = future.result(timeout=30)
             except InputError:
@@ -299,7 +304,8 @@ class _Engine:
         self.waiting = deque(unit for unit in self.waiting if not concerned(unit))
         futures = [future for future, unit in self.flying.items() if concerned(unit)]
         if futures and self.client.status == "running":
-            self.client.run(cancel, self.plugin.name, self.run_id, whole, on_error="ignore")
+            with suppress(OSError, CommClosedError):  # workers that are gone run nothing
+                self.client.run(cancel, self.plugin.name, self.run_id, whole, on_error="ignore")
 
     def _count(self, results: Sequence[InstanceResult]) -> None:
         self.progress = replace(

@@ -6,7 +6,9 @@ A worker runs one instance at a time. Locally everything listens on 127.0.0.1 al
 from __future__ import annotations
 
 import importlib
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,24 +60,23 @@ class QueueFile:
 @contextmanager
 def local(jobs: int, resources: dict[str, float] | None = None) -> Iterator[Client]:
     """As many worker processes here, numbered from 0; each has the resources."""
-    with (
-        dask.config.set(_SETTINGS),
-        tempfile.TemporaryDirectory(prefix="stbp-milp-", ignore_cleanup_errors=True) as scratch,
-        LocalCluster(
-            n_workers=jobs,
-            threads_per_worker=1,
-            processes=True,
-            host=_LOOPBACK,
-            dashboard_address=f"{_LOOPBACK}:0",
-            worker_dashboard_address=f"{_LOOPBACK}:0",
-            memory_limit=None,
-            local_directory=scratch,
-            silence_logs=50,
-            resources=resources,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    scratch = tempfile.TemporaryDirectory(prefix="stbp-milp-", ignore_cleanup_errors=True)
+    with dask.config.set(_SETTINGS), scratch as folder:
+        with _interrupts_ignored():
+            cluster = LocalCluster(
+                n_workers=jobs,
+                threads_per_worker=1,
+                processes=True,
+                host=_LOOPBACK,
+                dashboard_address=f"{_LOOPBACK}:0",
+                worker_dashboard_address=f"{_LOOPBACK}:0",
+                memory_limit=None,
+                local_directory=folder,
+                silence_logs=50,
+                resources=resources,
+            )
+        with cluster, Client(cluster) as client:
+            yield client
 
 
 @contextmanager
@@ -120,6 +121,19 @@ def queue(kind: str, file: QueueFile) -> Iterator[Client]:
         with cluster, Client(cluster) as client:
             cluster.scale(jobs=file.jobs)
             yield client
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes that start meanwhile ignore Ctrl-C for good: it is for the driver, which ends them in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def read_queue_file(path: Path) -> QueueFile:
