@@ -1,7 +1,7 @@
 """A device without hardware: tensors that claim to be elsewhere, and complain where CUDA would.
 
-A `FakeTensor` reports the device `FAKE` (torch's meta device, which has no numbers of its own) and holds a tensor on the
-CPU that does the work. While `fake_device` is active, whatever is made on or moved to `FAKE` becomes one. Code that
+A `FakeTensor` reports the device `FAKE` (torch's meta device, which has no numbers of its own) and holds a tensor on
+the CPU that does the work. While `fake_device` is active, whatever is made on or moved to `FAKE` becomes one. Code that
 forgets a device then fails as it would on a card: a plain tensor meets a fake one in an operator (numbers, tensors
 without axes, may), or numpy is asked for one. Strictly more than CUDA forbids: it takes index tensors from the CPU.
 """
