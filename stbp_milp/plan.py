@@ -15,6 +15,7 @@ _LAYER_SHARE, _ROOT_SHARE, _UNION_SHARE = 0.05, 0.15, 0.05
 _CHUNK = 256 << 20  # bytes: larger chunks of forms are not faster
 _MATRICES_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
 _BATCH = 64
+_PLACES_IN_GROUPS, _PLACES_ON_CROPS = 50_000, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,16 @@ class Plan:
     matrices: bool
     union: bool
     most_at_once: int
+
+    @property
+    def most_places(self) -> int:
+        """Patches with more places are split by halves instead of bounded place by place."""
+        return _PLACES_IN_GROUPS if self.matrices else _PLACES_ON_CROPS
+
+    @property
+    def quick(self) -> ExpanderOptions:
+        """The options without backward passes to hidden layers."""
+        return replace(self.options, bounding=replace(self.options.bounding, deep="interval"))
 
     @classmethod
     def of(cls, network: Network, clauses: int, seconds: float, memory: int) -> Plan:
