@@ -22,7 +22,7 @@ from stbp_milp.attack import AttackConfiguration, Judge, attack
 from stbp_milp.bounds.ascent import OptimiserOptions
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
-from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
+from stbp_milp.branching import Expander, Family, Piece, Roots
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
 from stbp_milp.errors import InputError, SoundnessError
@@ -53,7 +53,7 @@ _STAGES = ("union bound", "split", "relu search", "milp")
 _LEAVES_KEPT = 1_000
 
 _BESIDE = "no float32 values lie on some sides of the box; the property is broken by those nearest to it"
-_MEMBERS_AT_ONCE = 1 << 20  # patches with more positions are not listed, but split by halves
+_PLACES_LISTED = 1 << 20  # patches with more positions are split by halves; with fewer, where that is measured to pay
 _CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
 
 
@@ -252,10 +252,10 @@ class _Run:
         with self.timed("union bound"):
             union = self._union(expander(clauses, None), family, plan)
         self.lower = min((piece.lower for piece in union), default=-math.inf)
-        proved = [piece for piece in union if piece.lower > self.slack]
-        for piece in proved:
-            self._close(piece, piece.clause)
-        open_clauses = [clause for clause in clauses if all(piece.clause != clause for piece in proved)]
+        proved = {piece.clause: piece for piece in union if piece.lower > self.slack}
+        for clause, piece in proved.items():
+            self._close(piece, clause)
+        open_clauses = [clause for clause in clauses if clause not in proved]
         if not open_clauses:
             return SearchEnd.CLOSED
         if self._over():
@@ -264,7 +264,7 @@ class _Run:
             stages = normal_form(network) if plan.matrices else None
             expand = expander(open_clauses, stages)
             self._tell("split", 1)
-            roots = self._roots(Roots(expand), family)
+            roots = self._roots(Roots(expand), family, plan)
             expand = replace(expand, promote=Roots(expand).promoted)
         return self._search(expand, roots, open_clauses, plan)
 
@@ -273,12 +273,10 @@ class _Run:
         many = self._has_many_places()
         if not plan.matrices and (float(self.set.choice.members()[0]) == 1.0 or (many and not plan.union)):
             return []
-        if not many:
-            return Roots(expand).pieces(family, self.set, "union bound", plan.options.root)
-        if not plan.matrices:
-            quick = replace(plan.options, bounding=replace(plan.options.bounding, deep="interval"))
-            expand = replace(expand, options=quick)
-        return Roots(expand).pieces(family, self.set, "union bound", OptimiserOptions(steps=0))
+        if many and not plan.matrices:
+            expand = replace(expand, options=plan.quick)
+        optimiser = OptimiserOptions(steps=0) if many else plan.options.root
+        return Roots(expand).pieces(family, self.set, "union bound", optimiser)
 
     def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int], plan: Plan) -> SearchEnd:
         search: Search[Piece] = Search(self.slack, lambda piece: self._close(piece, open_clauses[piece.clause]))
@@ -323,9 +321,9 @@ class _Run:
         """The set's bound, given that of the pieces still open."""
         self.lower = max(self.lower, min(open_lower, self.closed_lower))
 
-    def _roots(self, start: Roots, family: Family) -> list[Piece]:
+    def _roots(self, start: Roots, family: Family, plan: Plan) -> list[Piece]:
         """Where the search starts: all members where they are few or cheap, else the whole set."""
-        most = _MEMBERS_AT_ONCE if isinstance(self.set.choice, Patch) else ExpanderOptions().few_members
+        most = _PLACES_LISTED if isinstance(self.set.choice, Patch) else plan.options.few_members
         pieces: list[Piece] | None = None
         if float(self.set.choice.members()[0]) <= most:
             pieces = start.member_pieces(self.set.singletons(), "split")
