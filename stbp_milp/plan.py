@@ -33,6 +33,11 @@ class Plan:
     union: bool
     most_at_once: int
 
+    @property
+    def quick(self) -> ExpanderOptions:
+        """The options without backward passes to hidden layers."""
+        return replace(self.options, bounding=replace(self.options.bounding, deep="interval"))
+
     @classmethod
     def of(cls, network: Network, clauses: int, seconds: float, memory: int) -> Plan:
         """`clauses`: forms that a first bound has; `memory`: bytes that the run may take."""
