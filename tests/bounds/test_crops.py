@@ -55,7 +55,11 @@ def one_cell(network: Network, members: PerturbationSet) -> Region:
 def on_crop(network: Network, members: PerturbationSet) -> tuple[Problem, tuple[Region, ...], Family]:
     voxels = one_cell(network, members)
     problem = cell_problem(Problem.of(network, members), members, voxels)
-    return problem, footprint(network, voxels), Family(problem, members, voxel_indices(voxels), members)
+    return (
+        problem,
+        footprint(network, voxels),
+        Family(problem, members, voxel_indices(voxels, members.clip.device), members),
+    )
 
 
 # --- by hand -----------------------------------------------------------------------------------------------------
