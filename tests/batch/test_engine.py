@@ -232,7 +232,8 @@ def test_a_killed_driver_leaves_nothing_running_and_loses_nothing(tmp_path: Path
     assert gone(token, 5.0)
     again = start_driver(path, out, 2, token)
     assert again.wait(60) == 0
-    assert len(list((out / "records").iterdir())) == len(plants)
+    # A writer that is killed may leave its temporary file, which is no result.
+    assert len(list((out / "records").glob("*.json"))) == len(plants)
     words = in_file(out / FILE, "SELECT word FROM instances JOIN results USING (key) ORDER BY position")
     assert [word for (word,) in words] == [WORDS[plant] for plant in plants]
     assert gone(token)
