@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from stbp_milp.demonstration import data
-from stbp_milp.demonstration.export import TEST_SEED, write_clips, write_network
-from stbp_milp.demonstration.training import Recipe, accuracy, train, video_network
+from stbp_milp.data import stand_ins as data
 from stbp_milp.network.model import Model, load_model
+from stbp_milp.st_bench.export import TEST_SEED, write_clips, write_network
+from stbp_milp.st_bench.training import Recipe, accuracy, train, video_network
 
 FOLDER = Path("build/benchmark")
 Q_SHAPE = (3, 8, 32, 32)

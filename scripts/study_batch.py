@@ -43,7 +43,7 @@ from stbp_milp.batch.task import Settings, read_tasks  # noqa: E402
 from stbp_milp.results import read_result  # noqa: E402
 
 HEADER = ("what", "measured", "demanded", "holds")
-SHIPPED = ROOT / "stbp_milp" / "demonstration"
+SHIPPED = ROOT / "stbp_milp" / "st_bench"
 MIX = {
     "verified": 100,
     "falsified": 30,

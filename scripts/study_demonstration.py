@@ -28,14 +28,14 @@ from stbp_milp.bounds.interval import Interval, interval
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Preactivations, Problem
-from stbp_milp.demonstration import FOLDER
-from stbp_milp.demonstration.budgets import attacks_begin
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.network.operations import apply
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification, VoxelBox
+from stbp_milp.st_bench import FOLDER
+from stbp_milp.st_bench.budgets import attacks_begin
 from stbp_milp.verify import verify
 
 SETS = ("window:2", "any-frames:2", "patch:3x3@2", "everywhere")

@@ -43,14 +43,14 @@ from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots, exact
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.branching.piece import stack
-from stbp_milp.demonstration import FOLDER, clips
-from stbp_milp.demonstration.budgets import attacks_begin
 from stbp_milp.milp import PROOF_MARGIN, MilpResult
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.properties import Property, same_class
 from stbp_milp.search import Deadline
 from stbp_milp.sets import PerturbationSet, SetSpecification
+from stbp_milp.st_bench import FOLDER, clips
+from stbp_milp.st_bench.budgets import attacks_begin
 
 SETS = ("window:2", "any-frames:2", "patch:3x3@2", "patch:6x6@2")
 SMALL, LARGE = 60, 140

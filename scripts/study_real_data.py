@@ -40,13 +40,13 @@ from rich.text import Text
 from study_files import STUDIES, markdown, median, provenance, show, write_csv
 from torch import Tensor, nn
 
-from stbp_milp.demonstration.budgets import attacks_begin
-from stbp_milp.demonstration.export import write_network
-from stbp_milp.demonstration.training import Recipe, climb, train
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.properties import Property, same_class
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification, parse_set
+from stbp_milp.st_bench.budgets import attacks_begin
+from stbp_milp.st_bench.export import write_network
+from stbp_milp.st_bench.training import Recipe, climb, train
 from stbp_milp.verdict import Outcome
 from stbp_milp.verify import verify
 

@@ -11,10 +11,10 @@ import click
 from stbp_milp.cli.arguments import Options
 from stbp_milp.cli.one_clip import keep, read_configuration
 from stbp_milp.cli.screen import Screen
-from stbp_milp.demonstration import instances
 from stbp_milp.files import prepare_folder
 from stbp_milp.records import Record
 from stbp_milp.report.terminal import LiveLine, Row, demonstration_table, verdict_line
+from stbp_milp.st_bench import instances
 from stbp_milp.verify import verify
 
 OPEN, CONTRADICTION = 3, 4

@@ -23,12 +23,12 @@ from stbp_milp.batch.split import whole_of
 from stbp_milp.batch.supervised import Ended, Limits
 from stbp_milp.batch.task import Part, Settings, Task, read_tasks
 from stbp_milp.batch.worker import _result
-from stbp_milp.demonstration import instances
 from stbp_milp.instances import read_specification
 from stbp_milp.network.model import load_model
 from stbp_milp.query import Configuration
 from stbp_milp.records import Record, query_key
 from stbp_milp.results import InstanceResult
+from stbp_milp.st_bench import instances
 from stbp_milp.verdict import Outcome, Unknown
 from stbp_milp.verify import verify
 

@@ -12,13 +12,13 @@ from stbp_milp.bounds.footprint import Restrictor, grouped
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.demonstration import FOLDER
 from stbp_milp.network.graph import NetworkBuilder
 from stbp_milp.network.layers import Convolution, ReLU, Reshape
 from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.properties import same_class
 from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
+from stbp_milp.st_bench import FOLDER
 
 LARGE_SETS = ("everywhere", "any-frames:2", "window:2", "patch:8x8@2", "moving-patch:8x8@2", "pixels:5")
 

@@ -21,7 +21,7 @@ from stbp_milp.cli.batch_arguments import parse
 from stbp_milp.cli.batch_display import BatchDisplay, counts, pace
 from stbp_milp.errors import InputError
 
-SHIPPED = Path(__file__).parents[2] / "stbp_milp" / "demonstration"
+SHIPPED = Path(__file__).parents[2] / "stbp_milp" / "st_bench"
 
 
 @pytest.fixture

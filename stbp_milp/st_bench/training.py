@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stbp_milp.demonstration import data
+from stbp_milp.data import stand_ins as data
 from stbp_milp.sets import Choice, parse_set
 
 

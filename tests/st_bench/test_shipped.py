@@ -8,8 +8,7 @@ from math import prod
 import pytest
 import torch
 
-from stbp_milp.demonstration import FOLDER, clips, instances
-from stbp_milp.demonstration.data import (
+from stbp_milp.data.stand_ins import (
     STEERING_LIMIT,
     STEERING_SHAPE,
     VIDEO_SHAPE,
@@ -18,9 +17,10 @@ from stbp_milp.demonstration.data import (
     organs,
     roads,
 )
-from stbp_milp.demonstration.training import Maker, climb
 from stbp_milp.network.model import load_model
 from stbp_milp.sets import parse_set
+from stbp_milp.st_bench import FOLDER, clips, instances
+from stbp_milp.st_bench.training import Maker, climb
 
 NETWORKS = {"video": VIDEO_SHAPE, "volume": VOLUME_SHAPE, "steering": STEERING_SHAPE}
 KINDS = {
