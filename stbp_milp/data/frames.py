@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MODES = {1: "L", 3: "RGB"}
+_VIDEOS = (".avi", ".mp4")
 _LOST = 0.02  # share of the announced frames that may be missing: some encoders announce one too many
 
 
@@ -49,6 +50,11 @@ def color_mode(channels: int) -> str:
 def sampled(count: int, frames: int) -> list[int]:
     """Which of `count` frames stand for the whole: the middle ones of `frames` equal parts, `frames <= count`."""
     return [(2 * part + 1) * count // (2 * frames) for part in range(frames)]
+
+
+def is_video(name: str) -> bool:
+    """Whether a file of this name is decoded as a video."""
+    return name.lower().endswith(_VIDEOS)
 
 
 def read_video(path: Path, shape: ClipShape) -> Tensor:

@@ -146,7 +146,8 @@ def _beside(log: Path, recorded: str) -> Path:
 def _frame(path: Path, rows: tuple[float, float], shape: tuple[int, int, int]) -> Tensor:
     try:
         with Image.open(path) as picture:
-            top, bottom = (round(part * picture.height) for part in rows)
-            return to_frame(picture.crop((0, top, picture.width, max(bottom, top + 1))), *shape)
+            top = min(round(rows[0] * picture.height), picture.height - 1)
+            bottom = max(round(rows[1] * picture.height), top + 1)
+            return to_frame(picture.crop((0, top, picture.width, bottom)), *shape)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{str(path)!r} cannot be read as a picture ({error}); fetch it again") from error
