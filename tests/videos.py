@@ -15,7 +15,7 @@ def grey_levels(count: int) -> list[int]:
 
 
 def write_video(path: Path, levels: Sequence[int], height: int = 24, width: int = 32) -> Path:
-    """One grey frame for every level, with some noise (without it nothing is left to cut off), as mpeg4 like UCF-101."""
+    """One grey frame for every level, with noise (or the file is all header), as mpeg4 like UCF-101."""
     generator = np.random.default_rng(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
