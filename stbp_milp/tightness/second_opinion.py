@@ -40,7 +40,8 @@ def least_margin(query: Query, boxes: Boxes, seconds: float) -> float:
     least = np.inf
     for clause in query.property.clauses:
         problem = cp.Problem(cp.Minimize(cp.max(values[list(clause)])), constraints)
-        problem.solve(solver=cp.HIGHS, time_limit=max(0.01, seconds / len(query.property.clauses)))
+        with np.errstate(invalid="ignore"):  # cvxpy multiplies its infinite bounds by 0 while it looks for signs
+            problem.solve(solver=cp.HIGHS, time_limit=max(0.01, seconds / len(query.property.clauses)))
         if problem.status != cp.OPTIMAL:
             return -np.inf
         least = min(least, float(problem.value))
