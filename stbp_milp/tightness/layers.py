@@ -150,4 +150,6 @@ def _relaxed(
 def _check(name: str, layer: int, low: np.ndarray, high: np.ndarray, true: np.ndarray) -> None:
     excess = np.maximum(low - true[:, 0], true[:, 1] - high) - _TOLERANCE * (1 + np.abs(true).max(1))
     if (excess > 0).any():
-        raise SoundnessError(f"a neuron of ReLU layer {layer} attains a value {excess.max():.3g} outside {name}'s bounds")
+        raise SoundnessError(
+            f"a neuron of ReLU layer {layer} attains a value {excess.max():.3g} outside {name}'s bounds"
+        )

@@ -113,7 +113,10 @@ def measure(task: Task, tell: Tell) -> dict[str, Any]:
         lower, upper = query.set.build(query.clip).hull()
         slack = rounding_slack(model.network, lower, upper, query.property.rows, query.property.offset)
         certified = found.lower > slack
-    bounds = {name: value if math.isfinite(value) else None for name, value in (("lower", found.lower), ("upper", found.upper))}
+    bounds = {
+        name: value if math.isfinite(value) else None
+        for name, value in (("lower", found.lower), ("upper", found.upper))
+    }
     return {"base": before, "seconds": seconds, **bounds, "certified": certified, "note": found.note}
 
 

@@ -72,7 +72,9 @@ def read_questions(
         if only is None or any(fnmatch(str(path.relative_to(bench)), only) for path in (i.specification, i.model))
     ]
     if not instances:
-        raise InputError(f"no instance of {str(bench)!r} matches {only!r}; see its instances.csv and give another --only")
+        raise InputError(
+            f"no instance of {str(bench)!r} matches {only!r}; see its instances.csv and give another --only"
+        )
     for instance in instances[:count]:
         specification = read_specification(instance.specification)
         model = models.get(instance.model) or load_model(instance.model)

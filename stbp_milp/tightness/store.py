@@ -45,7 +45,7 @@ class Store:
     def finished(self, key: tuple[str, str, float, str, int], limit: float) -> bool:
         """Is there no use in measuring again? (What ran out of time is worth another try with more of it.)"""
         row = self._rows.get(key)
-        return row is not None and (row.ended == "done" and not _late(row) or row.limit >= limit)
+        return row is not None and ((row.ended == "done" and not _late(row)) or row.limit >= limit)
 
     def add(self, row: Row) -> None:
         """Keep a row, in place of an earlier one of the same measurement."""
