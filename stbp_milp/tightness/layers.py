@@ -20,7 +20,7 @@ from stbp_milp.bounds.problem import Problem
 from stbp_milp.errors import SoundnessError
 from stbp_milp.milp import InputRegion, encode, minimum, relax
 from stbp_milp.network.normal_form import Stage, normal_form
-from stbp_milp.tightness.methods import Request, alpha_bounds, flat_boxes, whole_box, whole_set
+from stbp_milp.tightness.bounding import Request, alpha_bounds, flat_boxes, whole_box, whole_set
 
 _MOVES = 1e-9  # a neuron that moves less has no width worth a ratio
 _TOLERANCE = 1e-6  # relative to 1 + |bound|: by how much an attained value may lie outside a bound

@@ -15,8 +15,9 @@ from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.errors import SoundnessError
 from stbp_milp.network.model import load_model
 from stbp_milp.search import Deadline
+from stbp_milp.tightness.bounding import Request
 from stbp_milp.tightness.layers import LayerWidths, layer_widths
-from stbp_milp.tightness.methods import METHODS, Request
+from stbp_milp.tightness.methods import METHODS
 from stbp_milp.tightness.questions import Question
 
 LAYERS = "layers"  # what a row of widths calls its method; its columns are in `widths`

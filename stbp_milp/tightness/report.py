@@ -21,7 +21,8 @@ def page(rows: Sequence[Row], command: str) -> str:
         f"# Tightness study\n\nCommand: `{command}`\n",
         f"## Certified\n\nShares of the instances, in percent. Budget: {unit(plain)}. *Unbroken*: no attack or search "
         "found a counterexample, so no method can certify more. *Ratio*: "
-        f"{RATIO_OF} to the best whole-clip-box method (bold where that is between {WORTH[0]:.0%} and {WORTH[1]:.0%}).\n",
+        f"{RATIO_OF} to the best whole-clip-box method (bold where that is between {WORTH[0]:.0%} and "
+        f"{WORTH[1]:.0%}).\n",
         certified(points(plain)),
         "## Methods\n\nGap: exact optimum minus lower bound, in the unit of the network's output, over instances whose "
         "optimum is known to 1e-4. Memory: above what the process held before.\n",

@@ -1,7 +1,8 @@
 """The triangle relaxation once more, in cvxpy, from the layers and the set's words alone.
 
 Shares no encoding with `stbp_milp.milp`: matrices come from probing a layer with unit vectors, the convex hull of the
-members is written out by the form of the set. Only the bounds of ReLU operands are given, they are part of the question.
+members is written out by the form of the set. Only the bounds of ReLU operands are given: they are part of the
+question.
 A second opinion, never a verdict: cvxpy's value is believed as the solver reports it.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-import cvxpy as cp
+import cvxpy
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -22,6 +23,8 @@ from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Maximum, ReLU
 from stbp_milp.network.operations import apply
 from stbp_milp.query import Query
+
+cp: Any = cvxpy  # its types name few of its functions
 
 _PROBES = 1 << 22  # numbers of a layer's output that are held at once while it is probed
 
