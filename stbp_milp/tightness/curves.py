@@ -22,8 +22,9 @@ class Point:
     """One panel at one budget.
 
     Attributes:
-        questions: with rows of the methods.
-        certified: share of the questions that each method proves, an unfinished measurement proving nothing.
+        questions: how many.
+        certified: share that each method proves of the questions it was measured on; a killed measurement proves
+            nothing, one that a study broken off has not made yet does not count.
         unbroken: share that no margin seen by any method breaks: no method can certify more. None: nothing was seen.
         decided: share with a verdict of the complete search; None where it was not run.
         exact: share whose exact optimum is known.
@@ -68,18 +69,17 @@ def points(rows: Sequence[Row]) -> list[Point]:
 
 
 def _point(of: tuple[str, str], at: float, questions: list[list[Row]]) -> Point:
-    measured = {row.method for rows in questions for row in rows}
+    by_method = {name: [r for rows in questions for r in rows if r.method == name] for name in METHODS}
     count = len(questions)
     certified = {
-        name: sum(any(r.method == name and r.certified for r in rows) for rows in questions) / count
-        for name in METHODS
-        if name in measured and name != "attack"
+        name: sum(row.certified for row in own) / len(own)
+        for name, own in by_method.items()
+        if own and name != "attack"
     }
     seen = [min((r.upper for r in rows if r.upper is not None), default=None) for rows in questions]
     known = any(margin is not None for margin in seen)
-    decided = sum(
-        any(r.method == "complete" and r.note in ("verified", "falsified") for r in rows) for rows in questions
-    )
+    complete = by_method["complete"]
+    decided = sum(row.note in ("verified", "falsified") for row in complete) / len(complete) if complete else None
     exact = sum(bracket(rows).exact is not None for rows in questions) / count
     unbroken = sum(margin is None or margin > 0 for margin in seen) / count if known else None
-    return Point(*of, at, count, certified, unbroken, decided / count if "complete" in measured else None, exact)
+    return Point(*of, at, count, certified, unbroken, decided, exact)

@@ -72,7 +72,7 @@ def _grid(panels: Sequence[tuple[str, str]], width: float = 4.2, height: float =
 def _legend(figure: Figure, axes: Sequence[Any]) -> None:
     handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     order = [name for name in METHODS if name in handles] + [name for name in handles if name not in METHODS]
-    columns = min(6, max(1, len(order)))
+    columns = max(1, int(1.2 * figure.get_figwidth() / 2))  # an entry takes nearly two inches
     figure.legend([handles[n] for n in order], order, loc="outside lower center", ncols=columns, fontsize=8)
 
 

@@ -16,7 +16,8 @@ from stbp_milp.tightness.questions import Question
 from stbp_milp.tightness.store import Store
 
 _GRACE = 5.0  # seconds beyond the limit until a measurement is killed: methods end by themselves, mostly
-_MODULES = ("stbp_milp.tightness.measure", "cvxpy")
+# What a child would import before it measures: loading a model pulls in the last two, 1.4 seconds of CPU.
+_MODULES = ("stbp_milp.tightness.measure", "cvxpy", "onnx.reference", "torch._dynamo")
 
 OnRow = Callable[[Row], None]
 
