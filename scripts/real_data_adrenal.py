@@ -16,7 +16,7 @@ from stbp_milp.network.model import load_model
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration
 from stbp_milp.sets import parse_set
-from stbp_milp.st_bench.export import write_network
+from stbp_milp.st_bench.export import write_clips, write_network
 from stbp_milp.st_bench.training import Recipe, climb, train
 
 LAYERS = (
@@ -46,6 +46,7 @@ def adrenal(arguments: argparse.Namespace, configuration: Configuration, console
     quality = test_quality(scores, labels)
     console.print(f"training: {trained}; {quality}")
     right = (scores.argmax(1) == labels).nonzero().flatten()[: arguments.items].tolist()
+    write_clips(volumes[right], labels[right], path.with_name("adrenal_clips.npz"))  # for make_study_bench.py
     items = [Item(item, volumes[item], same_class(int(labels[item]), 2)) for item in right]
     rows = verify_items(model, items, "adrenal", arguments, configuration, console)
     text = (
