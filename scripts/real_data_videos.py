@@ -74,8 +74,8 @@ def udacity(arguments: argparse.Namespace, configuration: Configuration, console
     rows = verify_items(model, items, "udacity", arguments, configuration, console)
     text = (
         f"{NO_CLAIM}\n\nNetwork: the shipped steering.onnx, input {shape}. {_given(clips, len(items))}, each named "
-        f"after its last frame; rows {ROAD[0]:.0%} to {ROAD[1]:.0%} of the pictures, resized by area. Its angles in degrees "
-        f"(recorded): {', '.join(angles)}. Asked is that the angle stays within +-{TOLERANCE:g} degrees of the "
+        f"after its last frame; rows {ROAD[0]:.0%} to {ROAD[1]:.0%} of the pictures, resized by area. Its angles in "
+        f"degrees (recorded): {', '.join(angles)}. Asked is that the angle stays within +-{TOLERANCE:g} degrees of the "
         f"network's own, {configuration.timeout:g} s each. {BEGIN}\n"
     )
     publish("udacity", "Udacity frames: any two frames, any patch", text, rows, configuration, console)
