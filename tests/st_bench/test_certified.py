@@ -1,6 +1,6 @@
 """Bounds for certified training: those of the verifier, of a whole batch, and differentiable.
 
-    clip 1x4x6x6 -> Conv3d(1, 2, 3, stride 2) -> BatchNorm -> ReLU -> Flatten -> Linear(36, 3)
+clip 1x4x6x6 -> Conv3d(1, 2, 3, stride 2) -> BatchNorm -> ReLU -> Flatten -> Linear(36, 3)
 """
 
 from __future__ import annotations
