@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
-import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stbp_milp.errors import InputError
+from stbp_milp.files import replace_file
+
+_ELSEWHERE = "give another folder"
 
 
 class Checkpoint:
@@ -61,20 +62,13 @@ class Checkpoint:
         Raises:
             InputError: the folder cannot be written to.
         """
+        content = io.BytesIO()
+        torch.save({"identity": self._identity, "kept": dict(kept)}, content)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{self._path.name}.", suffix=".part", dir=self._path.parent)
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    torch.save({"identity": self._identity, "kept": dict(kept)}, stream)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(temporary, self._path)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
         except OSError as error:
             raise InputError(
-                f"{str(self._path)!r} cannot be written ({error.strerror or error}); give another folder"
+                f"{str(self._path)!r} cannot be written ({error.strerror or error}); {_ELSEWHERE}"
             ) from error
+        replace_file(self._path, content.getvalue(), _ELSEWHERE)
         self._written = time.monotonic()

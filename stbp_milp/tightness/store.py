@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from stbp_milp.errors import InputError
-from stbp_milp.files import prepare_folder
+from stbp_milp.files import prepare_folder, replace_file
 from stbp_milp.tightness.laws import bracket, by_question
 from stbp_milp.tightness.measure import LAYERS, Row
 
@@ -81,19 +80,7 @@ class Store:
 
     def write(self, name: str, content: bytes) -> None:
         """A file of the folder made from the lines, in place of the last one, whole or not at all."""
-        try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=self.folder)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
-            os.replace(temporary, self.folder / name)
-        except OSError as error:
-            raise InputError(
-                f"{str(self.folder / name)!r} cannot be written ({error.strerror or error}); "
-                "give another folder with --out"
-            ) from error
+        replace_file(self.folder / name, content)
 
 
 def _late(row: Row) -> bool:
