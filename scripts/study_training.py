@@ -26,6 +26,7 @@ from study_files import STUDIES, Row, markdown, provenance, show
 from torch import Tensor, nn
 
 from stbp_milp.attack import AttackConfiguration, attack
+from stbp_milp.bounds.interval_bound import interval_bound
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
@@ -34,7 +35,6 @@ from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification, VoxelBox
 from stbp_milp.st_bench.export import TEST_SEED
 from stbp_milp.st_bench.families import FAMILIES, Family
-from stbp_milp.st_bench.interval_bounds import interval_bound
 from stbp_milp.st_bench.training import WAYS, trained
 from stbp_milp.verify import verify
 
@@ -132,8 +132,8 @@ def _one(
     row["attacked"] = _short(attack(model.network, perturbation, property, _generator(), configuration=quick).margin)
     hull = Problem.of(model.network, VoxelBox(clip.unsqueeze(0), *perturbation.hull()))
     problem = Problem.of(model.network, perturbation)
-    row["box interval"] = _short(interval_bound(hull, property))
-    row["STBP interval"] = _short(interval_bound(problem, property))
+    row["box interval"] = _short(float(interval_bound(hull, *property.forms()).min()))
+    row["STBP interval"] = _short(float(interval_bound(problem, *property.forms()).min()))
     bounds = preactivations(problem, BoundingOptions("backward"))
     row["STBP backward"] = _short(float(bound_once(problem, bounds, *property.forms()).lower.min()))
     if complete is not None:

@@ -18,13 +18,11 @@ from torch import Tensor
 from solvers import LinearRelaxation
 from stbp_milp.attack import AttackConfiguration, attack
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
-from stbp_milp.bounds.interval import Interval, interval
+from stbp_milp.bounds.interval_bound import interval_bound
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
-from stbp_milp.bounds.problem import Preactivations, Problem
+from stbp_milp.bounds.problem import Problem
 from stbp_milp.milp import PROOF_MARGIN, Encoded, InputRegion, encode
-from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.normal_form import normal_form
-from stbp_milp.network.operations import apply
 from stbp_milp.query import Configuration, Query
 from stbp_milp.tightness.bounding import (
     Found,
@@ -64,29 +62,7 @@ class Method:
 
 
 def _intervals(problem: Problem, query: Query) -> Found:
-    bounds = preactivations(problem, BoundingOptions("interval"))
-    return Found(float(interval_forms(problem, bounds, *query.property.forms()).min()))
-
-
-def interval_forms(problem: Problem, bounds: Preactivations, rows: Tensor, offset: Tensor) -> Tensor:
-    """Intervals to the end: lower bounds `(N, M)` of `rows @ output + offset`.
-
-    A last linear layer is composed with the rows, as certified training does.
-    """
-    network, clean = problem.network, problem.clean
-    last = len(network.nodes) - 1
-    values: dict[int, Interval] = {0: Interval(*problem.inputs.hull())}
-    for position, node in enumerate(network.nodes[1:], start=1):
-        if isinstance(node.layer, ReLU):
-            values[position] = interval(node.layer, [bounds[position]], [], clean[position])
-            continue
-        layer, operands = node.layer, [clean[i] for i in node.inputs]
-        if position == last and isinstance(layer, Linear):
-            layer = Linear(rows @ layer.weight, rows @ layer.bias + offset)
-            return interval(layer, [values[i] for i in node.inputs], operands, apply(layer, operands)).lower
-        values[position] = interval(layer, [values[i] for i in node.inputs], operands, clean[position])
-    output, layer = values[last], Linear(rows, offset)
-    return interval(layer, [output], [clean[last]], apply(layer, [clean[last]])).lower
+    return Found(float(interval_bound(problem, *query.property.forms()).min()))
 
 
 def _backward(problem: Problem, request: Request) -> Found:
