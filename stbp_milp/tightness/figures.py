@@ -33,16 +33,17 @@ COLOURS = {
 }
 MARKERS = {"box": "s", "stbp": "o", "member": "^", "lp": "D", "exact": "*"}
 GAP_FLOOR = 1e-4  # what is closer to the optimum cannot be told from it
+_GAP = f"exact optimum - lower bound (score; floor {GAP_FLOOR:g})"
 
 
 def figures(rows: Sequence[Row]) -> Iterator[tuple[str, bytes]]:
     """File names and contents: every figure that the rows have data for, as PNG and PDF."""
     plain = [row for row in rows if row.method != LAYERS]
-    found = points(plain)
+    found, known = points(plain), _known(plain)
     made = {
         "certified": _certified(found, unit(plain)),
-        "gap": _gaps(plain),
-        "time": _times(plain),
+        "gap": _gaps(known),
+        "time": _times(known),
         "layers": _layers(rows),
     }
     for name, figure in made.items():
@@ -76,6 +77,13 @@ def _legend(figure: Figure, axes: Sequence[Any]) -> None:
     figure.legend([handles[n] for n in order], order, loc="outside lower center", ncols=columns, fontsize=8)
 
 
+def _curve(axis: Any, name: str, pairs: Sequence[tuple[float, float]]) -> None:
+    """A method's points, if it has any, in its colour."""
+    if pairs:
+        marker = MARKERS[METHODS[name].family]
+        axis.plot(*zip(*pairs, strict=True), color=COLOURS[name], marker=marker, markersize=5, label=name)
+
+
 def _certified(found: Sequence[Point], words: str) -> Figure | None:
     panels = sorted({(p.model, p.set) for p in found})
     if not panels or not any(p.certified for p in found):
@@ -88,10 +96,7 @@ def _certified(found: Sequence[Point], words: str) -> Figure | None:
             axis.fill_between(*zip(*limit, strict=True), 101, color="#bbbbbb", alpha=0.35, linewidth=0)
             axis.plot(*zip(*limit, strict=True), color="#777777", linestyle="--", label="not broken (upper limit)")
         for name in METHODS:
-            curve = [(p.budget, 100 * p.certified[name]) for p in own if name in p.certified]
-            if curve:
-                marker = MARKERS[METHODS[name].family]
-                axis.plot(*zip(*curve, strict=True), color=COLOURS[name], marker=marker, markersize=5, label=name)
+            _curve(axis, name, [(p.budget, 100 * p.certified[name]) for p in own if name in p.certified])
         axis.set_xlabel(f"budget ({words})", fontsize=8)
         axis.set_ylim(-3, 101)
     axes[0].set_ylabel("certified instances (%)")
@@ -109,9 +114,8 @@ def _known(rows: Sequence[Row]) -> list[tuple[Row, float]]:
     ]
 
 
-def _gaps(rows: Sequence[Row]) -> Figure | None:
+def _gaps(known: Sequence[tuple[Row, float]]) -> Figure | None:
     """A box a method: quartiles, whiskers to the 5th and 95th percentile. `complete` stops at a sign: it has no gap."""
-    known = _known(rows)
     panels = sorted({panel(row) for row, _ in known})
     if not panels:
         return None
@@ -126,13 +130,12 @@ def _gaps(rows: Sequence[Row]) -> Figure | None:
             line.set_color("black")
         axis.tick_params(axis="x", rotation=60, labelsize=8)
         axis.set_yscale("log")
-    axes[0].set_ylabel(f"exact optimum - lower bound (score; floor {GAP_FLOOR:g})", fontsize=8)
+    axes[0].set_ylabel(_GAP, fontsize=8)
     return figure
 
 
-def _times(rows: Sequence[Row]) -> Figure | None:
+def _times(known: Sequence[tuple[Row, float]]) -> Figure | None:
     """A small point a measurement, a large one the method's medians."""
-    known = _known(rows)
     panels = sorted({panel(row) for row, _ in known})
     if not panels:
         return None
@@ -150,7 +153,7 @@ def _times(rows: Sequence[Row]) -> Figure | None:
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel("seconds", fontsize=8)
-    axes[0].set_ylabel(f"exact optimum - lower bound (score; floor {GAP_FLOOR:g})", fontsize=8)
+    axes[0].set_ylabel(_GAP, fontsize=8)
     _legend(figure, axes)
     return figure
 
@@ -167,10 +170,7 @@ def _layers(rows: Sequence[Row]) -> Figure | None:
             ratios = {
                 k: [e["ratio"] for e in own if e["method"] == name and e["layer"] == k] for k in range(1, depth + 1)
             }
-            curve = [(k, statistics.mean(values)) for k, values in ratios.items() if values]
-            if curve:
-                marker = MARKERS[METHODS[name].family]
-                axis.plot(*zip(*curve, strict=True), color=COLOURS[name], marker=marker, markersize=5, label=name)
+            _curve(axis, name, [(k, statistics.mean(values)) for k, values in ratios.items() if values])
         axis.axhline(1.0, color="#777777", linestyle="--", linewidth=1)
         axis.set_xticks(range(1, depth + 1))
         axis.set_xlabel("ReLU layer", fontsize=8)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stbp_milp.errors import InputError
 from stbp_milp.instance_list import read_instances
-from stbp_milp.instances import Specification, read_specification
+from stbp_milp.instances import read_specification
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.query import Query
 
@@ -49,7 +49,7 @@ class Question:
     def query(self, model: Model) -> Query:
         """The question about its model, loaded."""
         specification = read_specification(self.specification)
-        return _at(specification, self.epsilon).query(model)
+        return replace(specification, set=replace(specification.set, epsilon=self.epsilon)).query(model)
 
 
 def read_questions(
@@ -86,8 +86,7 @@ def read_questions(
         values: tuple[float, ...] = (1.0,) if sweep is None else sweep.values
         for value in values:
             epsilon = value if sweep is not None and sweep.absolute else value * own
-            query = _at(specification, epsilon).query(model)
-            query.set.build(query.clip)
+            replace(specification.set, epsilon=epsilon).build(query.clip)
             questions.append(
                 Question(
                     str(instance.specification.relative_to(bench)),
@@ -101,7 +100,3 @@ def read_questions(
                 )
             )
     return questions
-
-
-def _at(specification: Specification, epsilon: float) -> Specification:
-    return replace(specification, set=replace(specification.set, epsilon=epsilon))
