@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stbp_milp.cli.arguments import Positive
-from stbp_milp.cli.command import configure_logging, guarded
+from stbp_milp.cli.command import configure_logging, guarded, interrupt_on_sigterm
 from stbp_milp.cli.screen import console
 from stbp_milp.errors import InputError
 
@@ -123,7 +122,7 @@ def methods_of(text: str) -> tuple[str, ...]:
 def _run(given: dict[str, Any]) -> int:
     errors = console(stderr=True)
     configure_logging(given["verbose"], errors)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     try:
         from stbp_milp.tightness.store import Store
     except ModuleNotFoundError as error:
@@ -195,7 +194,3 @@ def _write(store: Store) -> None:
     store.write("study.md", page(store.rows, command).encode())
     for name, content in figures(store.rows):
         store.write(name, content)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
