@@ -16,8 +16,9 @@ from stbp_milp.network.model import load_model
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration
 from stbp_milp.sets import parse_set
+from stbp_milp.st_bench.adversary import climb
 from stbp_milp.st_bench.export import write_clips, write_network
-from stbp_milp.st_bench.training import Recipe, climb, train
+from stbp_milp.st_bench.training import Recipe, train
 
 LAYERS = (
     "1,916 ReLUs, Conv3d(1, 4, 6, stride 4) - ReLU - Conv3d(4, 8, 3, stride 2) - ReLU - "

@@ -26,12 +26,8 @@ from stbp_milp.sets import Choice, parse_set
 from stbp_milp.st_bench.adversary import climb
 from stbp_milp.st_bench.certified import worst_outputs
 from stbp_milp.st_bench.checkpoints import Checkpoint
-from stbp_milp.st_bench.families import FAMILIES, Loss, family_named
-from stbp_milp.st_bench.networks import video_network
+from stbp_milp.st_bench.families import Loss, family_named
 from stbp_milp.st_bench.regularisers import absolute_weights, instability
-
-__all__ = ["FAMILIES", "RECIPES", "WAYS", "Maker", "Recipe", "accuracy", "climb", "recipe", "train", "trained",
-           "video_network"]  # fmt: skip
 
 Way = Literal["standard", "pgd", "st-ibp"]
 WAYS: tuple[Way, ...] = get_args(Way)
