@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from study_files import read_csv
 from torch import Tensor
 
 from stbp_milp.bounds.interval_bound import interval_bound
@@ -59,7 +60,7 @@ def main() -> None:
     content = np.load(arguments.folder / "video_clips.npz")
     path = arguments.out.with_suffix(".csv")
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = _read(path)
+    rows = read_csv(path)
     done = {(r["set"], float(r["factor"]), int(r["clip"])) for r in rows}
     factors = [float(f) for f in arguments.factors.split(",")]
     sets = arguments.sets.split(";")
@@ -109,13 +110,6 @@ def _instance(model: Model, query: Query, configuration: Configuration) -> dict[
 
 def _backward_bound(problem: Problem, rows: Tensor, offset: Tensor) -> Tensor:
     return bound_once(problem, preactivations(problem, BoundingOptions("backward")), rows, offset).lower
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _report(rows: list[dict[str, str]], out: Path, timeout: float) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from study_files import STUDIES, Row, markdown, provenance, show
+from study_files import STUDIES, Row, markdown, provenance, read_csv, show
 from torch import Tensor, nn
 
 from stbp_milp.attack import AttackConfiguration, attack
@@ -91,7 +91,7 @@ def _measure(
     """One row for every set and clip that --out does not have."""
     model = load_model(network, family.shape("S"))
     clips, targets = family.draw(arguments.clips, TEST_SEED)
-    done = {(r["family"], r["way"], r["set"], float(r["eps"]), int(r["clip"])) for r in _rows(arguments.out)}
+    done = {(r["family"], r["way"], r["set"], float(r["eps"]), int(r["clip"])) for r in read_csv(arguments.out)}
     jobs = list(product(zip(SETS, BUDGETS[family.name], strict=True), range(arguments.clips)))
     task = progress.add_task(f"measuring {way}", total=len(jobs))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -150,13 +150,6 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def _summary(rows: list[dict[str, str]]) -> Iterator[Row]:
     """One line for every family, set and way, in percent of all clips."""
     for key in dict.fromkeys((r["family"], r["set"], r["eps"]) for r in rows):
@@ -178,7 +171,7 @@ def _share(rows: list[dict[str, str]], field: str) -> str:
 
 
 def _report(path: Path, timeout: float, console: Console) -> None:
-    summary = list(_summary(_rows(path)))
+    summary = list(_summary(read_csv(path)))
     show(console, "three ways of training", HEADER, summary)
     page = (
         "# Three ways of training, size S\n\n"
