@@ -45,6 +45,8 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=float, help="instead of the sets' own")
     arguments = parser.parse_args()
     out: Path = arguments.out
+    if out.exists():
+        parser.error(f"{str(out)!r} is already there; give a new folder with --out")
     (out / "specifications").mkdir(parents=True)
     shutil.copy(arguments.model, out)
     shutil.copy(arguments.clips, out)
