@@ -330,7 +330,7 @@ class Instance:
     expected: str
     timeout: float = 5.0
     model: str = "net.onnx"
-    clip: int = 3
+    clip: str = "clip 3"
 
 
 def _demonstrate(run: Run, expected: list[str], **changes: str) -> tuple[int, list[Any]]:
@@ -361,7 +361,7 @@ def test_demonstration(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(list(folder.glob("*.json"))) == 3
     assert len(list(folder.glob("*.gif"))) == 1
     sources = {read_record(path).clip["source"] for path in folder.glob("*.json")}
-    assert sources == {"clip 3 of net.onnx"}
+    assert sources == {"clip 3 for net.onnx"}
 
 
 def test_demonstration_with_own_limit_as_json(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
