@@ -38,7 +38,10 @@ The version that is shipped, stbp_milp/st_bench/shipped (its pgd networks are th
 
 
 def _words(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
+    words = tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
+    if not words:
+        raise click.BadParameter("no name was given")
+    return words
 
 
 @click.command("make_st_bench", help=_HELP, context_settings={"max_content_width": 100})

@@ -128,8 +128,8 @@ def make(asked: Asked, out: Path, tell: Tell) -> bool:
     prepare_folder(out)
     if _same(out / DESCRIPTION, asked):
         return False
-    for name in (NETWORKS, CLIPS, SPECIFICATIONS, PROPERTIES, f"{WORK}/networks", f"{WORK}/questions"):
-        prepare_folder(out / name)
+    for part in (NETWORKS, CLIPS, SPECIFICATIONS, PROPERTIES, f"{WORK}/networks", f"{WORK}/questions"):
+        prepare_folder(out / part)
     if not _same(out / WORK / "asked.json", asked):
         _keep_json(out / WORK / "asked.json", {"asked": asked.entries()})
     for name in asked.names():
