@@ -29,8 +29,8 @@ Examples:
   python scripts/run_batch.py results/bench/instances.csv --jobs 2 --out results/bench-run
 
 \b
-The version that is shipped, stbp_milp/st_bench/shipped (its pgd networks are those of
-`trained(FAMILY, "S", "pgd", SEED, ...)` with seeds 1, 2, 3 for activity, medical, driving):
+The version that is shipped, stbp_milp/st_bench/shipped (its networks are those of
+`trained(FAMILY, "S", WAY, 1, ...)`, for medical pgd with seed 2 and for driving pgd with seed 3 instead of 1):
   cp -r stbp_milp/st_bench/shipped/onnx networks
   python scripts/make_st_bench.py --family activity,driving,medical --size S --seed 7 --instances 5 \\
       --timeout 30 --settled-within 3 --boxes 16 --chosen --networks networks --out NEW
@@ -63,7 +63,10 @@ def _words(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     help="How long our verifier looks for each expected verdict; 0: not at all. Default: S 60, else 0.",
 )
 @click.option(
-    "--settled-within", type=Positive(), metavar="SECONDS", help="Ask only what our verifier settles so quickly."
+    "--settled-within",
+    type=Positive(),
+    metavar="SECONDS",
+    help="Ask only what our verifier settles in so much processor time.",
 )
 @click.option(
     "--boxes", type=click.IntRange(min=1, max=5000), default=100, show_default=True, help="Most of a VNN-LIB file."
@@ -103,6 +106,8 @@ def _run(given: dict[str, Any]) -> int:
     configure_logging(0, errors)
     logging.getLogger("torch").setLevel(logging.ERROR)
     out = given.pop("out")
+    asked = Asked(**given)
+    asked.check()  # before a progress display opens
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=errors) as progress:
         bars: dict[str, Any] = {}
@@ -112,6 +117,6 @@ def _run(given: dict[str, Any]) -> int:
                 bars[stage] = progress.add_task(stage, note="")
             progress.update(bars[stage], completed=done, total=total, note=note)
 
-        made = make(Asked(**given), out, tell)
+        made = make(asked, out, tell)
     console(stderr=False).print(f"{out}: {'made' if made else 'was complete already'}; {out / 'README.md'} explains it")
     return 0

@@ -8,6 +8,7 @@ meant to be settled within some seconds and is not, the slot is tried with other
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -50,7 +51,8 @@ class Labelling:
 
     Attributes:
         seconds: the verifier's limit; None: it does not run, verdicts stay open.
-        settled_within: seconds within which a question must be settled to be asked; None: all are asked.
+        settled_within: processor seconds (what else the machine does must not count) within which a question must be
+            settled to be asked; None: all are asked.
     """
 
     seconds: float | None
@@ -138,16 +140,14 @@ def question_for(
 
 
 def label(question: Question, of: Material, labelling: Labelling, run: Verify = verify) -> tuple[Question, float]:
-    """The question with its verdict, if the verifier finds it in time, and how many seconds that took."""
+    """The question with its verdict, if the verifier finds it in time, and how many processor seconds that took."""
     assert labelling.seconds is not None
     wanted = of.property(question.clip, question.top_k, question.tolerance or 0.0)
     query = Query(of.model, of.clips[question.clip].double(), SetSpecification(question.set, question.epsilon), wanted)
-    limit = labelling.seconds
-    if labelling.settled_within is not None:
-        limit = min(limit, 2 * labelling.settled_within)
-    outcome = run(query, Configuration(timeout=limit, threads=labelling.threads))
+    began = time.process_time()
+    outcome = run(query, Configuration(timeout=labelling.seconds, threads=labelling.threads))
     word = None if isinstance(outcome.verdict, Unknown) else outcome.word
-    return replace(question, expected=word), outcome.seconds
+    return replace(question, expected=word), time.process_time() - began
 
 
 def _question(slot: Slot, of: Material, clip: int, timeout: float) -> Question:

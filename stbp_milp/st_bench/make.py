@@ -63,7 +63,7 @@ class Asked:
     """What a bench is made from.
 
     Attributes:
-        instances: questions a network.
+        instances: questions a network, some fewer with `settled_within`.
         timeout: seconds of every question; None: by size.
         label: seconds that our verifier looks for each verdict; None: 60 for size S, else it does not run; 0: never.
         settled_within: as in `Labelling`.

@@ -101,11 +101,6 @@ def test_vnnlib_files_ask_the_same(bench: Path) -> None:
         assert torch.allclose(margins, boxes[0].property.margin(model.network(samples)), atol=1e-9)
 
 
-def test_the_same_seed_makes_the_same_files(bench: Path, tmp_path: Path) -> None:
-    make(ASKED, tmp_path / "again", silent)
-    assert content(tmp_path / "again") == content(bench)
-
-
 def test_a_complete_bench_is_left_alone_and_another_refused(bench: Path) -> None:
     before = content(bench)
     assert not make(ASKED, bench, silent)
@@ -114,23 +109,30 @@ def test_a_complete_bench_is_left_alone_and_another_refused(bench: Path) -> None
     assert content(bench) == before
 
 
-def test_an_interrupted_run_goes_on(bench: Path, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
+def test_an_interrupted_run_goes_on_and_the_same_seed_makes_the_same_files(bench: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
 
     def stop(stage: str, done: int, total: int, note: str) -> None:
         if (stage, done) == ("questions", 2):
-            raise Stop
+            raise KeyboardInterrupt
 
-    given = replace(ASKED, networks=bench / "onnx")
-    with pytest.raises(Stop):
-        make(given, tmp_path / "part", stop)
-    kept = list((tmp_path / "part" / "work" / "questions").iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        make(ASKED, out, stop)
+    kept = list((out / "work" / "questions").iterdir())
     assert len(kept) == 2
-    seen: list[str] = []
-    make(given, tmp_path / "part", lambda stage, done, total, note: seen.append(note))
-    assert not {path.stem for path in kept} & set(seen[: len(seen) // 2])
-    assert content(tmp_path / "part") == content(bench)
+    asked: list[str] = []
+    make(ASKED, out, lambda stage, done, total, note: asked.append(note) if stage == "questions" else None)
+    assert len(asked) == 5  # four questions, and the end
+    assert not {path.stem for path in kept} & set(asked)
+    assert content(out) == content(bench)
+
+
+def test_networks_may_be_given(bench: Path, tmp_path: Path) -> None:
+    given = replace(ASKED, ways=("pgd",), instances=1, networks=bench / "onnx", steps=None)
+    make(given, tmp_path / "given", silent)
+    name = "onnx/driving-S-pgd.onnx"
+    assert (tmp_path / "given" / name).read_bytes() == (bench / name).read_bytes()
+    assert len(read_instances(tmp_path / "given" / "instances.csv")) == 1
 
 
 def test_slots_have_every_kind_once_a_round_and_every_budget() -> None:
@@ -163,7 +165,7 @@ def test_what_is_not_settled_is_not_asked(material: Material) -> None:
         return Outcome(Verified(Certificate(1.0, 0.0, {}, ())), 1.0, 2.0, (0.0,), "split", 0.5)
 
     assert question_for(slot, material, "7", 30.0, Labelling(60.0, settled_within=2.0), open_) is None
-    assert limits == [4.0, 4.0, 4.0]
+    assert limits == [60.0, 60.0, 60.0]
     kept = question_for(slot, material, "7", 30.0, Labelling(60.0), open_)
     assert kept is not None
     assert kept.expected is None
