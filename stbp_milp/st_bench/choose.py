@@ -28,6 +28,7 @@ from stbp_milp.verify import verify
 
 FACTORS = (0.3, 0.5, 0.75, 1.05)
 TRIES = 3  # clips a slot
+_PATIENCE = 4.0  # clock over processor time on a busy machine
 _TOP_TWO = 0.15  # of the questions about classes ask for the first two places
 
 Verify = Callable[[Query, Configuration], Outcome]
@@ -52,7 +53,7 @@ class Labelling:
     Attributes:
         seconds: the verifier's limit; None: it does not run, verdicts stay open.
         settled_within: processor seconds (what else the machine does must not count) within which a question must be
-            settled to be asked; None: all are asked.
+            settled to be asked; None: all are asked. The verifier gets up to four times as long by the clock.
     """
 
     seconds: float | None
@@ -144,8 +145,9 @@ def label(question: Question, of: Material, labelling: Labelling, run: Verify = 
     assert labelling.seconds is not None
     wanted = of.property(question.clip, question.top_k, question.tolerance or 0.0)
     query = Query(of.model, of.clips[question.clip].double(), SetSpecification(question.set, question.epsilon), wanted)
+    limit = min(labelling.seconds, _PATIENCE * (labelling.settled_within or labelling.seconds))
     began = time.process_time()
-    outcome = run(query, Configuration(timeout=labelling.seconds, threads=labelling.threads))
+    outcome = run(query, Configuration(timeout=limit, threads=labelling.threads))
     word = None if isinstance(outcome.verdict, Unknown) else outcome.word
     return replace(question, expected=word), time.process_time() - began
 

@@ -165,7 +165,7 @@ def test_what_is_not_settled_is_not_asked(material: Material) -> None:
         return Outcome(Verified(Certificate(1.0, 0.0, {}, ())), 1.0, 2.0, (0.0,), "split", 0.5)
 
     assert question_for(slot, material, "7", 30.0, Labelling(60.0, settled_within=2.0), open_) is None
-    assert limits == [60.0, 60.0, 60.0]
+    assert limits == [8.0, 8.0, 8.0]
     kept = question_for(slot, material, "7", 30.0, Labelling(60.0), open_)
     assert kept is not None
     assert kept.expected is None
