@@ -32,8 +32,8 @@ Examples:
 The version that is shipped, stbp_milp/st_bench/shipped (its networks are those of
 `trained(FAMILY, "S", WAY, 1, ...)`, for medical pgd with seed 2 and for driving pgd with seed 3 instead of 1):
   cp -r stbp_milp/st_bench/shipped/onnx networks
-  python scripts/make_st_bench.py --family activity,driving,medical --size S --seed 7 --instances 5 \\
-      --timeout 30 --settled-within 3 --boxes 16 --chosen --networks networks --out NEW
+  python scripts/make_st_bench.py --family activity,driving,medical --size S --seed 7 --instances 7 \\
+      --timeout 30 --settled-within 3 --boxes 8 --chosen --networks networks --out DIR
 """
 
 

@@ -205,7 +205,7 @@ def _kept_clips(family: Family, size: str, seed: int, model: Model) -> tuple[Ten
 
 
 def _questions(asked: Asked, material: dict[NetworkName, Material], out: Path, tell: Tell) -> list[Question]:
-    """All questions, the chosen ones first; each is kept as soon as it is there."""
+    """All questions, network by network, the chosen ones first; each is kept as soon as it is there."""
     tasks = [*(_chosen(asked, material) if asked.chosen else ()), *_slot_tasks(asked, material)]
     found: list[Question] = []
     for at, (stem, ask) in enumerate(tasks):
@@ -220,7 +220,8 @@ def _questions(asked: Asked, material: dict[NetworkName, Material], out: Path, t
     tell("questions", len(tasks), len(tasks), "")
     if not found:
         raise InputError("no question came out: the networks get no clip right; give more --steps")
-    return found
+    order = list(material)
+    return sorted(found, key=lambda question: order.index(question.network))
 
 
 Ask = Callable[[], Question | None]
