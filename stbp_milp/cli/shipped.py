@@ -105,4 +105,4 @@ def _print_for_machines(rows: Sequence[Row], records: Sequence[Record], screen: 
     elif screen.quiet:
         for row in rows:
             if row.outcome is not None:
-                click.echo(f"{row.name}: {verdict_line(row.outcome)}")
+                click.echo(f"{row.group}, {row.set_text}, {row.name}: {verdict_line(row.outcome)}")

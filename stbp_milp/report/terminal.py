@@ -181,7 +181,7 @@ def bench_table(rows: Sequence[Row], most: int | None = None) -> RenderableType:
     for name in ("instance", "set"):
         table.add_column(name, overflow="fold")
     table.add_column("eps", justify="right")
-    for name in ("verdict", "expected", "margin", "decided by"):
+    for name in ("verdict", "margin", "decided by"):
         table.add_column(name, no_wrap=True)
     table.add_column("seconds", justify="right")
     group = ""
@@ -190,13 +190,11 @@ def bench_table(rows: Sequence[Row], most: int | None = None) -> RenderableType:
         if row.group != group:
             group = row.group
             table.add_row(Text(group, style="bold"))
-        word = row.outcome.word
         table.add_row(
             Text(row.name),
             row.set_text,
             as_fraction(row.epsilon),
-            Text(word, style=_COLOURS[word]),
-            Text(_compared(row), style="bold red" if row.mark == "WRONG" else ""),
+            _compared(row),
             Text(_interval(row.outcome.lower, row.outcome.upper)),
             row.outcome.decided_by or "-",
             f"{row.outcome.seconds:.2f}",
@@ -204,9 +202,15 @@ def bench_table(rows: Sequence[Row], most: int | None = None) -> RenderableType:
     return Group(table, Text(_totals(rows)))
 
 
-def _compared(row: Row) -> str:
-    """ "ok", or what was expected and how it compares."""
-    return "ok" if row.mark == "ok" else f"{row.expected} ({row.mark})".strip()
+def _compared(row: Row) -> Text:
+    """The verdict, and what was expected where that is something else."""
+    assert row.outcome is not None
+    word = row.outcome.word
+    text = Text(word, style=_COLOURS[word])
+    if row.mark == "ok":
+        return text
+    expected = row.expected or "nothing"
+    return text.append(f" ({row.mark}), expected {expected}", style="bold red" if row.mark == "WRONG" else "default")
 
 
 def _totals(rows: Sequence[Row]) -> str:

@@ -40,7 +40,6 @@ class Slot:
 
     number: int
     kind: str
-    words: str
     set: str
     factor: float
     top_k: int
@@ -94,15 +93,15 @@ def slots(shape: Shape, count: int, seed: str, *, classes: bool) -> list[Slot]:
     for turn in range(-(-count // len(offsets))):
         kinds = list(_sets(shape, draw).items())
         draw.shuffle(kinds)
-        for kind, (text, words) in kinds:
+        for kind, text in kinds:
             factor = FACTORS[(turn + offsets[kind]) % len(FACTORS)]
             first = 2 if draw.random() < _TOP_TWO and classes else 1
-            made.append(Slot(len(made), kind, words, text, factor, first))
+            made.append(Slot(len(made), kind, text, factor, first))
     return made[:count]
 
 
-def _sets(shape: Shape, draw: random.Random) -> dict[str, tuple[str, str]]:
-    """A set of each kind, and what people call it; patches grow with the frame."""
+def _sets(shape: Shape, draw: random.Random) -> dict[str, str]:
+    """A set of each kind; patches grow with the frame."""
     _, frames, height, width = shape
     side = max(3, 3 * min(height, width) // 16)
     size, length = f"{side}x{side}@2", min(3, frames)
@@ -110,15 +109,15 @@ def _sets(shape: Shape, draw: random.Random) -> dict[str, tuple[str, str]]:
     given = sorted(draw.sample(range(frames), min(frames, draw.choice((1, 2, 3)))))
     run, pixels, each = draw.choice((2, 2, 3)), draw.choice((3, 5, 8)), draw.choice((1, 1, 2))
     return {
-        "everywhere": ("everywhere", "all frames"),
-        "frames": ("frames:" + ",".join(map(str, given)), "given frames"),
-        "any-frames": ("any-frames:2", "any two frames"),
-        "window": (f"window:{min(run, frames)}", "consecutive frames"),
-        "patch": (f"patch:{size}", "patch"),
-        "moving-patch": (f"moving-patch:{size}", "moving patch"),
-        "patch-at": (f"patch-at:{at[0]},{at[1]},{at[2]}:{side + 2}x{side + 2}@{length}", "cuboid"),
-        "pixels": (f"pixels:{pixels}", f"{pixels} pixels"),
-        "pixels-per-frame": (f"pixels-per-frame:{each}", f"{each} pixel{'s' if each > 1 else ''} a frame"),
+        "everywhere": "everywhere",
+        "frames": "frames:" + ",".join(map(str, given)),
+        "any-frames": "any-frames:2",
+        "window": f"window:{min(run, frames)}",
+        "patch": f"patch:{size}",
+        "moving-patch": f"moving-patch:{size}",
+        "patch-at": f"patch-at:{at[0]},{at[1]},{at[2]}:{side + 2}x{side + 2}@{length}",
+        "pixels": f"pixels:{pixels}",
+        "pixels-per-frame": f"pixels-per-frame:{each}",
     }
 
 
@@ -157,10 +156,10 @@ def _question(slot: Slot, of: Material, clip: int, timeout: float) -> Question:
     wanted = of.property(clip, slot.top_k, of.family.tolerance)
     begins = attacks_begin(of.model.network, of.clips[clip].double(), slot.set, wanted)
     epsilon = min(1.0, float(f"{slot.factor * (begins or 1.0):.3g}"))
-    first = f", top {slot.top_k}" if slot.top_k > 1 else ""
+    first = f"top {slot.top_k}, " if slot.top_k > 1 else ""
     return Question(
         stem=f"{of.name.stem}-{slot.number:03d}-{slot.kind}",
-        name=f"{slot.words}{first}, clip {clip}, {slot.factor:g}x",
+        name=f"{first}clip {clip}, {slot.factor:g}x",
         network=of.name,
         clip=clip,
         set=slot.set,
