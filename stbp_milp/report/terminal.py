@@ -177,7 +177,7 @@ class Row:
 def bench_table(rows: Sequence[Row], most: int | None = None) -> RenderableType:
     """A line an instance that has run (the last `most` of them), by groups, and a line of totals."""
     done = [row for row in rows if row.outcome is not None]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("instance", "set"):
         table.add_column(name, overflow="fold")
     table.add_column("eps", justify="right")

@@ -98,16 +98,17 @@ def test_questions_of_the_description_are_those_of_the_list() -> None:
         Question.of_entries({key: value for key, value in entries.items() if key not in ("boxes", "vnnlib")})
         for entries in described
     ]
-    lines = list(csv.reader((SHIPPED / "instances.csv").open()))
+    lines = list(csv.reader((SHIPPED / "instances.csv").read_text().splitlines()))
     assert lines == [[q.network.file, q.specification_file, f"{q.timeout:g}"] for q in questions]
 
 
-def test_some_of_its_vnnlib_files_ask_the_same() -> None:
+def test_the_smallest_vnnlib_files_ask_the_same() -> None:
     """One of each family: clips of the set lie in a box, and both files give them the same margin."""
     listed = read_instances(SHIPPED / "instances_vnnlib.csv")
     assert len(listed) >= 15
     for family in FAMILIES:
-        one = next(i for i in listed if i.model.name.startswith(family) and i.specification.stat().st_size < 50_000)
+        own = [i for i in listed if i.model.name.startswith(family)]
+        one = min(own, key=lambda i: i.specification.stat().st_size)
         model = load_model(one.model)
         ours = SHIPPED / "specifications" / f"{one.specification.name.removesuffix('.vnnlib.gz')}.json"
         (asked,) = read_questions(ours, model)
