@@ -37,6 +37,7 @@ Methods, from quick to exact:
   per-member      backward bounds of every member, or of 64 groups
   lp, lp-cvxpy    triangle relaxation over the set's convex hull; the same rebuilt in cvxpy
   complete        the verifier, which stops at the margin's sign
+  search          its search, to a gap of 1e-4: the exact optimum where time allows
   milp            the exact program, to its optimum
 
 \b

@@ -29,6 +29,7 @@ COLOURS = {
     "lp": "#984ea3",
     "lp-cvxpy": "#cab2d6",
     "complete": "#000000",
+    "search": "#e7298a",
     "milp": "#8c6d1f",
 }
 MARKERS = {"box": "s", "stbp": "o", "member": "^", "lp": "D", "exact": "*"}

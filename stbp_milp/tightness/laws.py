@@ -10,6 +10,7 @@ from stbp_milp.errors import SoundnessError
 from stbp_milp.tightness.measure import Row
 from stbp_milp.tightness.methods import METHODS
 
+COMPLETE = ("complete", "search", "milp")
 WIDTH = 1e-4  # of a bracket that counts as the exact optimum
 AGREEMENT = 1e-4  # of the two linear programs, relative to 1 + |bound|
 
@@ -46,7 +47,7 @@ def by_question(rows: Iterable[Row]) -> dict[tuple[str, str, float], list[Row]]:
 
 def bracket(rows: Sequence[Row]) -> Bracket:
     """Of one question's rows: the complete methods' lower bounds, and every margin that was seen."""
-    lower = [r.lower for r in rows if r.method in ("complete", "milp") and r.lower is not None]
+    lower = [r.lower for r in rows if r.method in COMPLETE and r.lower is not None]
     upper = [r.upper for r in rows if r.upper is not None]
     return Bracket(max(lower, default=-math.inf), min(upper, default=math.inf))
 

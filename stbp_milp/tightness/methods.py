@@ -3,14 +3,14 @@
 The *whole-clip box* is the smallest box around the set: the whole clip's wherever every frame may move. *STBP* bounds
 the set itself: the closed form in the first layer, the support function at the end of every backward pass. A bound is
 the least over the property's clauses; a clause of several rows counts by the mean of its rows, but `lp`, `lp-cvxpy`,
-`milp` and `complete` take the largest of them.
+`milp`, `search` and `complete` take the largest of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from stbp_milp.tightness.bounding import (
     whole_set,
 )
 from stbp_milp.tightness.members import exact_minimum, least_of_members
+from stbp_milp.tightness.optimum import searched_minimum
 from stbp_milp.verify import verify
 
 FINAL_STEPS = 60  # of gradient ascent on the slopes of the property's forms
@@ -137,6 +138,12 @@ def _milp(request: Request) -> Found:
     return exact_minimum(request, found.upper)
 
 
+def _search(request: Request) -> Found:
+    """The verifier's search, run until what is proved is within 1e-4 of what was seen; see `optimum`."""
+    short = replace(request, deadline=request.deadline.within(0.1 * request.deadline.remaining()))
+    return searched_minimum(request, _attack(short).upper)
+
+
 def _complete(request: Request) -> Found:
     left = request.deadline.remaining()
     configuration = Configuration(left, "auto", request.seed, request.threads, request.memory_bytes)
@@ -172,6 +179,7 @@ METHODS = {
         Method("lp", "lp", _linear),
         Method("lp-cvxpy", "lp", _second_opinion, 1e-5),
         Method("complete", "exact", _complete, 1e-5),
+        Method("search", "exact", _search, 1e-5),
         Method("milp", "exact", _milp, 1e-5),
     )
 }
