@@ -60,7 +60,7 @@ def _words(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     "--label",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="How long our verifier looks for each expected verdict; 0: not at all. Default: S 60, else 0.",
+    help="How long our verifier looks for each expected verdict; 0: not at all. Default: S 10, else 0.",
 )
 @click.option(
     "--settled-within",

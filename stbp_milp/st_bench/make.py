@@ -49,6 +49,7 @@ from stbp_milp.versions import versions
 WORK = "work"
 SECONDS = {"S": 60.0, "M": 120.0}  # limits; larger networks have _LARGE_SECONDS
 _LARGE_SECONDS = 300.0
+_LABEL = 10.0  # so that a bench of three networks is made in a quarter of an hour
 _ROUND = 9 * len(FACTORS)  # slots until every kind has met every budget
 _DRAWN = {"S": (1000, 20), "M": (200, 20)}  # clips drawn, and how many of them are kept
 _DRAWN_LARGE = (24, 6)
@@ -65,7 +66,7 @@ class Asked:
     Attributes:
         instances: questions a network, some fewer with `settled_within`.
         timeout: seconds of every question; None: by size.
-        label: seconds that our verifier looks for each verdict; None: 60 for size S, else it does not run; 0: never.
+        label: seconds that our verifier looks for each verdict; None: 10 for size S, else it does not run; 0: never.
         settled_within: as in `Labelling`.
         boxes: sets of more boxes get no VNN-LIB file.
         chosen: also the twelve questions that were chosen by hand.
@@ -103,7 +104,7 @@ class Asked:
             raise InputError(f"there is no folder {str(self.networks)!r} with networks; leave out --networks to train")
 
     def labelling(self, size: str) -> Labelling:
-        seconds = self.label if self.label is not None else (60.0 if size == "S" else 0.0)
+        seconds = self.label if self.label is not None else (_LABEL if size == "S" else 0.0)
         return Labelling(seconds or None, self.settled_within, self.threads)
 
     def limit(self, size: str) -> float:
