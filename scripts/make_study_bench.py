@@ -41,10 +41,12 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, default=SHIPPED / "clips/activity-S.npz", help="its clips and labels")
     parser.add_argument("--count", type=int, default=20, help="how many of the clips (default 20)")
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds an instance (default 20)")
+    parser.add_argument("--tolerance", type=float, help="of a regression, instead of labels")
     parser.add_argument("--sets", nargs="+", default=list(BUDGETS), help="some of the sets")
     parser.add_argument("--budgets", nargs="+", type=float, help="instead of the sets' own")
     arguments = parser.parse_args()
     out: Path = arguments.out
+    tolerance: float | None = arguments.tolerance
     if out.exists():
         parser.error(f"{str(out)!r} is already there; give a new folder with --out")
     (out / "specifications").mkdir(parents=True)
@@ -57,7 +59,8 @@ def main() -> None:
             for clip in range(arguments.count):
                 name = f"{text.replace(':', '_').replace(',', '-')}_{epsilon:g}_{clip:02d}.json"
                 source = f"../{arguments.clips.name}:clips[{clip}]"
-                specification = Specification(source, SetSpecification(text, epsilon), label=int(labels[clip]))
+                wanted = {"tolerance": tolerance} if tolerance else {"label": int(labels[clip])}
+                specification = Specification(source, SetSpecification(text, epsilon), **wanted)
                 write_specification(specification, out / "specifications" / name)
                 lines.append(f"{arguments.model.name},specifications/{name},{arguments.timeout:g}\n")
     (out / "instances.csv").write_text("".join(lines))

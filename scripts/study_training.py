@@ -179,7 +179,7 @@ def _report(path: Path, arguments: argparse.Namespace, console: Console) -> None
         "Shares of all test clips (`clean`: right; `attacked`: right and not broken by the attack; then: proved by one "
         f"bound of the whole set). Complete verdicts, {arguments.timeout:g} s each, on the first clips that are right. "
         "The radius of a set is the same for the three networks. Every family is a run of its own (`--family`). "
-        f"Training seed {arguments.seed}, test clips of seed {arguments.test_seed} (nothing was tuned on {HELD_OUT}).\n\n"
+        f"Training seed {arguments.seed}, test clips of seed {arguments.test_seed} ({HELD_OUT} is held out).\n\n"
         f"{markdown(HEADER, summary)}\n{provenance(1)}"
     )
     path.with_suffix(".md").write_text(page)
