@@ -287,7 +287,7 @@ def _write_out(
         INSTANCES_VNNLIB: [(q.network.file, q.vnnlib_file, q.timeout) for q in boxed],
     }
     texts = {name: "".join(f"{m},{s},{t:g}\n" for m, s, t in lines) for name, lines in lists.items()}
-    texts["README.md"] = explanation(rows, asked.seed, asked.boxes)
+    texts["README.md"] = explanation(rows, asked.seed, asked.boxes, asked.settled_within)
     for name, text in texts.items():
         _put(out / name, text.encode())
     sums = {path: _sha256(out / path) for path in _all_files(out)}
