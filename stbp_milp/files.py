@@ -5,9 +5,11 @@ A temporary file, fsync, and a hard link to its name: unlike a rename, a link fa
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stbp_milp.errors import InputError
@@ -82,3 +84,20 @@ def prepare_folder(folder: Path) -> Path:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"results cannot be written to {str(folder)!r} ({reason}); {_ELSEWHERE}") from error
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """While this holds, no other process can: runs that go on with a folder's results must not do so twice at once.
+
+    Raises:
+        InputError: another process holds it. It ends with its process, so nothing is left behind by one that died.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another run is at work in {str(folder)!r}; wait for it, or {_ELSEWHERE}") from error
+        except OSError:  # a file system without locks
+            pass
+        yield

@@ -15,6 +15,7 @@ from stbp_milp.cli.arguments import Positive
 from stbp_milp.cli.command import configure_logging, guarded, interrupt_on_sigterm
 from stbp_milp.cli.screen import console
 from stbp_milp.errors import InputError
+from stbp_milp.files import only_run_in, prepare_folder
 
 if TYPE_CHECKING:  # torch takes seconds, which --help and mistyped options need not wait for
     from stbp_milp.tightness.questions import Sweep
@@ -144,11 +145,12 @@ def _run(given: dict[str, Any]) -> int:
     )
     sweep = sweep_of(given["eps_sweep"], given["absolute"])
     questions = read_questions(given["bench"], sweep, given["only"], given["instances"])
-    store = Store(given["out"])
-    try:
-        _measure(tasks(questions, options), options, store)
-    finally:
-        _write(store)
+    with only_run_in(prepare_folder(given["out"])):
+        store = Store(given["out"])
+        try:
+            _measure(tasks(questions, options), options, store)
+        finally:
+            _write(store)
     click.echo(f"{len(store.rows)} measurements in {store.folder}; study.md has the tables")
     return 0
 

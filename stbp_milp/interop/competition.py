@@ -7,10 +7,8 @@ in row-major order: `((X_0 0.5)`, a line each, `(Y_0 1.25))`.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ import psutil
 from numpy.typing import NDArray
 
 from stbp_milp.errors import InputError, SoundnessError
+from stbp_milp.files import replace_file
 from stbp_milp.interop.questions import read_questions, verify_all
 from stbp_milp.memory import is_exhaustion
 from stbp_milp.network.model import load_model
@@ -111,7 +110,11 @@ def main(arguments: Sequence[str]) -> int:
             raise
         _told("out of memory", 0)
         found = Result("unknown")
-    _write(Path(result), found.text())
+    try:
+        # An earlier result of that name is replaced, as the competition expects.
+        replace_file(Path(result), found.text().encode(), "name another result file")
+    except InputError as error:
+        return _told(str(error), BAD_INPUT)
     return code
 
 
@@ -136,12 +139,3 @@ def answer(model: Path, specification: Path, end: float, threads: int) -> Result
 def _told(message: str, code: int) -> int:
     sys.stderr.write(" ".join(message.split()) + "\n")
     return code
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all; an earlier result of that name is replaced, as the competition expects."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)

@@ -25,7 +25,7 @@ def page(rows: Sequence[Row], command: str) -> str:
         f"{WORTH[1]:.0%}).\n",
         certified(points(plain)),
         "## Methods\n\nGap: exact optimum minus lower bound, in the unit of the network's output, over instances whose "
-        "optimum is known to 1e-4. Memory: above what the process held before.\n",
+        "optimum is known to 1e-4; `complete` stops at the sign. Memory: above what the process held before.\n",
         methods(plain),
     ]
     if len(plain) < len(rows):

@@ -14,6 +14,7 @@ from rows import row
 from stbp_milp.batch.supervised import Ended
 from stbp_milp.cli.tightness import main
 from stbp_milp.errors import InputError, SoundnessError
+from stbp_milp.files import only_run_in
 from stbp_milp.instances import Specification, write_specification
 from stbp_milp.sets import SetSpecification
 from stbp_milp.st_bench import SHIPPED
@@ -53,6 +54,14 @@ def test_the_command_measures_once_and_writes_tables_and_figures(
     assert main(arguments) == 0
     assert (tmp_path / LINES).read_text() == lines
     assert "6 measurements" in capsys.readouterr().out
+
+
+def test_two_studies_do_not_share_a_folder(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with only_run_in(tmp_path):
+        assert main(["--bench", str(bench), "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "another run is at work" in message
+    assert not (tmp_path / LINES).exists()
 
 
 def test_an_interrupted_study_goes_on(bench: Path, tmp_path: Path) -> None:
