@@ -12,6 +12,12 @@ from stbp_milp.network.model import Model
 from stbp_milp.properties import Property
 from stbp_milp.sets import BoxSpecification, SetSpecification
 
+Neuron = tuple[int, int]
+"""A ReLU's node position in the network, and a flat index of its operand."""
+
+Phase = tuple[int, int, int]
+"""A neuron, and the sign of its ReLU's operand: 1 (active, >= 0) or -1 (inactive, <= 0)."""
+
 SolverName = Literal["auto", "scip", "gurobi", "highs", "none"]
 
 
@@ -21,12 +27,15 @@ class Query:
 
     Attributes:
         clip: (C, T, H, W), float64, in the data domain; of a box, a clip in it.
+        phases: only clips on which these ReLUs have these phases are asked about: a *subtree*, one of those that
+            share a question. Bounds may hold on more clips than those, and a counterexample may be any of the set.
     """
 
     model: Model
     clip: Tensor
     set: SetSpecification | BoxSpecification
     property: Property
+    phases: tuple[Phase, ...] = ()
 
     def to(self, device: torch.device) -> Query:
         """The same with the network and the property on a device; the clip, the set and the original stay."""

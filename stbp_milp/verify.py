@@ -22,7 +22,7 @@ from stbp_milp.attack import AttackConfiguration, Judge, attack
 from stbp_milp.bounds.ascent import OptimiserOptions
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
-from stbp_milp.branching import Expander, Family, Piece, Roots
+from stbp_milp.branching import Expander, Family, Piece, Roots, hardest_neurons, within
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
 from stbp_milp.errors import InputError, SoundnessError
@@ -32,7 +32,7 @@ from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.plan import Plan
 from stbp_milp.properties import Property, same_class, top_k, within_tolerance
-from stbp_milp.query import Configuration, Query
+from stbp_milp.query import Configuration, Neuron, Query
 from stbp_milp.search import Deadline, Expansion, Pace, Search, SearchEnd, best_first
 from stbp_milp.sets import BoxSpecification, Patch, PerturbationSet, SetSpecification
 from stbp_milp.verdict import (
@@ -77,11 +77,24 @@ def verify(query: Query, configuration: Configuration, on_progress: OnProgress |
             "the clip holds values that float32 cannot hold, but models take float32; "
             "round it with .to(torch.float32) first"
         )
+    with _computing(configuration):
+        return _Run.of(query, configuration, on_progress or (lambda progress: None)).outcome()
+
+
+def neurons_to_split(query: Query, configuration: Configuration, count: int) -> tuple[Neuron, ...]:
+    """The neurons whose phases cut the question best, at most `count`; none where first bounds settle it."""
+    with _computing(configuration):
+        start = _Run.of(query, configuration, lambda progress: None).start()
+        return () if isinstance(start, SearchEnd) else hardest_neurons(start.expand, start.roots, count)
+
+
+@contextmanager
+def _computing(configuration: Configuration) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(configuration.threads)
     try:
         with exact_products():
-            return _Run.of(query, configuration, on_progress or (lambda progress: None)).outcome()
+            yield
     finally:
         torch.set_num_threads(threads)
 
@@ -142,6 +155,16 @@ def property_of(
     return same_class(chosen, classes) if top == 1 else top_k(chosen, top, classes)
 
 
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Where the branch and bound begins."""
+
+    expand: Expander
+    roots: list[Piece]
+    open_clauses: list[int]
+    plan: Plan
+
+
 @dataclass(eq=False)
 class _Run:
     query: Query
@@ -194,14 +217,16 @@ class _Run:
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
         try:
-            end = self._prove()
+            start = self.start()
+            end = start if isinstance(start, SearchEnd) else self._search(start)
         except (MemoryError, RuntimeError) as error:  # before there were batches that could be halved
             if not is_exhaustion(error):
                 raise
             self.short_of_memory, end = True, SearchEnd.GIVEN_UP
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
-        if self.lower > self.judge.least + _CONTRADICTION * (1 + abs(self.judge.least)):
+        # The margins seen may be of clips outside of a subtree; of those `whole_of` compares all subtrees' bounds.
+        if not self.query.phases and self.lower > self.judge.least + _CONTRADICTION * (1 + abs(self.judge.least)):
             raise SoundnessError(
                 f"the proved lower bound {self.lower:g} of the margin exceeds the margin {self.judge.least:g} of "
                 "a clip in the set; report this query"
@@ -225,7 +250,8 @@ class _Run:
             self.counts["attack trials"] = self.counts.get("attack trials", 0) + result.trials
             self.judge(result.clip.unsqueeze(0).to(torch.float64), "attack")
 
-    def _prove(self) -> SearchEnd:
+    def start(self) -> SearchEnd | _Start:
+        """First bounds, and what they leave open."""
         network = self.query.model.network
         problem = Problem.of(network, self.set)
         family = Family(problem, self.set)
@@ -266,7 +292,8 @@ class _Run:
             self._tell("split", 1)
             roots = self._roots(Roots(expand), family, plan)
             expand = replace(expand, promote=Roots(expand).promoted)
-        return self._search(expand, roots, open_clauses, plan)
+            roots = within(expand, roots, self.query.phases)
+        return _Start(expand, roots, open_clauses, plan)
 
     def _union(self, expand: Expander, family: Family, plan: Plan) -> list[Piece]:
         """One bound of the whole set for every clause; none where its members, on crops, are bounded sooner."""
@@ -278,7 +305,8 @@ class _Run:
         optimiser = OptimiserOptions(steps=0) if many else plan.options.root
         return Roots(expand).pieces(family, self.set, "union bound", optimiser)
 
-    def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int], plan: Plan) -> SearchEnd:
+    def _search(self, start: _Start) -> SearchEnd:
+        expand, roots, open_clauses, plan = start.expand, start.roots, start.open_clauses, start.plan
         search: Search[Piece] = Search(self.slack, lambda piece: self._close(piece, open_clauses[piece.clause]))
         search.add(roots)
         self._raise_lower(search.lower())

@@ -48,9 +48,11 @@ def by_specification(task: Task, tell: Tell) -> dict[str, Any]:
     return do(by_part[task.part.index] if by_part and task.part else entries["plant"], tell)
 
 
-def count_parts(task: Task, tell: Tell) -> dict[str, Any]:
-    """As many as the specification has plants."""
-    return {"parts": len(json.loads(Path(task.specification).read_text()).get("by_part", [0]))}
+def cut(task: Task, tell: Tell) -> dict[str, Any]:
+    """Into as many parts as the specification has plants, and every part by the neurons that it names."""
+    entries = json.loads(Path(task.specification).read_text())
+    parts = len(entries.get("by_part", [0]))
+    return {"parts": parts, "neurons": [entries.get("neurons", [])] * parts}
 
 
 def do(plant: str, tell: Tell) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from stbp_milp.batch.answer import answer, count_parts, word_of
+from stbp_milp.batch.answer import answer, cut, word_of
 from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.split import whole_of
 from stbp_milp.batch.supervised import Ended, Limits
@@ -98,8 +98,8 @@ def test_a_falsified_instance_has_its_evidence(ask: Callable[..., Task]) -> None
 
 def test_parts_make_the_whole(ask: Callable[..., Task], model: Path) -> None:
     task = ask()
-    assert count_parts(replace(task, part=Part(0, 4, task.key)), print) == {"parts": 4}
-    assert count_parts(replace(task, part=Part(0, 99, task.key)), print) == {"parts": 6}
+    assert cut(replace(task, part=Part(0, 4, task.key)), print) == {"parts": 4, "neurons": [[]] * 4}
+    assert cut(replace(task, part=Part(0, 11, task.key)), print) == {"parts": 6, "neurons": [[]] * 6}
     whole = whole_of(task, [told(task.of_part(index, 4)) for index in range(4)], 4)
     assert whole.word == "verified"
     assert whole.record is not None
@@ -116,7 +116,7 @@ def test_bad_input_is_an_error_with_its_sentence(ask: Callable[..., Task]) -> No
     result = told(ask(set="nowhere"))
     assert (result.word, result.record) == ("error", None)
     assert "unknown set 'nowhere'" in str(result.reason)
-    assert count_parts(replace(ask(set="nowhere"), part=Part(0, 4, "")), print)["word"] == "error"
+    assert cut(replace(ask(set="nowhere"), part=Part(0, 4, "")), print)["word"] == "error"
 
 
 def test_time_that_reading_took_is_not_there_to_verify(ask: Callable[..., Task]) -> None:

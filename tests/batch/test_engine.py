@@ -29,7 +29,7 @@ from stbp_milp.batch.mirror import FILE, Mirror, in_file
 from stbp_milp.batch.task import Settings, Task, read_tasks
 from stbp_milp.results import InstanceResult
 
-OPTIONS = Options(job="planted:by_specification", plan_job="planted:count_parts")
+OPTIONS = Options(job="planted:by_specification", plan_job="planted:cut")
 SETTINGS = Settings(grace=0.2, memory_bytes=300 << 20)
 SLACK = 4.0  # seconds that a busy machine may take longer
 
