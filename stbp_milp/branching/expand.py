@@ -128,7 +128,7 @@ class Expander:
         if many:
             batch = stack(many)
             found = self.bound(batch)
-            relu = choose(batch, found, self._forms, self.options.width)
+            relu = choose(batch, found, self.forms, self.options.width)
             parts, parents = self._parts(batch, found)
             children = replace(batch.select(parents), problem=batch.problem.with_inputs(parts))
             lower = self.bound(children).lower[:, 0]
@@ -181,7 +181,7 @@ class Expander:
         batch = stack(pieces)
         light = batch.single()
         with fast_convolutions(light.problem.network):
-            choice = choose(light, self.bound(light), self._forms, self.options.width)
+            choice = choose(light, self.bound(light), self.forms, self.options.width)
         stuck = [p for p, splittable in zip(pieces, choice.exists.tolist(), strict=True) if not splittable]
         closed, stuck = self._finish(stuck)
         at = choice.exists.nonzero().flatten()
@@ -238,7 +238,7 @@ class Expander:
         def settled(lower: Tensor, items: Tensor) -> Tensor:
             return nothing_left[items] | (lower[:, 0] > self.target)
 
-        rows, offset = self._forms(batch.clause)
+        rows, offset = self.forms(batch.clause)
         options = optimiser or self.options.child
         found = optimise(
             batch.problem, bounds, rows, offset, settled, options, batch.duals, batch.phases, self.deadline.expired
@@ -294,10 +294,11 @@ class Expander:
 
     def bound(self, batch: Batch) -> ObjectiveBound:
         """One pass over the batch, with the duals it has."""
-        forms, offset = (x.to(batch.lower.dtype) for x in self._forms(batch.clause))
+        forms, offset = (x.to(batch.lower.dtype) for x in self.forms(batch.clause))
         return bound_once(batch.problem, batch.bounds, forms, offset, batch.duals, batch.phases, record=True)
 
-    def _forms(self, clause: Tensor) -> tuple[Tensor, Tensor]:  # (N,) -> (N, 1, K), (N, 1)
+    def forms(self, clause: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and offsets of clauses, `(N,) -> (N, 1, K), (N, 1)`."""
         return self.rows[clause].unsqueeze(1), self.offset[clause].unsqueeze(1)
 
     def try_minimisers(

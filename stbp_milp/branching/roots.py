@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
-from stbp_milp.bounds.cells import cell_problem, cells, cell_neurons, crops_at_once, voxel_indices
+from stbp_milp.bounds.cells import cell_neurons, cell_problem, cells, crops_at_once, voxel_indices
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.fold import fold
 from stbp_milp.bounds.footprint import Group, Restrictor, grouped, whole_entries

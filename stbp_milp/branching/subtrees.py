@@ -13,28 +13,37 @@ from dataclasses import replace
 import torch
 
 from stbp_milp.bounds.preactivation import preactivations
-from stbp_milp.branching.choose import candidates, scores, split_phase
+from stbp_milp.branching.choose import candidates, looked_ahead, merit, scores, split_phase
 from stbp_milp.branching.expand import Expander
 from stbp_milp.branching.piece import Piece, stack
 from stbp_milp.query import Neuron, Phase
 
+_GAIN = 1e-6  # less is no gain, as in `merit`
+
 
 def hardest_neurons(expander: Expander, pieces: Sequence[Piece], count: int) -> tuple[Neuron, ...]:
-    """At most `count` neurons of the whole network that the bound of the worst open piece owes most to, best first."""
+    """At most `count` neurons of the whole network that the worst open piece is best split at, best first.
+
+    Only those whose phases a look ahead sees to improve its bound: other subtrees would be the same work many times.
+    """
     open_ = [piece for piece in pieces if piece.lower <= expander.target and piece.bounds]
     if not open_:
         return ()
     worst = min(open_, key=lambda piece: piece.lower)
     batch = stack([worst])
-    score = scores(batch.bounds, expander.bound(batch))
+    found = expander.bound(batch)
+    score = scores(batch.bounds, found)
     if not score:
         return ()
     total = sum(values[0].numel() for values in score.values())
-    relus, neurons, values = (found[0].tolist() for found in candidates(score, min(count, total)))
+    relus, neurons, values = candidates(score, min(max(count, expander.options.width), total))
+    sides = looked_ahead(batch, expander.forms, relus, neurons)
+    worth = (values > 0) & ((sides[0] > found.lower + _GAIN) | (sides[1] > found.lower + _GAIN))
+    order = torch.where(worth, merit(sides, found), -1.0)[0].argsort(descending=True, stable=True)
+    best = order[worth[0][order]][:count]
     return tuple(
         worst.family.in_whole(relu, neuron)
-        for relu, neuron, value in zip(relus, neurons, values, strict=True)
-        if value > 0
+        for relu, neuron in zip(relus[0, best].tolist(), neurons[0, best].tolist(), strict=True)
     )
 
 
@@ -49,7 +58,8 @@ def within(expander: Expander, pieces: Sequence[Piece], phases: Sequence[Phase])
         batch = stack([piece])
         device = batch.clause.device
         for relu, neuron, sign in fixed:
-            batch = split_phase(batch, *(torch.tensor([at], device=device) for at in (relu, neuron)), float(sign))
+            at = torch.tensor([[relu], [neuron]], device=device)
+            batch = split_phase(batch, at[0], at[1], float(sign))
         if not batch.problem.ideal:
             first = min(relu for relu, _, _ in fixed)
             bounds = preactivations(batch.problem, expander.options.bounding, batch.bounds, first + 1)

@@ -91,3 +91,75 @@ def test_one_counterexample_is_enough() -> None:
 def test_what_does_not_cover_the_whole_proves_nothing(parts: list[InstanceResult]) -> None:
     with pytest.raises(SoundnessError):
         whole_of(WHOLE, parts, 2)
+
+
+NEURONS = ((3, 1), (5, 0))
+CUT = WHOLE.subtrees(1, 2, NEURONS)
+
+
+def subtree(task: Task, phases: object = None, **changes: Any) -> InstanceResult:
+    """A verified subtree of part 1, as its record has it; `phases`: that the record has instead."""
+    assert task.part is not None
+    own = [list(phase) for phase in task.part.phases] if phases is None else phases
+    asked = {"text": "window:2", "epsilon": 0.1, "domain": [0.0, 1.0], "part": [1, 2]} | (
+        {"phases": own} if own else {}
+    )
+    fields = {"margin": {"lower": 0.2, "upper": 3.0}, "record": record(0.2, set=asked), "reason": None}
+    return replace(result(task, "verified"), **(fields | changes))
+
+
+def test_subtrees_are_all_ways_to_fix_the_phases() -> None:
+    assert [task.part and task.part.phases for task in CUT] == [
+        ((3, 1, first), (5, 0, second)) for first, second in ((1, 1), (1, -1), (-1, 1), (-1, -1))
+    ]
+    assert len({task.key for task in CUT}) == 4
+    assert WHOLE.subtrees(1, 2, ()) == [WHOLE.of_part(1, 2)]
+
+
+def test_subtrees_make_the_wholes_certificate() -> None:
+    subtrees = [subtree(task) for task in CUT]
+    whole = whole_of(WHOLE, [*reversed(subtrees), part(0)], 2)
+    assert whole.word == "verified"
+    assert whole.record is not None
+    assert whole.record["set"] == {"text": "window:2", "epsilon": 0.1, "domain": [0.0, 1.0]}
+    entries = whole.record["certificate"]["parts"]
+    assert [entry.get("phases") for entry in entries[:1]] == [None]
+    assert sorted(entry["phases"] for entry in entries[1:]) == sorted(
+        [list(phase) for phase in task.part.phases] for task in CUT if task.part
+    )
+    falsified = replace(subtrees[2], word="falsified")
+    assert whole_of(WHOLE, [falsified], 2).word == "falsified"
+    timeout = replace(subtrees[2], word="timeout", record=None, reason="slow")
+    assert whole_of(WHOLE, [part(0), subtrees[0], subtrees[1], timeout, subtrees[3]], 2).word == "timeout"
+
+
+@pytest.mark.parametrize(
+    "subtrees",
+    [
+        [subtree(task) for task in CUT[:3]],
+        [subtree(task) for task in (*CUT[:3], CUT[0])],
+        [subtree(task) for task in (*CUT, CUT[0])],
+        [subtree(task) for task in (*CUT[:3], WHOLE.subtrees(1, 2, ((3, 1), (5, 1)))[3])],
+        [subtree(task) for task in (*CUT[:2], *WHOLE.subtrees(1, 2, NEURONS[:1]))],
+        [subtree(task) for task in WHOLE.subtrees(1, 2, ((3, 1), (3, 1)))],
+        [subtree(task) for task in (*CUT[:3], WHOLE.of_part(1, 2, ((3, 1, -1), (5, 0, 0))))],
+        [subtree(WHOLE.of_part(1, 2), [[3, 1, 1]])],
+        [*map(subtree, CUT[:3]), subtree(CUT[3], [[3, 1, -1], [5, 0, -1], [6, 0, 1]])],
+        [*map(subtree, CUT[:3]), subtree(CUT[3], margin={"lower": 0.2, "upper": 0.1})],
+    ],
+    ids=[
+        "missing",
+        "one twice, one missing",
+        "one twice",
+        "of another neuron",
+        "of fewer neurons",
+        "a neuron twice",
+        "no phase",
+        "a whole part verified in one phase only",
+        "verified in more phases",
+        "a smaller margin was seen",
+    ],
+)
+def test_what_subtrees_do_not_cover_is_not_proved(subtrees: list[InstanceResult]) -> None:
+    with pytest.raises(SoundnessError):
+        whole_of(WHOLE, [part(0), *subtrees], 2)

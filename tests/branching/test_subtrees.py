@@ -1,0 +1,166 @@
+"""Subtrees of a question: a clip of the set lies in one of them, and what is proved of that holds for it.
+
+By hand: f = relu(x0 - x1) + 0.25 on two frames of one pixel, radius 0.5. The one ReLU cuts it in two, both with the
+bound 0.25. So has the whole with the lower slope 0, so this is no place to cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import micro_instances
+import pytest
+import torch
+from enumeration import SETS
+from test_branching import expander
+from test_verify import Difference, micro_query
+from torch import Tensor
+
+from stbp_milp import plan
+from stbp_milp.branching import Expander, Piece, Roots, hardest_neurons, within
+from stbp_milp.network.model import load_model
+from stbp_milp.properties import same_class
+from stbp_milp.query import Configuration, Query
+from stbp_milp.sets import SetSpecification
+from stbp_milp.verdict import Falsified
+from stbp_milp.verify import neurons_to_split, verify
+
+OPEN = 1e6  # a target that no bound reaches
+ROUNDING = 1e-9
+MEMBERS = 8  # at least so many of a set's, where it has them
+NETWORKS = ("matrices", "crops")
+
+
+def subtrees(neurons: tuple[tuple[int, int], ...]) -> list[tuple[tuple[int, int, int], ...]]:
+    """All ways to fix the phases of neurons."""
+    return [
+        tuple((relu, at, sign) for (relu, at), sign in zip(neurons, signs, strict=True))
+        for signs in product((1, -1), repeat=len(neurons))
+    ]
+
+
+def pieces(query: Query, network: str) -> tuple[Expander, list[Piece]]:
+    """The members' first pieces, on small networks of both kinds."""
+    expand, _ = expander(query, OPEN)
+    expand = expand if network == "matrices" else replace(expand, stages=None)
+    members = expand.whole.whole.singletons()
+    some = torch.arange(members.parts)[:: max(1, members.parts // MEMBERS)]
+    found = Roots(expand).member_pieces(members.select(some), "split")
+    assert found
+    return expand, found
+
+
+def corners(piece: Piece, count: int) -> Tensor:
+    """Clips of a piece: corners and points between, `(count, C, T, H, W)`."""
+    generator = torch.Generator().manual_seed(0)
+    lower, upper = (end[0] for end in piece.inputs.hull())
+    share = torch.rand(count, *lower.shape, generator=generator, dtype=lower.dtype)
+    share[: count // 2] = share[: count // 2].round()
+    return piece.family.clips(lower + share * (upper - lower))
+
+
+def operand(query: Query, clips: Tensor, relu: int, neuron: int) -> Tensor:
+    network = query.model.network
+    return network.values(clips)[network.nodes[relu].inputs[0]].flatten(1)[:, neuron]
+
+
+def test_by_hand() -> None:
+    clip = torch.full((1, 2, 1, 1), 0.5, dtype=torch.float64)
+    query = Query(load_model(Difference(0.25), clip.shape), clip, SetSpecification("everywhere", 0.5), same_class(0, 2))
+    expand, _ = expander(query, 1.0)
+    roots = Roots(expand).pieces(expand.whole, expand.whole.whole, "split", expand.options.root)
+    (relu,) = query.model.network.relus
+    assert hardest_neurons(expand, roots, 3) == ()
+    for phases in subtrees(((relu, 0),)):
+        (piece,) = within(expand, roots, phases)
+        assert piece.lower == pytest.approx(0.25, abs=1e-6)
+        assert (piece.splits, set(piece.phases)) == (1, {relu})
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("text", SETS)
+def test_neurons_are_found_on_small_networks(text: str, network: str) -> None:
+    query = micro_query(text, "two classes", 3, 0.5)
+    _, found = pieces(query, network)
+    seen = 0
+    for piece in found:
+        clips, family = corners(piece, 4), piece.family
+        inside = clips.flatten(1)[:, family.voxels].view(4, *family.problem.network.input_shape)
+        own = [family.problem.select(torch.tensor([0])).values(x.unsqueeze(0)) for x in inside]
+        for relu, bounds in piece.bounds.items():
+            for neuron in range(bounds.lower[0].numel()):
+                at = family.in_whole(relu, neuron)
+                assert family.here(*at) == (relu, neuron)
+                values = torch.cat([v[family.problem.network.nodes[relu].inputs[0]].flatten(1) for v in own])
+                assert torch.allclose(operand(query, clips, *at), values[:, neuron], atol=1e-9)
+                seen += 1
+    assert seen
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("text", SETS)
+def test_a_clip_lies_in_a_subtree_whose_bound_holds_for_it(text: str, network: str) -> None:
+    query = micro_query(text, "two classes", 5, 0.5)
+    expand, roots = pieces(query, network)
+    hardest = hardest_neurons(expand, roots, 2)
+    relus = query.model.network.relus
+    neurons = hardest or ((relus[0], 2), (relus[-1], 1))  # without any that pay, any will do
+    gained = False
+    children = {phases: within(expand, roots, phases) for phases in subtrees(neurons)}
+    for i, root in enumerate(roots):
+        clips = corners(root, 40)
+        margins = query.model.network(clips) @ expand.rows[root.clause] + expand.offset[root.clause]
+        covered = torch.zeros(len(clips), dtype=torch.bool)
+        for phases, found in children.items():
+            assert len(found) == len(roots)
+            assert found[i].clause == root.clause
+            assert found[i].lower >= root.lower - ROUNDING
+            gained |= found[i].lower > root.lower + 1e-6
+            own = torch.ones(len(clips), dtype=torch.bool)
+            for relu, neuron, sign in phases:
+                own &= sign * operand(query, clips, relu, neuron) >= 0
+            covered |= own
+            assert bool((margins[own] >= found[i].lower - ROUNDING).all())
+        assert bool(covered.all())
+    assert gained or not hardest
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_subtrees_verdicts_make_the_wholes(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if network == "crops":
+        monkeypatch.setattr(plan, "_MATRICES_LIMIT", 0)
+    configuration = Configuration(30.0, "auto" if network == "matrices" else "none")
+    cut = 0
+    for seed in range(0, 36, 3 if network == "matrices" else 4):
+        instance = micro_instances.draw(seed)
+        neurons = neurons_to_split(instance.query, configuration, 2)
+        cut += bool(neurons)
+        if not neurons:  # any neurons will do, of which nothing new may be known
+            relus = instance.query.model.network.relus
+            neurons = ((relus[0], 0), (relus[-1], 1))
+        outcomes = [verify(replace(instance.query, phases=phases), configuration) for phases in subtrees(neurons)]
+        words = {outcome.word for outcome in outcomes}
+        if instance.distance > 0:
+            assert words == {"verified"}, (seed, words)
+            assert min(outcome.lower for outcome in outcomes) <= instance.distance + 1e-4
+        else:
+            assert "falsified" in words, (seed, words)
+        for outcome in outcomes:
+            if isinstance(outcome.verdict, Falsified):
+                clip = outcome.verdict.counterexample.clip
+                assert instance.query.set.build(instance.query.clip).contains(clip.to(torch.float64).unsqueeze(0)).all()
+                assert micro_instances.margin(instance.query, clip.to(torch.float64)) <= 1e-5
+    assert cut >= 3
+
+
+def test_a_neuron_that_the_network_lacks_is_ignored() -> None:
+    query = micro_query("patch-at:0,0,0:1x1@1", "two classes", 5, 0.5)
+    expand, roots = pieces(query, "matrices")
+    lacking = next(
+        (relu, at)
+        for relu in query.model.network.relus
+        for at in range(torch.Size(query.model.network.nodes[relu].shape).numel())
+        if roots[0].family.here(relu, at) is None
+    )
+    assert within(expand, roots, ((*lacking, 1),)) == roots
