@@ -100,7 +100,13 @@ def _queue(kind: str, name: str) -> Callable[[_Decorated], _Decorated]:
 )
 @click.option("--out", type=_FILE, metavar="DIR", help="Where results go. Default: results/ and the list's folder.")
 @click.option("--retry", metavar="WORDS", help="Run again what ended so: timeout,error. Old results are put aside.")
-@click.option("--split", type=_COUNT, default=1, metavar="N", help="Cut every instance's set in up to N parts.")
+@click.option(
+    "--split",
+    type=_COUNT,
+    default=1,
+    metavar="N",
+    help="Cut every instance in up to N parts: of its set, or by ReLU phases.",
+)
 @click.option(
     "--solver",
     type=click.Choice(["auto", "scip", "gurobi", "highs", "none"]),

@@ -17,6 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from stbp_milp.batch import answer as answering
 from stbp_milp.batch.answer import answer, cut, word_of
 from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.split import whole_of
@@ -110,6 +111,34 @@ def test_parts_make_the_whole(ask: Callable[..., Task], model: Path) -> None:
     query = read_specification(task.specification).query(load_model(model))
     assert whole.record["key"] == query_key(query, Configuration(20.0, memory_bytes=int(0.7 * (2 << 30))))
     assert json.loads(whole.to_json())["record"]["certificate"]["parts"]
+
+
+def test_a_set_of_one_member_is_cut_by_neurons(
+    ask: Callable[..., Task], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (relu,) = load_model(model).network.relus
+    monkeypatch.setattr(
+        answering, "neurons_to_split", lambda query, configuration, count: ((relu, 0), (relu, 3))[:count]
+    )
+    task = ask(set="frames:1,2")
+    found = cut(replace(task, part=Part(0, 7, task.key)), print)
+    assert found == {"parts": 1, "neurons": [[[relu, 0], [relu, 3]]]}
+    subtrees = task.subtrees(0, 1, found["neurons"][0])
+    results = [told(subtree) for subtree in subtrees]
+    assert [result.part for result in results] == [subtree.part and subtree.part.in_words() for subtree in subtrees]
+    whole, single = whole_of(task, results, 1), told(task)
+    assert (whole.word, single.word) == ("verified", "verified")
+    assert whole.record is not None
+    assert single.record is not None
+    assert whole.record["key"] == single.record["key"] != results[0].record["key"]  # type: ignore[index]
+    assert whole.record["set"] == single.record["set"]
+    easy = ask()
+    assert cut(replace(easy, part=Part(0, 12, easy.key)), print) == {"parts": 6, "neurons": [[[relu, 0]]] * 6}
+
+
+def test_what_first_bounds_settle_is_not_cut(ask: Callable[..., Task]) -> None:
+    task = ask(set="frames:1,2")
+    assert cut(replace(task, part=Part(0, 4, task.key)), print) == {"parts": 1, "neurons": [[]]}
 
 
 def test_bad_input_is_an_error_with_its_sentence(ask: Callable[..., Task]) -> None:
