@@ -25,9 +25,10 @@ from stbp_milp.network.model import load_model
 from stbp_milp.properties import same_class
 from stbp_milp.sets import parse_set
 from stbp_milp.st_bench import FOLDER
+from stbp_milp.st_bench.adversary import climb
 from stbp_milp.st_bench.budgets import attacks_begin
 from stbp_milp.st_bench.export import TEST_SEED, write_clips, write_network
-from stbp_milp.st_bench.training import RECIPES, Recipe, accuracy, climb, train
+from stbp_milp.st_bench.training import RECIPES, Recipe, accuracy, train
 
 BUDGET_SETS = ("window:2", "any-frames:2", "patch:3x3@2", "everywhere")
 

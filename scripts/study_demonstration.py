@@ -23,14 +23,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from study_files import read_csv
+from torch import Tensor
 
-from stbp_milp.bounds.interval import Interval, interval
+from stbp_milp.bounds.interval_bound import interval_bound
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
-from stbp_milp.bounds.problem import Preactivations, Problem
-from stbp_milp.network.layers import Linear, ReLU
+from stbp_milp.bounds.problem import Problem
 from stbp_milp.network.model import Model, load_model
-from stbp_milp.network.operations import apply
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification, VoxelBox
@@ -60,7 +60,7 @@ def main() -> None:
     content = np.load(arguments.folder / "video_clips.npz")
     path = arguments.out.with_suffix(".csv")
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = _read(path)
+    rows = read_csv(path)
     done = {(r["set"], float(r["factor"]), int(r["clip"])) for r in rows}
     factors = [float(f) for f in arguments.factors.split(",")]
     sets = arguments.sets.split(";")
@@ -90,15 +90,14 @@ def _instance(model: Model, query: Query, configuration: Configuration) -> dict[
     perturbation = query.set.build(query.clip)
     hull = VoxelBox(query.clip.unsqueeze(0), *perturbation.hull())
     result: dict[str, object] = {"epsilon": round(query.set.epsilon, 6)}
-    for name, inputs, deep in zip(
-        METHODS, (hull, perturbation, perturbation), ("backward", "interval", "backward"), strict=True
-    ):
-        problem = Problem.of(model.network, inputs)
-        bounds = preactivations(problem, BoundingOptions(deep))
-        if deep == "interval":
-            result[name] = _interval_bound(problem, bounds, query)
-        else:
-            result[name] = round(float(bound_once(problem, bounds, *query.property.forms()).lower.min()), 6)
+    forms = query.property.forms()
+    whole_box, whole_set = Problem.of(model.network, hull), Problem.of(model.network, perturbation)
+    bounds = (
+        _backward_bound(whole_box, *forms),
+        interval_bound(whole_set, *forms),
+        _backward_bound(whole_set, *forms),
+    )
+    result |= {name: round(float(bound.min()), 6) for name, bound in zip(METHODS, bounds, strict=True)}
     outcome = verify(query, configuration)
     return result | {
         "verdict": outcome.word,
@@ -109,27 +108,8 @@ def _instance(model: Model, query: Query, configuration: Configuration) -> dict[
     }
 
 
-def _interval_bound(problem: Problem, bounds: Preactivations, query: Query) -> float:
-    """Intervals to the end: the last affine layer, composed with the property's rows, on the last ReLU's box."""
-    rows, offset = query.property.forms()
-    network, clean = problem.network, problem.clean
-    values: dict[int, Interval] = {}
-    for position, node in enumerate(network.nodes):
-        if isinstance(node.layer, ReLU):
-            values[position] = interval(node.layer, [bounds[position]], [], clean[position])
-        elif position and all(i in values for i in node.inputs):
-            layer, operands = node.layer, [clean[i] for i in node.inputs]
-            if position == len(network.nodes) - 1 and isinstance(layer, Linear):
-                layer = Linear(rows @ layer.weight, rows @ layer.bias + offset)
-            values[position] = interval(layer, [values[i] for i in node.inputs], operands, apply(layer, operands))
-    return round(float(values[len(network.nodes) - 1].lower.min()), 6)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def _backward_bound(problem: Problem, rows: Tensor, offset: Tensor) -> Tensor:
+    return bound_once(problem, preactivations(problem, BoundingOptions("backward")), rows, offset).lower
 
 
 def _report(rows: list[dict[str, str]], out: Path, timeout: float) -> None:

@@ -49,6 +49,14 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Row]) -> None:
         writer.writerows([shown(value) if value is not None else "" for value in row] for row in rows)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of an earlier run, none where there was no run."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def provenance(threads: int) -> str:
     """How the numbers came about: command, date, machine."""
     command = " ".join(["python", *map(shlex.quote, [f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])])

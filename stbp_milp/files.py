@@ -1,4 +1,4 @@
-"""Files of results: whole or not there at all, and never in place of another run's.
+"""Files of results: whole or not there at all, and in place of an earlier one only where that is asked for.
 
 A temporary file, fsync, and a hard link to its name: unlike a rename, a link fails where the name is taken.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from stbp_milp.errors import InputError
@@ -21,6 +22,25 @@ def write_new_file(path: Path, content: bytes) -> None:
         InputError: the file is already there, or its folder cannot be written to.
     """
     try:
+        _write(path, content, _take_name, _ELSEWHERE)
+    except FileExistsError as error:
+        raise InputError(f"{str(path)!r} is already there, written by another run; {_ELSEWHERE}") from error
+
+
+def replace_file(path: Path, content: bytes, advice: str = _ELSEWHERE) -> None:
+    """Write a file, whole or not at all, in place of an earlier one.
+
+    Args:
+        advice: what to do where it cannot be written.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    _write(path, content, os.replace, advice)
+
+
+def _write(path: Path, content: bytes, take_name: Callable[[str, Path], None], advice: str) -> None:
+    try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
@@ -28,13 +48,13 @@ def write_new_file(path: Path, content: bytes) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
-            _take_name(temporary, path)
+            take_name(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise InputError(f"{str(path)!r} is already there, written by another run; {_ELSEWHERE}") from error
+    except FileExistsError:
+        raise
     except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written ({error.strerror or error}); {_ELSEWHERE}") from error
+        raise InputError(f"{str(path)!r} cannot be written ({error.strerror or error}); {advice}") from error
 
 
 def _take_name(temporary: str, path: Path) -> None:

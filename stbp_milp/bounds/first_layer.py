@@ -48,7 +48,7 @@ def first_layer(
             torch.where(positive, scale.factor * up, -scale.factor * down),
             torch.where(positive, scale.factor * down, -scale.factor * up),
         )
-    rise, fall = _excess(convolution, up, down, perturbation.choice, chunk_bytes)
+    rise, fall = excess(convolution, up, down, perturbation.choice, chunk_bytes)
     for scale in after:
         positive = scale.factor >= 0
         rise, fall = (
@@ -89,10 +89,16 @@ class _Geometry:
         return self.first_tap[axis] + torch.arange(self.kernel[axis], device=self.first_tap[axis].device)[:, None]
 
 
-def _excess(
-    convolution: Convolution, up: Tensor, down: Tensor, choice: Choice, chunk_bytes: int
+def excess(
+    convolution: Convolution, up: Tensor, down: Tensor, choice: Choice, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[Tensor, Tensor]:
-    """How far every neuron can rise above and fall below its clean value, two `(N, O, To, Ho, Wo)`."""
+    """How far every neuron can rise above and fall below its clean value, two `(N, O, To, Ho, Wo)`.
+
+    Differentiable in the weights, and `torch.func.vmap` takes it over clips: certified training bounds batches so.
+
+    Args:
+        up, down: how far every voxel can rise and fall, `(C, T, H, W)`, not negative.
+    """
     weight = _undilated(convolution)
     kernel = (weight.shape[2], weight.shape[3], weight.shape[4])
     outputs = [

@@ -30,6 +30,8 @@ Examples:
       --set patch:3x3@2 --eps 1 --timeout 120
   python scripts/verify_complete.py --model steer.onnx --input road.npz --tolerance 5 \\
       --set any-frames:2 --eps 0.02
+  python scripts/verify_complete.py --model stbp_milp/st_bench/video.onnx --input v_Basketball_g01_c01.avi \\
+      --set window:2 --eps 2/255
 
 \b
 Sets, where the attacker may act (indices start at 0):
@@ -103,7 +105,8 @@ _SEED = click.IntRange(min=0, max=2**31 - 1)  # what SCIP takes
     "--input",
     metavar="FILE",
     help="The clip: clip.npy, clips.npy[7], clips.npz, clips.npz:key or clips.npz:key[7] for item 7 of array key. "
-    "Shape (C,T,H,W); (T,H,W) is taken as one channel. Floats in the data domain, or uint8, which is divided by 255.",
+    "Shape (C,T,H,W); (T,H,W) is taken as one channel. Floats in the data domain, or uint8, which is divided by 255. "
+    "Or a video, .avi or .mp4, of which frames are sampled evenly and resized to what the model takes.",
 )
 @click.option("--set", metavar="SET", help="Where the attacker may act, see above.")
 @click.option(

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from stbp_milp.cli.batch_arguments import BatchOptions, parse
-from stbp_milp.cli.command import configure_logging, guarded
+from stbp_milp.cli.command import configure_logging, guarded, interrupt_on_sigterm
 from stbp_milp.cli.screen import console
 
 if TYPE_CHECKING:  # these take a second, which --help and mistyped options need not wait for
@@ -49,7 +48,7 @@ def _run(options: BatchOptions, arguments: Sequence[str]) -> int:
     configure_logging(options.verbose, errors)
     if options.verbose < 2:
         logging.getLogger("distributed").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     place = _place(options)
     settings = Settings(
         options.timeout,
@@ -118,8 +117,3 @@ def _place(options: BatchOptions) -> _Place:
     threads = options.threads or max(1, cores // jobs)
     resources = {"GPU": 1.0} if options.gpus is not None else None
     return _Place(lambda: nodes.local(jobs, resources), threads, here=True)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    """SIGTERM ends a batch as Ctrl-C does: what runs is stopped in order."""
-    raise KeyboardInterrupt

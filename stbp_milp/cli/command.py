@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -72,6 +74,15 @@ def configure_logging(verbose: int, errors: Console) -> None:
     logging.basicConfig(level=logging.WARNING, format=layout, datefmt="%H:%M:%S", handlers=[handler], force=True)
     for ours in ("stbp_milp", "solvers"):
         logging.getLogger(ours).setLevel(level)
+
+
+def interrupt_on_sigterm() -> None:
+    """SIGTERM ends a long run as Ctrl-C does: what runs is stopped in order."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _fail(message: str, code: int) -> int:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from stbp_milp.cli.arguments import Options
 from stbp_milp.cli.screen import Screen
+from stbp_milp.data.frames import is_video, read_video
 from stbp_milp.devices import named_device
 from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.files import prepare_folder
 from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip
 from stbp_milp.network.model import Model, load_model
-from stbp_milp.network.views import as_clip
+from stbp_milp.network.views import as_clip, clip_shape
 from stbp_milp.query import Configuration, Query, SolverName
 from stbp_milp.records import Record, make_record, query_key, run_stem, write_record
 from stbp_milp.report.pictures import save_counterexample
@@ -124,9 +125,13 @@ def read_query(options: Options) -> tuple[Query, list[float]]:
     assert options.epsilon is not None
     domain = (0.0, 1.0) if options.domain is None else parse_domain(options.domain)
     specification = SetSpecification(options.set, parse_epsilon(options.epsilon), domain)
-    clip = read_clip(options.input)
-    model = _load(options.model, clip)
-    clip = as_clip(clip, model.network.input_shape)
+    if is_video(options.input):
+        model = load_model(options.model)
+        clip = read_video(Path(options.input), clip_shape(model.network.input_shape)).double()
+    else:
+        clip = read_clip(options.input)
+        model = _load(options.model, clip)
+        clip = as_clip(clip, model.network.input_shape)
     specification.build(clip)  # raises before anything runs
     outputs = _outputs(model, clip)
     wanted = property_of(model.predict, clip, options.label, options.top_k or 1, options.tolerance)

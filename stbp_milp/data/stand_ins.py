@@ -1,4 +1,4 @@
-"""Procedural clips of the shipped demonstration: moving shapes, organs with lesions, roads.
+"""Procedural clips of ST-Bench: moving shapes, organs with lesions, roads.
 
 Everything is drawn from one seed a call, in float32 and within `[0, 1]`, so that the networks' training script and
 the shipped clips can be made again anywhere.
@@ -54,60 +54,70 @@ def moving_shapes(count: int, seed: int, clip_shape: tuple[int, int, int, int] =
     return clips.clamp(0, 1), labels
 
 
-def organs(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Volumes `(count, 1, 12, 16, 16)` of one ellipsoid organ; the label `(count,)` says what is in it.
+def organs(count: int, seed: int, clip_shape: tuple[int, int, int, int] = VOLUME_SHAPE) -> tuple[Tensor, Tensor]:
+    """Volumes `(count, *clip_shape)` of one ellipsoid organ; the label `(count,)` says what is in it.
 
-    The classes are VOLUME_CLASSES: a cyst is a dark ball, a tumour a bright one, five to seven slices thick; a
-    healthy organ has neither.
+    The classes are VOLUME_CLASSES: a cyst is a dark ball, a tumour a bright one, five to seven slices of twelve thick;
+    a healthy organ has neither. Larger volumes show everything larger in proportion, axis by axis.
     """
     draw = _Draw(seed)
-    _, slices, height, width = VOLUME_SHAPE
+    channels, *sizes = clip_shape
+    scale = torch.tensor(sizes) / torch.tensor(VOLUME_SHAPE[1:])
     labels = torch.randint(len(VOLUME_CLASSES), (count,), generator=draw.generator)
-    axes = [torch.arange(n, dtype=torch.float32) for n in (slices, height, width)]
+    axes = [torch.arange(n, dtype=torch.float32) for n in sizes]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)  # (T, H, W, 3)
-    middle = torch.tensor([(slices - 1) / 2, (height - 1) / 2, (width - 1) / 2])
-    centre = middle + draw.uniform(-0.8, 0.8, count, 3)
+    middle = torch.tensor([(n - 1) / 2 for n in sizes])
+    centre = middle + draw.uniform(-0.8, 0.8, count, 3) * scale
     radii = torch.tensor([4.2, 5.2, 5.2]) + draw.uniform(0.0, 1.0, count, 3) * torch.tensor([1.0, 1.6, 1.6])
-    offset = grid - _on_grid(centre)
+    offset = (grid - _on_grid(centre)) / scale
     organ = ((1 - torch.linalg.vector_norm(offset / _on_grid(radii), dim=-1)) * 4 + 0.5).clamp(0, 1)
     towards = draw.normal(count, 3)
     towards = towards / torch.linalg.vector_norm(towards, dim=1, keepdim=True)
-    lesion_centre = centre + towards * radii * draw.uniform(0.0, 0.45, count, 1)
+    lesion_centre = centre + towards * radii * draw.uniform(0.0, 0.45, count, 1) * scale
     lesion_radius = draw.uniform(2.3, 3.2, count, 1, 1, 1)
-    lesion = (lesion_radius - torch.linalg.vector_norm(grid - _on_grid(lesion_centre), dim=-1) + 0.5).clamp(0, 1)
+    apart = torch.linalg.vector_norm((grid - _on_grid(lesion_centre)) / scale, dim=-1)
+    lesion = (lesion_radius - apart + 0.5).clamp(0, 1)
     sign = torch.tensor([0.0, -1.0, 1.0])[labels].view(-1, 1, 1, 1)
     tissue = draw.uniform(0.45, 0.55, count, 1, 1, 1)
     depth = draw.uniform(0.3, 0.4, count, 1, 1, 1)
     background = draw.uniform(0.05, 0.15, count, 1, 1, 1)
-    volumes = background + (tissue - background + sign * depth * lesion) * organ + 0.02 * draw.normal(*organ.shape)
-    return volumes.clamp(0, 1).unsqueeze(1), labels
+    volumes = background + (tissue - background + sign * depth * lesion) * organ
+    volumes = volumes.unsqueeze(1) + 0.02 * draw.normal(count, channels, *sizes)
+    return volumes.clamp(0, 1), labels
 
 
-def roads(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Clips `(count, 3, 4, 16, 24)` of a road seen from a car, and the steering angle `(count, 1)` in degrees.
+def roads(count: int, seed: int, clip_shape: tuple[int, int, int, int] = STEERING_SHAPE) -> tuple[Tensor, Tensor]:
+    """Clips `(count, *clip_shape)` of a road seen from a car, and the steering angle `(count, 1)` in degrees.
 
     The angle follows from the road's bend and from where the car is in its lane in the last frame, within
-    +-STEERING_LIMIT; positive is to the right.
+    +-STEERING_LIMIT; positive is to the right. Larger pictures show the same view, more frames the same time in
+    smaller steps.
+
+    Raises:
+        ValueError: a clip without three channels.
     """
     draw = _Draw(seed)
-    channels, frames, height, width = STEERING_SHAPE
+    channels, frames, height, width = clip_shape
+    if channels != STEERING_SHAPE[0]:
+        raise ValueError(f"roads are drawn in colour: expected 3 channels, got a clip of shape {clip_shape}")
+    per_frame, taller, wider = (old / new for old, new in zip((4, height, width), (frames, 16, 24), strict=True))
     bend, offset = draw.uniform(-1.0, 1.0, count), draw.uniform(-1.0, 1.0, count)
     drift, pace = draw.uniform(-0.05, 0.05, count), draw.uniform(0.3, 0.6, count)
-    horizon = 5
-    time = torch.arange(frames, dtype=torch.float32) - (frames - 1)
+    horizon = 5 * taller
+    time = (torch.arange(frames, dtype=torch.float32) - (frames - 1)) * per_frame
     row = torch.arange(height, dtype=torch.float32)
     near = ((row - horizon) / (height - 1 - horizon)).clamp(0, 1)  # (H,): 0 at the horizon, 1 at the car
     sideways = offset[:, None] + drift[:, None] * time  # (count, T)
     shift = 7.0 * bend[:, None, None] * (1 - near) ** 2 - 3.5 * sideways[..., None] * near  # (count, T, H)
-    middle = (width - 1) / 2 + shift[..., None]
-    half = (1.0 + 8.0 * near)[:, None]  # (H, 1)
+    middle = (width - 1) / 2 + wider * shift[..., None]
+    half = wider * (1.0 + 8.0 * near)[:, None]  # (H, 1)
     column = torch.arange(width, dtype=torch.float32)
     across = (column - middle).abs()  # (count, T, H, W)
     road = (half - across + 0.5).clamp(0, 1)
-    edge = (1.0 - (across - half).abs()).clamp(0, 1) * (near > 0.05).float()[:, None]
+    edge = (wider - (across - half).abs()).clamp(0, 1) * (near > 0.05).float()[:, None]
     distance = 1 / (near + 0.25)  # how far ahead a row is
     dashes = (torch.sin(6.0 * (distance + pace[:, None, None] * time[:, None])) > 0).float()[..., None]
-    line = (0.4 + 0.6 * near[:, None] - across).clamp(0, 1) * dashes
+    line = (wider * (0.4 + 0.6 * near[:, None]) - across).clamp(0, 1) * dashes
     light = draw.uniform(0.8, 1.0, count, 1, 1, 1)
     below = (row >= horizon).float()[:, None]
     colours = {"sky": (0.45, 0.6, 0.85), "grass": (0.25, 0.5, 0.2), "road": (0.35, 0.35, 0.38)}

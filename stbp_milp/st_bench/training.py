@@ -1,90 +1,44 @@
-"""The three networks of the demonstration and how they are trained: against the sets they are later verified on.
+"""How the networks of ST-Bench are trained, three ways, against the sets they are later verified on.
 
-Plain training gives networks that a handful of pixels fool, and nothing to prove. Here every batch meets an
-adversary that chooses a cover of some set (partly at random, so that it is not the same place every time) and climbs
-the loss inside it; its budget grows during the first part of the training.
-
-Adversarial training makes networks robust, not easy to prove so: their relaxations are loose long before attacks
-succeed. The video network, which the benchmarks use, is therefore also trained for sparse weights and stable ReLUs
-(Xiao, Tjeng, Shafiullah, Madry 2019, Training for Faster Adversarial Robustness Verification), as models that somebody
-must sign off would be; no bound of this project takes part in the training.
+- `standard`: the clean loss. Such a network is fooled by a handful of pixels, and there is little to prove of it.
+- `pgd`: every batch meets an adversary that chooses a cover of some set (partly at random, so that it is not the same
+  place every time) and climbs the loss inside it; its budget grows during the first part of the training.
+  This makes networks robust, not easy to prove so: their relaxations are loose long before attacks succeed. The S
+  network of activity, which the benchmarks use, is therefore also trained for sparse weights and stable ReLUs, as
+  models that somebody must sign off would be; no bound of this project takes part in that.
+- `st-ibp`: the loss of the worst case that the closed-form first layer and intervals above it allow, mixed with the
+  clean one (see `certified`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stbp_milp.data import stand_ins as data
+from stbp_milp.errors import InputError
 from stbp_milp.sets import Choice, parse_set
+from stbp_milp.st_bench.adversary import climb
+from stbp_milp.st_bench.certified import worst_outputs
+from stbp_milp.st_bench.checkpoints import Checkpoint
+from stbp_milp.st_bench.families import Loss, family_named
+from stbp_milp.st_bench.regularisers import absolute_weights, instability
 
-
-class VolumeNetwork(nn.Module):
-    """Convolution, average pooling, a residual block, max pooling; batch normalisation throughout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv3d(1, 4, 3, stride=2, padding=1), nn.BatchNorm3d(4), nn.ReLU())
-        self.shrink = nn.AvgPool3d((1, 2, 2))
-        self.block = nn.Sequential(
-            nn.Conv3d(4, 4, 3, padding=1),
-            nn.BatchNorm3d(4),
-            nn.ReLU(),
-            nn.Conv3d(4, 4, 3, padding=1),
-            nn.BatchNorm3d(4),
-        )
-        self.head = nn.Sequential(nn.MaxPool3d(2), nn.ReLU(), nn.Flatten(), nn.Linear(48, len(data.VOLUME_CLASSES)))
-
-    def forward(self, clips: Tensor) -> Tensor:
-        value = self.shrink(self.stem(clips))
-        scores: Tensor = self.head(value + self.block(value))
-        return scores
-
-
-class SteeringNetwork(nn.Module):
-    """Strided convolutions between two scalings: pixels to `[-1, 1]`, the angle to degrees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv3d(3, 8, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv3d(8, 12, (2, 3, 3), stride=(2, 2, 2), padding=(0, 1, 1)),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(288, 16),
-            nn.ReLU(),
-            nn.Linear(16, 1),
-        )
-
-    def forward(self, clips: Tensor) -> Tensor:
-        angle: Tensor = self.layers((clips - 0.5) * 2.0) * data.STEERING_LIMIT
-        return angle
-
-
-def video_network() -> nn.Module:
-    """1,312 ReLUs: what the benchmarks call network P."""
-    return nn.Sequential(
-        nn.Conv3d(1, 4, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv3d(4, 8, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(256, 32),
-        nn.ReLU(),
-        nn.Linear(32, len(data.VIDEO_CLASSES)),
-    )
-
-
-_STABLE_WITHIN = 0.02  # radius that the stability term asks ReLUs to be stable in
+Way = Literal["standard", "pgd", "st-ibp"]
+WAYS: tuple[Way, ...] = get_args(Way)
 
 Maker = Callable[[int, int], tuple[Tensor, Tensor]]
-Loss = Callable[[Tensor, Tensor], Tensor]
+Advance = Callable[[int, int, float], None]
+
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+_STABLE_WITHIN = 0.02  # radius that the stability term asks ReLUs to be stable in
+_SEED_ZERO = 999_983  # stands for seed 0, whose training batches would be those of small test seeds
 
 
 @dataclass(frozen=True)
@@ -99,6 +53,8 @@ class Recipe:
         clips: how many test clips are shipped.
         sparsity: weight of the sum of absolute weights in the loss.
         stability: weight of `-tanh(1 + l u)`, averaged over ReLUs with operands in [l, u] (Xiao et al. 2019, eq. 5).
+        reach: of `st-ibp`, the share of the radii that its bounds are trained with: with all of it the networks lose
+            too much on clean clips.
     """
 
     name: str
@@ -113,134 +69,215 @@ class Recipe:
     batch: int = 128
     sparsity: float = 0.0
     stability: float = 0.0
+    way: Way = "pgd"
+    reach: float = 1.0
 
 
-def _angle_loss(angle: Tensor, target: Tensor) -> Tensor:
-    return F.smooth_l1_loss(angle / data.STEERING_LIMIT, target / data.STEERING_LIMIT, beta=0.05) * 4
+_STEPS: dict[tuple[str, str, Way], int] = {
+    ("activity", "S", "standard"): 400,
+    ("activity", "S", "pgd"): 1000,
+    ("activity", "S", "st-ibp"): 1000,
+    ("driving", "S", "standard"): 400,
+    ("driving", "S", "pgd"): 600,
+    ("driving", "S", "st-ibp"): 1000,
+    ("medical", "S", "standard"): 400,
+    ("medical", "S", "pgd"): 700,
+    ("medical", "S", "st-ibp"): 1000,
+    ("activity", "M", "standard"): 400,
+    ("activity", "M", "pgd"): 500,
+    ("activity", "M", "st-ibp"): 600,
+    ("driving", "M", "standard"): 300,
+    ("driving", "M", "pgd"): 400,
+    ("driving", "M", "st-ibp"): 600,
+    ("medical", "M", "standard"): 300,
+    ("medical", "M", "pgd"): 400,
+    ("medical", "M", "st-ibp"): 600,
+}
+_LARGE_STEPS = 20  # L networks are there for scale
+_REACH = {"activity": 0.6, "driving": 1.0, "medical": 0.4}
+# Intervals of all places of a pixel or patch together are so loose that driving and medical networks learn nothing.
+_CERTIFIED = {
+    "activity": {"window:2", "any-frames:2", "patch:3x3@2", "everywhere"},
+    "driving": {"frames:3", "everywhere"},
+    "medical": {"window:2", "everywhere"},
+}
+_BATCH = {"S": 128, "M": 48}
+_LARGE_BATCH = 4
 
 
-RECIPES = (
-    Recipe(
-        "video",
-        data.moving_shapes,
-        video_network,
-        F.cross_entropy,
-        (("window:2", 0.1), ("any-frames:2", 0.1), ("patch:3x3@2", 0.2), ("everywhere", 0.03)),
-        steps=1000,
-        clips=20,
-        seed=1,
-        sparsity=1e-3,
-        stability=0.1,
-    ),
-    Recipe(
-        "volume",
-        data.organs,
-        VolumeNetwork,
-        F.cross_entropy,
-        (("window:2", 0.1), ("patch:3x3@2", 0.3), ("everywhere", 0.03), ("pixels-per-frame:1", 0.3)),
-        steps=700,
+def recipe(family: str, size: str, way: str, seed: int) -> Recipe:
+    """How the network of these four is trained.
+
+    Raises:
+        InputError: there is no such family, size or way.
+    """
+    if way not in WAYS:
+        raise InputError(f"there is no way of training {way!r}; expected one of: {', '.join(WAYS)}")
+    kind = family_named(family)
+    made = Recipe(
+        f"{family}-{size}-{way}-{seed}",
+        partial(kind.draw, size=size),
+        kind.size(size).network,
+        kind.loss,
+        kind.sets,
+        _STEPS.get((family, size, way), _LARGE_STEPS),
         clips=10,
-        seed=2,
-    ),
-    Recipe(
-        "steering",
-        data.roads,
-        SteeringNetwork,
-        _angle_loss,
-        (("frames:3", 0.1), ("moving-patch:3x3@2", 0.5), ("everywhere", 0.02), ("pixels:5", 0.5)),
-        steps=600,
-        clips=10,
-        seed=3,
-    ),
+        seed=seed,
+        batch=_BATCH.get(size, _LARGE_BATCH),
+        way=way,
+    )
+    if way == "st-ibp":
+        adversaries = tuple((text, radius) for text, radius in kind.sets if text in _CERTIFIED[family])
+        made = replace(made, adversaries=adversaries, reach=_REACH[family])
+    if (family, size, way) == ("activity", "S", "pgd"):
+        made = replace(made, clips=20, sparsity=1e-3, stability=0.1)
+    return made
+
+
+RECIPES = (  # of the networks that are shipped
+    replace(recipe("activity", "S", "pgd", 1), name="video"),
+    replace(recipe("medical", "S", "pgd", 2), name="volume"),
+    replace(recipe("driving", "S", "pgd", 3), name="steering"),
 )
+
+
+def trained(
+    family: str,
+    size: str,
+    way: str,
+    seed: int,
+    folder: Path,
+    advance: Advance | None = None,
+    *,
+    steps: int | None = None,
+    save_every: float = SECONDS_BETWEEN_CHECKPOINTS,
+) -> nn.Module:
+    """The trained network in evaluation mode; at once if `folder` has it, from where it stands if it was interrupted.
+
+    Args:
+        folder: of `{family}-{size}-{way}-{seed}.pt`, which is written during the training and at its end.
+        advance: gets step (from 1), steps and loss after every step.
+        steps: of training, instead of the recipe's.
+        save_every: seconds between two writes.
+
+    Raises:
+        InputError: there is no such family, size or way, or the file is of another training.
+    """
+    chosen = recipe(family, size, way, seed)
+    if steps is not None:
+        chosen = replace(chosen, steps=steps)
+    identity = (
+        f"{chosen.name}, {chosen.steps} steps of {chosen.batch} clips, rate {chosen.rate:g}, against "
+        + ", ".join(f"{text} {chosen.reach * radius:g}" for text, radius in chosen.adversaries)
+    )
+    checkpoint = Checkpoint(folder / f"{chosen.name}.pt", identity, save_every)
+    return _train(chosen, advance or (lambda step, steps, loss: None), checkpoint)
 
 
 def train(recipe: Recipe, advance: Callable[[float], None]) -> nn.Module:
     """The trained network in evaluation mode; `advance` gets the loss after every step."""
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    network = recipe.network()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=recipe.steps, pct_start=0.1)
+    return _train(recipe, lambda step, steps, loss: advance(loss), None)
+
+
+class _State:
+    """A network, what trains it, and how far it is."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.network = recipe.network()
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=recipe.rate, weight_decay=1e-3)
+        # Of a handful of steps a tenth may be none at all, which the schedule does not take.
+        start = 0.1 if recipe.steps > 10 else 0.3
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, recipe.rate, total_steps=recipe.steps, pct_start=start
+        )
+        self.step = 0
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        self.network.load_state_dict(content["network"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.schedule.load_state_dict(content["schedule"])
+        self.generator.set_state(content["generator"])
+        self.step = content["step"]
+
+
+def _train(recipe: Recipe, advance: Advance, checkpoint: Checkpoint | None) -> nn.Module:
+    state = _State(recipe)
+    kept = checkpoint.load() if checkpoint else None
+    if kept is not None:
+        state.restore(kept)
+    network = state.network
     voxels = recipe.maker(1, 0)[0].shape[2:]
     adversaries = [(parse_set(text, (voxels[0], voxels[1], voxels[2])), radius) for text, radius in recipe.adversaries]
-    for step in range(recipe.steps):
-        clips, targets = recipe.maker(recipe.batch, 1_000_003 * recipe.seed + step)
+    for step in range(state.step, recipe.steps):
+        clips, targets = recipe.maker(recipe.batch, 1_000_003 * (recipe.seed or _SEED_ZERO) + step)
         choice, radius = adversaries[step % len(adversaries)]
-        radius *= min(1.0, max(0.0, step / (0.5 * recipe.steps) - 0.1))
-        network.eval()
-        attacked = climb(network, recipe.loss, clips, targets, choice, radius, generator)
-        # Batch statistics stay as they are in the second half: that is the network that is exported.
-        network.train(2 * step < recipe.steps)
-        optimiser.zero_grad()
-        on_attacked, on_clean = network(torch.cat([attacked, clips])).chunk(2)
-        value = recipe.loss(on_attacked, targets) + 0.5 * recipe.loss(on_clean, targets)
-        ramp = min(1.0, 2 * step / recipe.steps)
-        if recipe.sparsity:
-            value = value + ramp * recipe.sparsity * _absolute_weights(network)
-        if recipe.stability:
-            value = value + ramp * recipe.stability * _instability(network, clips, ramp * _STABLE_WITHIN)
+        value = _LOSSES[recipe.way](recipe, state, clips, targets, choice, radius)
+        state.optimiser.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        advance(float(value.detach()))
+        state.optimiser.step()
+        state.schedule.step()
+        state.step = step + 1
+        if checkpoint and (state.step == recipe.steps or checkpoint.due()):
+            checkpoint.save(state.content())
+        advance(state.step, recipe.steps, float(value.detach()))
     return network.eval()
 
 
-def _absolute_weights(network: nn.Module) -> Tensor:
-    weights = [parameter.abs().sum() for parameter in network.parameters() if parameter.dim() > 1]
-    return torch.stack(weights).sum()
+def _set_mode(recipe: Recipe, state: _State) -> None:
+    """Batch statistics stay as they are in the second half: that is the network that is exported."""
+    state.network.train(2 * state.step < recipe.steps)
 
 
-def _instability(network: nn.Module, clips: Tensor, radius: float) -> Tensor:
-    """Mean `-tanh(1 + l u)` over the ReLUs of a sequential network, with intervals around every voxel +-radius."""
-    assert isinstance(network, nn.Sequential)
-    lower, upper = (clips - radius).clamp(min=0), (clips + radius).clamp(max=1)
-    penalties = []
-    for layer in network:
-        if isinstance(layer, nn.ReLU):
-            penalties.append(-torch.tanh(1 + lower * upper).mean())
-        if isinstance(layer, nn.Conv3d | nn.Linear):
-            centre, reach = layer((lower + upper) / 2), (upper - lower) / 2
-            if isinstance(layer, nn.Conv3d):
-                reach = F.conv3d(reach, layer.weight.abs(), None, layer.stride, layer.padding)
-            else:
-                reach = F.linear(reach, layer.weight.abs())
-            lower, upper = centre - reach, centre + reach
-        else:
-            lower, upper = layer(lower), layer(upper)
-    return torch.stack(penalties).sum()
-
-
-def climb(
-    network: nn.Module,
-    loss: Loss,
-    clips: Tensor,
-    targets: Tensor,
-    choice: Choice,
-    radius: float,
-    generator: torch.Generator,
-    steps: int = 4,
+def _standard_loss(
+    recipe: Recipe, state: _State, clips: Tensor, targets: Tensor, choice: Choice, radius: float
 ) -> Tensor:
-    """Clips `(N, C, T, H, W)` moved inside one cover each, towards a larger loss."""
-    lower, upper = (clips - radius).clamp(min=0), (clips + radius).clamp(max=1)
-    start = lower + torch.rand(clips.shape, generator=generator) * (upper - lower)
-    slope = _slope(network, loss, start, targets)
-    gain = torch.maximum(slope * (upper - clips), -slope * (clips - lower)).sum(1)  # (N, T, H, W)
-    gain = gain * torch.rand(gain.shape, generator=generator) * torch.rand((*gain.shape[:2], 1, 1), generator=generator)
-    cover = choice.best(gain.unsqueeze(0))[1].squeeze(0).unsqueeze(1)
-    moved = torch.where(cover, start, clips)
-    for step in range(steps):
-        slope = _slope(network, loss, moved, targets)
-        width = (upper - lower) * math.pow(0.5, step)
-        moved = torch.where(cover, (moved + width * slope.sign()).clamp(lower, upper), clips)
-    return moved
+    _set_mode(recipe, state)
+    return recipe.loss(state.network(clips), targets)
 
 
-def _slope(network: nn.Module, loss: Loss, clips: Tensor, targets: Tensor) -> Tensor:
-    clips = clips.detach().requires_grad_(True)
-    (slope,) = torch.autograd.grad(loss(network(clips), targets), clips)
-    return slope.detach()
+def _attacked_loss(
+    recipe: Recipe, state: _State, clips: Tensor, targets: Tensor, choice: Choice, radius: float
+) -> Tensor:
+    network, step = state.network, state.step
+    radius *= min(1.0, max(0.0, step / (0.5 * recipe.steps) - 0.1))
+    network.eval()
+    attacked = climb(network, recipe.loss, clips, targets, choice, radius, state.generator)
+    _set_mode(recipe, state)
+    on_attacked, on_clean = network(torch.cat([attacked, clips])).chunk(2)
+    value = recipe.loss(on_attacked, targets) + 0.5 * recipe.loss(on_clean, targets)
+    ramp = min(1.0, 2 * step / recipe.steps)
+    if recipe.sparsity:
+        value = value + ramp * recipe.sparsity * absolute_weights(network)
+    if recipe.stability:
+        value = value + ramp * recipe.stability * instability(network, clips, ramp * _STABLE_WITHIN)
+    return value
+
+
+def _certified_loss(
+    recipe: Recipe, state: _State, clips: Tensor, targets: Tensor, choice: Choice, radius: float
+) -> Tensor:
+    """`kappa * clean + (1 - kappa) * worst case`; kappa falls from 1 to 1/2 while the radius grows from 0."""
+    ramp = min(1.0, max(0.0, state.step / (0.6 * recipe.steps) - 0.1))
+    kappa = 1 - 0.5 * ramp
+    _set_mode(recipe, state)
+    clean = recipe.loss(state.network(clips), targets)
+    worst = worst_outputs(state.network, clips, targets, choice, ramp * recipe.reach * radius)
+    return kappa * clean + (1 - kappa) * recipe.loss(worst, targets)
+
+
+_LOSSES = {"standard": _standard_loss, "pgd": _attacked_loss, "st-ibp": _certified_loss}
 
 
 def accuracy(network: nn.Module, clips: Tensor, targets: Tensor) -> str:

@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from example_runs import SHAPE, clip, falsified, query, unknown, verified, write_model
 from onnx import TensorProto, helper
 from PIL import Image
+from videos import grey_levels, write_video
 
 from stbp_milp.cli import main, one_clip, shipped
 from stbp_milp.cli.shipped import exit_code
+from stbp_milp.data.frames import read_video
 from stbp_milp.errors import SoundnessError
 from stbp_milp.query import Configuration, Query
 from stbp_milp.records import read_record
@@ -46,6 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "several.npz", a=np.zeros(SHAPE), b=np.zeros(SHAPE))
     np.save(folder / "objects.npy", np.array([None]), allow_pickle=True)
     (folder / "cut.npy").write_bytes((folder / "clip.npy").read_bytes()[:200])
+    write_video(folder / "clip.avi", grey_levels(9))
+    write_video(folder / "short.MP4", grey_levels(3))
     (folder / "words.onnx").write_text("no model")
     (folder / "cut.onnx").write_bytes((folder / "net.onnx").read_bytes()[:100])
     (folder / "file").write_text("")
@@ -121,6 +126,13 @@ def test_verified(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert record.clip["source"].endswith("clip.npy")
     assert record.key.startswith(path.stem.rpartition("-")[2])
     assert "--set window:2 --eps 0.25" in record.command
+
+
+def test_video(run: Run) -> None:
+    assert run(input="clip.avi") == 0
+    ((asked, _),) = run.asked
+    assert asked.clip.dtype == torch.float64
+    assert torch.equal(asked.clip.float(), read_video(run.folder / "clip.avi", SHAPE))
 
 
 def test_falsified(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,6 +278,8 @@ def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> No
         ({"input": "several.npz:c"}, "it has a, b"),
         ({"input": "objects.npy"}, "Object arrays"),
         ({"input": "cut.npy"}, "cannot be read"),
+        ({"input": "absent.avi"}, "no video"),
+        ({"input": "short.MP4"}, "has 3 frames; expected 4"),
         ({"set": "windows:2"}, "expected one of"),
         ({"set": "window:5"}, "5 frames"),
         ({"set": "frames:4"}, "frames 0 to 3"),

@@ -20,7 +20,8 @@ from stbp_milp.data.stand_ins import (
 from stbp_milp.network.model import load_model
 from stbp_milp.sets import parse_set
 from stbp_milp.st_bench import FOLDER, clips, instances
-from stbp_milp.st_bench.training import Maker, climb
+from stbp_milp.st_bench.adversary import climb
+from stbp_milp.st_bench.training import Maker
 
 NETWORKS = {"video": VIDEO_SHAPE, "volume": VOLUME_SHAPE, "steering": STEERING_SHAPE}
 KINDS = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from stbp_milp.errors import InputError
-from stbp_milp.files import prepare_folder, write_new_file
+from stbp_milp.files import prepare_folder, replace_file, write_new_file
 from stbp_milp.report.html import figures
 from stbp_milp.report.html.changes import Changes, Pair, compare_runs, slowest_first
 from stbp_milp.report.html.clips import Viewers, pack_all, pack_bytes
@@ -223,14 +222,7 @@ def _write(path: Path, content: bytes) -> None:
             ours = f'content="{GENERATOR}"'.encode() in stream.read(1000)
         if not ours:
             raise InputError(f"{str(path)!r} is already there and is no report; give another file with --out")
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{str(path)!r} cannot be written ({reason}); give another file with --out") from error
+    replace_file(path, content, "give another file with --out")

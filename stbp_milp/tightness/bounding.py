@@ -1,0 +1,88 @@
+"""What the compared methods are given and give back, and the bounds that several of them build on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.objective import bound_once
+from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
+from stbp_milp.bounds.problem import Preactivations, Problem
+from stbp_milp.query import Query
+from stbp_milp.search import Deadline
+from stbp_milp.sets import VoxelBox
+
+HIDDEN_STEPS = 12  # of gradient ascent on the slopes of every hidden neuron
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A question and what answering it may take.
+
+    Attributes:
+        memory_bytes: what batches and solvers are planned by.
+    """
+
+    query: Query
+    deadline: Deadline
+    memory_bytes: int = 1 << 30
+    threads: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method says of the least margin over the set, in the unit of the network's output.
+
+    Attributes:
+        lower: proved, minus infinity where nothing is.
+        upper: seen on a clip of the set, infinity where none was.
+        certified: is the margin positive? None: where `lower` exceeds what rounding can have added.
+        note: what should be known about the number.
+    """
+
+    lower: float
+    upper: float = math.inf
+    certified: bool | None = None
+    note: str = ""
+
+
+def whole_set(query: Query) -> Problem:
+    """The network on the set itself."""
+    return Problem.of(query.model.network, query.set.build(query.clip))
+
+
+def whole_box(query: Query) -> Problem:
+    """The network on the smallest box around the set."""
+    inputs = VoxelBox(query.clip.unsqueeze(0), *query.set.build(query.clip).hull())
+    return Problem.of(query.model.network, inputs)
+
+
+def alpha_bounds(problem: Problem, request: Request) -> tuple[dict[int, Interval], dict[int, Interval]]:
+    """Bounds of ReLU operands by backward passes, and the same improved by ascent on hidden slopes."""
+    plain = preactivations(problem, BoundingOptions(), expired=request.deadline.expired)
+    half = request.deadline.within(0.5 * request.deadline.remaining())
+    options = BoundingOptions(slope_steps=HIDDEN_STEPS)
+    return plain, preactivations(problem, options, plain, expired=half.expired, same_sets=True)
+
+
+def forms_bound(problem: Problem, bounds: Preactivations, request: Request) -> float:
+    rows, offset = request.query.property.forms()
+    memory, expired = request.memory_bytes, request.deadline.expired
+    return float(bound_once(problem, bounds, rows, offset, memory_bytes=memory, expired=expired).lower.min())
+
+
+def flat_boxes(bounds: Preactivations) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Bounds of one set for a program, each `(size,)`."""
+    return {relu: (b.lower.flatten().numpy(), b.upper.flatten().numpy()) for relu, b in bounds.items()}
+
+
+def margin(query: Query, clip: Tensor) -> float:
+    """The margin of one clip (C, T, H, W) by the network in float64."""
+    with torch.no_grad():
+        return float(query.property.margin(query.model.network(clip.to(torch.float64).unsqueeze(0))))

@@ -1,0 +1,157 @@
+"""One measurement, in a process of its own: the *job* that a keeper's child runs, and the row that comes of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from stbp_milp.batch.supervised import Ended, Limits, Tell
+from stbp_milp.bounds.rounding import rounding_slack
+from stbp_milp.errors import SoundnessError
+from stbp_milp.network.model import load_model
+from stbp_milp.search import Deadline
+from stbp_milp.tightness.bounding import Request
+from stbp_milp.tightness.layers import LayerWidths, layer_widths
+from stbp_milp.tightness.methods import METHODS
+from stbp_milp.tightness.questions import Question
+
+LAYERS = "layers"  # what a row of widths calls its method; its columns are in `widths`
+JOB = "stbp_milp.tightness.measure:measure"
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question and a method, or the widths of its layers.
+
+    Attributes:
+        sample: neurons of every layer whose exact width is computed.
+    """
+
+    question: Question
+    method: str
+    limits: Limits
+    seed: int = 0
+    sample: int = 8
+
+    @property
+    def key(self) -> tuple[str, str, float, str, int]:
+        """The same for the same measurement."""
+        return (self.question.digest, self.question.set, self.question.epsilon, self.method, self.seed)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement; every field is a column.
+
+    Attributes:
+        epsilon: radius in the unit of the data.
+        factor: of the specification's radius, where the study sweeps over multiples.
+        lower, upper: of the least margin over the set, in the unit of the network's output; None: nothing is known.
+        certified: is the property proved by this method?
+        seconds: wall clock of the method alone; of all of the process where it did not come to its end.
+        peak_mib: the most memory that the process held (2^20 bytes); about 300 of it are torch and the interpreter.
+        own_mib: what of it came on top while the method ran.
+        ended: "done", "timeout", "memory" or how else the process ended.
+        limit: seconds that were allowed.
+    """
+
+    digest: str
+    instance: str
+    model: str
+    set: str
+    epsilon: float
+    factor: float | None
+    method: str
+    lower: float | None
+    upper: float | None
+    certified: bool
+    seconds: float
+    peak_mib: float
+    own_mib: float | None
+    ended: str
+    limit: float
+    seed: int
+    note: str = ""
+    widths: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, float, str, int]:
+        """As of the task."""
+        return (self.digest, self.set, self.epsilon, self.method, self.seed)
+
+    @property
+    def instance_key(self) -> tuple[str, str, float]:
+        """The same for all methods on one question."""
+        return (self.digest, self.set, self.epsilon)
+
+
+def measure(task: Task, tell: Tell) -> dict[str, Any]:
+    """What the method finds, as JSON values; a contradiction between methods comes back in words."""
+    torch.set_num_threads(task.limits.threads)
+    model = load_model(task.question.model)
+    query = task.question.query(model)
+    before = psutil.Process().memory_info().rss
+    began = time.perf_counter()
+    request = Request(
+        query, Deadline.after(task.limits.timeout), task.limits.memory_bytes // 2, task.limits.threads, task.seed
+    )
+    try:
+        if task.method == LAYERS:
+            widths: list[LayerWidths] = layer_widths(request, task.sample)
+            return {"base": before, "seconds": time.perf_counter() - began, "widths": [asdict(w) for w in widths]}
+        found = METHODS[task.method].run(request)
+    except SoundnessError as error:
+        return {"contradiction": str(error)}
+    seconds = time.perf_counter() - began
+    certified = found.certified
+    if certified is None:
+        lower, upper = query.set.build(query.clip).hull()
+        slack = rounding_slack(model.network, lower, upper, query.property.rows, query.property.offset)
+        certified = found.lower > slack
+    bounds = {
+        name: value if math.isfinite(value) else None
+        for name, value in (("lower", found.lower), ("upper", found.upper))
+    }
+    return {"base": before, "seconds": seconds, **bounds, "certified": certified, "note": found.note}
+
+
+def row_of(task: Task, ended: Ended) -> Row:
+    """The row that a process leaves, however it ended.
+
+    Raises:
+        SoundnessError: two methods contradicted each other in it.
+    """
+    answer = ended.answer
+    if answer is not None and "contradiction" in answer:
+        raise SoundnessError(f"{task.method} on {task.question.instance}: {answer['contradiction']}")
+    question, peak = task.question, ended.memory_bytes / _MIB
+    done = answer is not None
+    words = ended.output.strip().splitlines()
+    answer = answer or {"seconds": ended.seconds, "note": words[-1][:300] if words else ""}
+    base = answer.get("base")
+    return Row(
+        question.digest,
+        question.instance,
+        question.model.name,
+        question.set,
+        question.epsilon,
+        question.factor,
+        task.method,
+        answer.get("lower"),
+        answer.get("upper"),
+        bool(answer.get("certified", False)),
+        answer["seconds"],
+        round(peak, 1),
+        None if base is None else round(max(0.0, peak - base / _MIB), 1),
+        "done" if done else ended.ended_by,
+        task.limits.timeout,
+        task.seed,
+        answer.get("note", ""),
+        tuple(answer.get("widths", ())),
+    )

@@ -1,0 +1,110 @@
+"""Where measurements are kept: one JSON line each as they come, then the same as CSV and Parquet.
+
+A line is on the disk (fsync) before the next measurement counts as begun; one that a crash tore is ignored. Tables are
+written to a temporary file and renamed: they are made again from the lines each time.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from stbp_milp.errors import InputError
+from stbp_milp.files import prepare_folder, replace_file
+from stbp_milp.tightness.laws import bracket, by_question
+from stbp_milp.tightness.measure import LAYERS, Row
+
+LINES, TABLE, WIDTHS = "measurements.jsonl", "measurements", "layers"
+
+
+class Store:
+    """The measurements in a folder. Mutable, used from one thread.
+
+    Raises:
+        InputError: the folder cannot be written to, or holds lines of another kind.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = prepare_folder(folder)
+        self._path = folder / LINES
+        self._rows: dict[tuple[str, str, float, str, int], Row] = {row.key: row for row in _read(self._path)}
+
+    @property
+    def rows(self) -> list[Row]:
+        """The latest row of every measurement."""
+        return list(self._rows.values())
+
+    def finished(self, key: tuple[str, str, float, str, int], limit: float) -> bool:
+        """Is there no use in measuring again? (What ran out of time is worth another try with more of it.)"""
+        row = self._rows.get(key)
+        return row is not None and ((row.ended == "done" and not _late(row)) or row.limit >= limit)
+
+    def add(self, row: Row) -> None:
+        """Keep a row, in place of an earlier one of the same measurement."""
+        with self._path.open("a+b") as file:
+            torn = file.tell() > 0 and not _ends_with_newline(self._path)
+            line = json.dumps(asdict(row), allow_nan=False) + "\n"
+            file.write((b"\n" if torn else b"") + line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._rows[row.key] = row
+
+    def write_tables(self) -> None:
+        """`measurements` and, where there are any, `layers`, each `.csv` and `.parquet`."""
+        exact = {key: bracket(rows) for key, rows in by_question(self.rows).items()}
+        plain, widths = [], []
+        for row in self.rows:
+            entries = asdict(row)
+            own = entries.pop("widths")
+            if row.method == LAYERS:
+                kept = ("digest", "instance", "model", "set", "epsilon", "factor")
+                widths += [{**{k: entries[k] for k in kept}, **layer} for layer in own]
+            else:
+                optimum = exact[row.instance_key].exact
+                gap = None if optimum is None or row.lower is None else max(0.0, optimum - row.lower)
+                plain.append({**entries, "exact": optimum, "gap": gap})
+        for name, table in ((TABLE, plain), (WIDTHS, widths)):
+            if table:
+                frame = pl.DataFrame(table, infer_schema_length=None)
+                self.write(f"{name}.csv", frame.write_csv().encode())
+                buffer = io.BytesIO()
+                frame.write_parquet(buffer)
+                self.write(f"{name}.parquet", buffer.getvalue())
+
+    def write(self, name: str, content: bytes) -> None:
+        """A file of the folder made from the lines, in place of the last one, whole or not at all."""
+        replace_file(self.folder / name, content)
+
+
+def _late(row: Row) -> bool:
+    return row.note.startswith("out of time") or row.note == "unknown"
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    rows: list[Row] = []
+    names = {field.name for field in fields(Row)}
+    lines: Sequence[bytes] = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            entries: Any = json.loads(line)
+        except ValueError:  # the last line of a run that was killed, or no line at all
+            continue
+        if not isinstance(entries, dict) or entries.keys() != names:
+            raise InputError(f"line {number} of {str(path)!r} is not a measurement of this version; give a new --out")
+        rows.append(Row(**{**entries, "widths": tuple(entries["widths"])}))
+    return rows

@@ -1,0 +1,129 @@
+"""A study: every question with every method, one process a measurement, kept as they come."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from stbp_milp.batch.keeper import Keeper, KeeperLostError
+from stbp_milp.batch.supervised import Ended, Limits
+from stbp_milp.tightness.laws import by_question, check
+from stbp_milp.tightness.measure import JOB, LAYERS, Row, Task, row_of
+from stbp_milp.tightness.questions import Question
+from stbp_milp.tightness.store import Store
+
+_GRACE = 5.0  # seconds beyond the limit until a measurement is killed: methods end by themselves, mostly
+# What a child would import before it measures: loading a model pulls in the last two, 1.4 seconds of CPU.
+_MODULES = ("stbp_milp.tightness.measure", "cvxpy", "onnx.reference", "torch._dynamo")
+
+OnRow = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is done.
+
+    Attributes:
+        timeout: seconds a measurement; None: as the bench says.
+        memory_bytes: what a measurement's process may hold.
+        jobs: measurements at a time, each with `threads` threads.
+        layers: measure the widths of layers as well.
+        sample: neurons of every layer, for that.
+    """
+
+    methods: tuple[str, ...]
+    timeout: float | None = None
+    memory_bytes: int = 4 << 30
+    jobs: int = 1
+    threads: int = 1
+    seed: int = 0
+    layers: bool = False
+    sample: int = 8
+
+
+def tasks(questions: Sequence[Question], options: Options) -> list[Task]:
+    """All measurements, question by question, so that a study broken off has whole questions."""
+    names = (*options.methods, *((LAYERS,) if options.layers else ()))
+    return [
+        Task(
+            question,
+            name,
+            Limits(options.timeout or question.timeout, _GRACE, options.memory_bytes, options.threads),
+            options.seed,
+            options.sample,
+        )
+        for question in questions
+        for name in names
+    ]
+
+
+def run_study(todo: Sequence[Task], options: Options, store: Store, on_row: OnRow) -> None:
+    """Measure what the store does not have yet. Whatever ends this, what was measured is in the store.
+
+    Args:
+        on_row: called with every new row, from this thread.
+
+    Raises:
+        SoundnessError: measurements contradict each other; they are in the store too.
+    """
+    for rows in by_question(r for r in store.rows if r.method != LAYERS).values():
+        check(rows)
+    waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    left = [task for task in todo if not store.finished(task.key, task.limits.timeout)]
+    for task in left:
+        waiting.put(task)
+    done: queue.SimpleQueue[tuple[Task, Ended]] = queue.SimpleQueue()
+    stop = threading.Event()
+    workers = [
+        threading.Thread(target=_work, args=(waiting, done, stop, options)) for _ in range(min(options.jobs, len(left)))
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in left:
+            row = row_of(*_next(done, workers))
+            store.add(row)
+            on_row(row)
+            if row.method != LAYERS:
+                check([r for r in store.rows if r.instance_key == row.instance_key and r.method != LAYERS])
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+
+
+def _next(done: queue.SimpleQueue[tuple[Task, Ended]], workers: Sequence[threading.Thread]) -> tuple[Task, Ended]:
+    while True:
+        with suppress(queue.Empty):
+            return done.get(timeout=0.5)
+        if not any(worker.is_alive() for worker in workers) and done.empty():
+            raise KeeperLostError("the processes that measure ended before their work; run the same command again")
+
+
+def _work(
+    waiting: queue.SimpleQueue[Task],
+    done: queue.SimpleQueue[tuple[Task, Ended]],
+    stop: threading.Event,
+    options: Options,
+) -> None:
+    """One keeper's life; a new one follows where a measurement took its keeper with it."""
+    keeper = Keeper(_MODULES, options.threads)
+    try:
+        while not stop.is_set():
+            try:
+                task = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                ended = keeper.run(JOB, task, task.limits, stop.is_set)
+            except KeeperLostError as error:
+                keeper.close()
+                keeper = Keeper(_MODULES, options.threads)
+                ended = Ended("its keeper was lost", 0.0, 0, {}, str(error))
+            if ended.ended_by != "cancelled":
+                done.put((task, ended))
+    finally:
+        keeper.close()
