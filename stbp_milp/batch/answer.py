@@ -71,10 +71,8 @@ def answer(task: Task, tell: Tell) -> dict[str, Any]:
         outcome = verify_all(queries, replace(configuration, timeout=left), _reporter(tell))
         tell({"settled": True})
         return _answer(task, queries, configuration, outcome)
-    except InputError as error:
-        return {"word": "error", "reason": " ".join(str(error).split())}
-    except SoundnessError as error:
-        return {"word": "error", "reason": f"{CONTRADICTION}: {error}; please report this"}
+    except (InputError, SoundnessError) as error:
+        return _refused(error)
     except (MemoryError, RuntimeError) as error:
         if not is_exhaustion(error):
             raise
@@ -98,8 +96,15 @@ def cut(task: Task, tell: Tell) -> dict[str, Any]:
         depth = (wanted // parts).bit_length() - 1
         neurons = [_neurons(task.of_part(i, parts), depth, parts) for i in range(parts)] if depth else [()] * parts
         return {"parts": parts, "neurons": plain(neurons)}
-    except InputError as error:
-        return {"word": "error", "reason": " ".join(str(error).split())}
+    except (InputError, SoundnessError) as error:
+        return _refused(error)
+
+
+def _refused(error: InputError | SoundnessError) -> dict[str, Any]:
+    sentence = " ".join(str(error).split())
+    if isinstance(error, SoundnessError):
+        sentence = f"{CONTRADICTION}: {sentence}; please report this"
+    return {"word": "error", "reason": sentence}
 
 
 def _neurons(task: Task, depth: int, parts: int) -> tuple[Neuron, ...]:

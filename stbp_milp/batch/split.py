@@ -2,7 +2,8 @@
 
 A part may be cut further, into the *subtrees* of some neurons: all ways to fix their phases. A counterexample of a part
 is one of the whole. The parts' certificates make the whole's: the parts cover the set, and the subtrees of a part its
-clips, so the least of their bounds is a bound of the whole. Parts that are not heard of prove nothing.
+clips, so the least of their bounds is a bound of the whole. Parts that are not heard of prove nothing. Neurons are
+named by their place in the network as the code reads it, so subtrees from different versions of it prove nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from stbp_milp.batch.task import Part, Task
-from stbp_milp.errors import SoundnessError
+from stbp_milp.errors import SoundnessError, contradict
 from stbp_milp.plain import digest_of
 from stbp_milp.results import InstanceResult
 
 _LEAVES_KEPT = 1_000
-_CONTRADICTION = 1e-5  # as in `verify`
+_PARTIAL = ("part", "phases")  # fields of a record's set that say that it is not the whole one
 _WORST_FIRST = ("error", "memout", "timeout", "unknown")
 
 
@@ -33,23 +34,23 @@ def whole_of(task: Task, parts: Sequence[InstanceResult], count: int) -> Instanc
         SoundnessError: the parts are not those of one question, or what was proved of one contradicts what another
             saw.
     """
-    if any(part.part != Part(_index(part), count, task.key, _phases(part)).in_words() for part in parts):
+    if any((part.whole, part.count) != (task.key, count) for part in map(_part, parts)):
         raise SoundnessError(f"results of parts of instance {task.key} are those of another instance")
     falsified = [part for part in parts if part.word == "falsified"]
     missing = _missing(task, parts, count)
     if missing and not falsified:
         raise SoundnessError(f"parts {', '.join(missing)} of instance {task.key} are missing from its result")
-    ordered = sorted(parts, key=lambda part: (_index(part), _phases(part)))
+    ordered = sorted(parts, key=lambda part: (_part(part).index, _part(part).phases))
     if falsified:
         return _combined(task, ordered, not missing, falsified[0], _of_whole(falsified[0].record, {}))
-    open_parts = [part for word in _WORST_FIRST for part in ordered if part.word == word]
-    if open_parts:
-        return _combined(task, ordered, True, open_parts[0], None)
     lower, upper = min(part.bounds()[0] for part in ordered), min(part.bounds()[1] for part in ordered)
-    if lower > upper + _CONTRADICTION * (1 + abs(upper)):
+    if contradict(lower, upper):
         raise SoundnessError(
             f"the parts of instance {task.key} prove a margin of {lower:g}, but one of them saw {upper:g}; report this"
         )
+    open_parts = [part for word in _WORST_FIRST for part in ordered if part.word == word]
+    if open_parts:
+        return _combined(task, ordered, True, open_parts[0], None)
     return _combined(task, ordered, True, ordered[0], _of_whole(ordered[0].record, _merged(ordered)))
 
 
@@ -57,16 +58,20 @@ def _missing(task: Task, parts: Sequence[InstanceResult], count: int) -> list[st
     """The parts of the set that the results do not cover.
 
     Raises:
-        SoundnessError: a part has two results, or subtrees of different neurons.
+        SoundnessError: a part has two results, or subtrees of different neurons or by different code.
     """
     missing = []
     for index in range(count):
-        own = [_phases(part) for part in parts if _index(part) == index]
+        results = [part for part in parts if _part(part).index == index]
+        own = [_part(part).phases for part in results]
         cuts = {tuple((relu, neuron) for relu, neuron, _ in phases) for phases in own}
         if len(cuts) > 1 or len(set(own)) < len(own) or any(len(set(cut)) < len(cut) for cut in cuts):
             raise SoundnessError(f"the results of part {index} of instance {task.key} are not those of one cut")
-        if any(sign not in (1, -1) for phases in own for _, _, sign in phases):
-            raise SoundnessError(f"a result of part {index} of instance {task.key} has a phase that is none")
+        if len({digest_of(part.versions) for part in results}) > 1:
+            raise SoundnessError(
+                f"subtrees of instance {task.key} were answered by different versions of the code, which may name "
+                "neurons differently; install one version on all nodes"
+            )
         if not own or len(own) < 2 ** len(own[0]):
             missing.append(str(index))
     return missing
@@ -82,7 +87,7 @@ def _combined(
     verified = sum(part.word == "verified" for part in parts)
     reason = None
     if decisive.reason is not None:
-        reason = f"{verified} of {len(parts)} parts are verified; part {_index(decisive)}: {decisive.reason}"
+        reason = f"{verified} of {len(parts)} parts are verified; part {_part(decisive).index}: {decisive.reason}"
     return InstanceResult(
         key=task.key,
         word=decisive.word,
@@ -115,12 +120,9 @@ def _merged(parts: Sequence[InstanceResult]) -> dict[str, Any]:
     proofs = [record["certificate"] for record in records if record is not None and record["certificate"]]
     if len(proofs) != len(parts):
         raise SoundnessError("a part is verified without a certificate")
-    if any(
-        [tuple(phase) for phase in record["set"].get("phases", [])] != list(_phases(part))
-        for part, record in zip(parts, records, strict=True)
-        if record is not None
-    ):
-        raise SoundnessError("a part is verified in other phases than its own")
+    for part, record in zip(parts, records, strict=True):
+        if record is not None and _asked(record) != _asked_of(_part(part)):
+            raise SoundnessError("a part is verified whose record asks about another part")
     questions = {digest_of(_question(record)) for record in records if record is not None}
     if len(questions) != 1:
         raise SoundnessError("the parts answer different questions")
@@ -134,7 +136,7 @@ def _merged(parts: Sequence[InstanceResult]) -> dict[str, Any]:
         "leaves": [leaf for proof in proofs for leaf in proof["leaves"]][:_LEAVES_KEPT],
         "parts": [
             {"key": part.key, "lower": proof["lower"], "slack": proof["slack"]}
-            | ({"phases": [list(phase) for phase in _phases(part)]} if _phases(part) else {})
+            | ({"phases": [list(phase) for phase in _part(part).phases]} if _part(part).phases else {})
             for part, proof in zip(parts, proofs, strict=True)
         ],
     }
@@ -169,18 +171,22 @@ def _question(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whole_set(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record["set"].items() if name not in ("part", "phases")}
+    return {name: value for name, value in record["set"].items() if name not in _PARTIAL}
 
 
-def _index(part: InstanceResult) -> int:
-    assert part.part is not None
-    index: int = part.part["index"]
-    return index
+def _asked(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Which part of the set a record is about."""
+    return {name: value for name, value in record["set"].items() if name in _PARTIAL}
 
 
-def _phases(part: InstanceResult) -> tuple[tuple[int, int, int], ...]:
-    assert part.part is not None
-    return tuple((relu, neuron, sign) for relu, neuron, sign in part.part.get("phases", []))
+def _asked_of(part: Part) -> dict[str, Any]:
+    """What `_asked` says of the part's record."""
+    asked: dict[str, Any] = {} if part.count == 1 else {"part": [part.index, part.count]}
+    return asked | ({"phases": [list(phase) for phase in part.phases]} if part.phases else {})
+
+
+def _part(part: InstanceResult) -> Part:
+    return Part.of_words(part.part)
 
 
 def _sum(tables: Any) -> dict[str, Any]:

@@ -10,15 +10,15 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from stbp_milp.batch.supervised import Limits
-from stbp_milp.errors import InputError
+from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.instance_list import Instance, read_instances
 from stbp_milp.plain import digest_of
 from stbp_milp.versions import versions
@@ -40,6 +40,24 @@ class Part:
     count: int
     whole: str
     phases: tuple[tuple[int, int, int], ...] = ()
+
+    @classmethod
+    def of_words(cls, words: Mapping[str, Any] | None) -> Part:
+        """The inverse of `in_words`.
+
+        Raises:
+            SoundnessError: they are not those of a part.
+        """
+        try:
+            phases = tuple((relu, neuron, sign) for relu, neuron, sign in (words or {}).get("phases", []))
+            part = cls((words or {})["index"], (words or {})["of"], (words or {})["whole"], phases)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SoundnessError(f"{words!r} is not the part of an instance") from error
+        numbers = (part.index, part.count, *chain.from_iterable(phases))
+        signs = {sign for _, _, sign in phases}
+        if {*map(type, numbers)} != {int} or not 0 <= part.index < part.count or not signs <= {1, -1}:
+            raise SoundnessError(f"{words!r} is not the part of an instance")
+        return part
 
     def in_words(self) -> dict[str, Any]:
         """For its result."""
