@@ -17,7 +17,10 @@ from test_verify import Difference, micro_query
 from torch import Tensor
 
 from stbp_milp import plan
+from stbp_milp import verify as verifying
+from stbp_milp.attack import Judge
 from stbp_milp.branching import Expander, Piece, Roots, hardest_neurons, roots, within
+from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.network.model import load_model
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
@@ -70,8 +73,7 @@ def operand(query: Query, clips: Tensor, relu: int, neuron: int) -> Tensor:
 
 
 def test_by_hand() -> None:
-    clip = torch.full((1, 2, 1, 1), 0.5, dtype=torch.float64)
-    query = Query(load_model(Difference(0.25), clip.shape), clip, SetSpecification("everywhere", 0.5), same_class(0, 2))
+    query = difference()
     expand, _ = expander(query, 1.0)
     first = Roots(expand).pieces(expand.whole, expand.whole.whole, "split", expand.options.root)
     (relu,) = query.model.network.relus
@@ -80,6 +82,51 @@ def test_by_hand() -> None:
         (piece,) = within(expand, first, phases)
         assert piece.lower == pytest.approx(0.25, abs=1e-6)
         assert (piece.splits, set(piece.phases)) == (1, {relu})
+
+
+def difference(phases: tuple[tuple[int, int, int], ...] = ()) -> Query:
+    """The example; its one ReLU is its network's first."""
+    clip = torch.full((1, 2, 1, 1), 0.5, dtype=torch.float64)
+    model = load_model(Difference(0.25), clip.shape)
+    return Query(model, clip, SetSpecification("everywhere", 0.5), same_class(0, 2), phases)
+
+
+def test_margins_seen_in_a_subtree_are_those_of_its_clips() -> None:
+    whole = difference()
+    (relu,) = whole.model.network.relus
+    clips = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]], dtype=torch.float64).view(3, 1, 2, 1, 1)
+    for phases, least in (((), 0.25), (((relu, 0, 1),), 1.25), (((relu, 0, -1),), 0.25)):
+        query = replace(whole, phases=phases)
+        judge = Judge(query, query.set.build(query.clip))
+        judge(clips, "attack")
+        assert (judge.least, judge.least_asked) == pytest.approx((0.25, least))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_bound_above_a_margin_seen_in_the_subtree_is_a_contradiction(
+    sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = next(one.query for one in map(micro_instances.draw, range(20)) if one.distance > 0)
+    clean = query.model.network.values(query.clip.unsqueeze(0))
+    relu = query.model.network.relus[0]
+    operand = clean[query.model.network.nodes[relu].inputs[0]].flatten()
+    at = int((sign * operand).argmax())
+    assert sign * operand[at] > 0.01
+    too_high = lambda expander, pieces, phases: [replace(piece, lower=1e3) for piece in pieces]  # noqa: E731
+    monkeypatch.setattr(verifying, "within", too_high)
+    monkeypatch.setattr(verifying._Run, "_union", lambda self, expand, family, plan: [])
+    with pytest.raises(SoundnessError, match="exceeds the margin"):
+        verify(replace(query, phases=((relu, at, sign),)), Configuration(10.0))
+
+
+@pytest.mark.parametrize("phase", [(0, 0, 1), (99, 0, 1), (-1, 0, 1), "beyond", "before", "no sign"])
+def test_phases_of_no_neuron_are_refused(phase: object) -> None:
+    query = difference()
+    (relu,) = query.model.network.relus
+    named = {"beyond": (relu, 1, 1), "before": (relu, -1, 1), "no sign": (relu, 0, 0)}
+    wrong = named[phase] if isinstance(phase, str) else phase
+    with pytest.raises(InputError, match="none of the model"):
+        verify(replace(query, phases=(wrong,)), Configuration(10.0))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
