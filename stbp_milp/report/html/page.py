@@ -24,8 +24,9 @@ from stbp_milp.files import prepare_folder, replace_file, write_new_file
 from stbp_milp.report.html import figures
 from stbp_milp.report.html.changes import Changes, Pair, compare_runs, slowest_first
 from stbp_milp.report.html.clips import Viewers, pack_all, pack_bytes
-from stbp_milp.report.html.instance import WORDS, Instance
+from stbp_milp.report.html.instance import Instance
 from stbp_milp.report.html.run import Run
+from stbp_milp.results import WORDS
 
 GENERATOR = "stbp-milp report"
 
