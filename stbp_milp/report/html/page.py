@@ -89,7 +89,7 @@ def render(run: Run, changes: Changes | None, viewers: Viewers, home: Path) -> s
         words=WORDS,
         shares=figures.shares(instances),
         seconds=[instance.seconds for instance in instances],
-        median=median(instance.seconds for instance in instances),
+        median=median(instance.seconds for instance in instances) if instances else None,
         memory=max((instance.memory for instance in instances if instance.memory is not None), default=None),
         unexpected=[instance for instance in instances if _unexpected(instance)],
         groups=groups[: figures.MOST_GROUPS],

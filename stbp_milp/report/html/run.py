@@ -56,7 +56,7 @@ def read_run(folder: Path) -> Run:
             read[path.stem] = read_instance(path, folder, batch, specifications)
         except InputError as error:
             broken.append(str(error))
-    if not read:
+    if not read and (broken or not batch):
         problem = f"none of its {len(paths)} files can be read: {broken[0]}" if broken else "it holds no results"
         raise InputError(f"{str(folder)!r} cannot be shown, {problem}; give the folder that a run wrote its results to")
     position = {key: i for i, (key, _) in reversed(list(enumerate(order)))}
