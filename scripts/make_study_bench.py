@@ -19,7 +19,7 @@ import numpy as np
 
 from stbp_milp.instances import Specification, write_specification
 from stbp_milp.sets import SetSpecification
-from stbp_milp.st_bench import FOLDER
+from stbp_milp.st_bench import SHIPPED
 
 BUDGETS = {
     "window:2": (0.025, 0.06, 0.08),
@@ -37,8 +37,8 @@ BUDGETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/study_bench"), help="a new folder")
-    parser.add_argument("--model", type=Path, default=FOLDER / "video.onnx", help="of four classes or so")
-    parser.add_argument("--clips", type=Path, default=FOLDER / "video_clips.npz", help="with `clips` and `labels`")
+    parser.add_argument("--model", type=Path, default=SHIPPED / "onnx/activity-S-pgd.onnx", help="the network")
+    parser.add_argument("--clips", type=Path, default=SHIPPED / "clips/activity-S.npz", help="its clips and labels")
     parser.add_argument("--count", type=int, default=20, help="how many of the clips (default 20)")
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds an instance (default 20)")
     parser.add_argument("--sets", nargs="+", default=list(BUDGETS), help="some of the sets")

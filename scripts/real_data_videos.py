@@ -22,7 +22,7 @@ from stbp_milp.network.model import Model, load_model
 from stbp_milp.network.views import clip_shape
 from stbp_milp.properties import same_class, within_tolerance
 from stbp_milp.query import Configuration
-from stbp_milp.st_bench import FOLDER
+from stbp_milp.st_bench import SHIPPED
 
 TOLERANCE = 5.0  # degrees
 ROAD = (0.18, 0.85)  # rows kept: horizon where the stand-in's roads have it, no bonnet
@@ -37,7 +37,7 @@ def ucf101(arguments: argparse.Namespace, configuration: Configuration, console:
     source = arguments.data / "ucf101"
     if not _there(source, "the UCF-101 videos", console):
         return
-    model, shape = _shipped("video.onnx")
+    model, shape = _shipped("activity-S-pgd.onnx")
     clips = read_ucf101(source, shape)
     items: list[Item] = []
     answers: list[str] = []
@@ -48,7 +48,7 @@ def ucf101(arguments: argparse.Namespace, configuration: Configuration, console:
         items.append(Item(name, clip, same_class(answer, len(VIDEO_CLASSES))))
     rows = verify_items(model, items, "ucf101", arguments, configuration, console)
     text = (
-        f"{NO_CLAIM}\n\nNetwork: the shipped video.onnx, input {shape}, grey. {_given(clips, len(items))}, "
+        f"{NO_CLAIM}\n\nNetwork: the shipped activity-S-pgd.onnx, input {shape}, grey. {_given(clips, len(items))}, "
         f"frames sampled evenly and resized by area. It answers {'; '.join(answers)}; asked is that this answer stays, "
         f"{configuration.timeout:g} s each. {BEGIN}\n"
     )
@@ -60,7 +60,7 @@ def udacity(arguments: argparse.Namespace, configuration: Configuration, console
     source = arguments.data / "udacity_sim"
     if not _there(source, "the Udacity frames", console):
         return
-    model, shape = _shipped("steering.onnx")
+    model, shape = _shipped("driving-S-pgd.onnx")
     clips = read_udacity(source, shape, stride=shape[1], rows=ROAD)
     step = max(1, len(clips) // arguments.items)
     chosen = list(range(0, len(clips), step))[: arguments.items]
@@ -73,10 +73,10 @@ def udacity(arguments: argparse.Namespace, configuration: Configuration, console
         items.append(Item(clips.names[number], clip, within_tolerance(answer, TOLERANCE)))
     rows = verify_items(model, items, "udacity", arguments, configuration, console)
     text = (
-        f"{NO_CLAIM}\n\nNetwork: the shipped steering.onnx, input {shape}. {_given(clips, len(items))}, each named "
-        f"after its last frame; rows {ROAD[0]:.0%} to {ROAD[1]:.0%} of the pictures, resized by area. Its angles in "
-        f"degrees (recorded): {', '.join(angles)}. Asked is that the angle stays within +-{TOLERANCE:g} degrees of the "
-        f"network's own, {configuration.timeout:g} s each. {BEGIN}\n"
+        f"{NO_CLAIM}\n\nNetwork: the shipped driving-S-pgd.onnx, input {shape}. {_given(clips, len(items))}, each "
+        f"named after its last frame; rows {ROAD[0]:.0%} to {ROAD[1]:.0%} of the pictures, resized by area. Its angles "
+        f"in degrees (recorded): {', '.join(angles)}. Asked is that the angle stays within +-{TOLERANCE:g} degrees of "
+        f"the network's own, {configuration.timeout:g} s each. {BEGIN}\n"
     )
     publish("udacity", "Udacity frames: any two frames, any patch", text, rows, configuration, console)
 
@@ -88,7 +88,7 @@ def _there(source: Path, what: str, console: Console) -> bool:
 
 
 def _shipped(name: str) -> tuple[Model, ClipShape]:
-    model = load_model(FOLDER / name)
+    model = load_model(SHIPPED / "onnx" / name)
     return model, clip_shape(model.network.input_shape)
 
 

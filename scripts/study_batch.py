@@ -43,7 +43,7 @@ from stbp_milp.batch.task import Settings, read_tasks  # noqa: E402
 from stbp_milp.results import read_result  # noqa: E402
 
 HEADER = ("what", "measured", "demanded", "holds")
-SHIPPED = ROOT / "stbp_milp" / "st_bench"
+SHIPPED = ROOT / "stbp_milp" / "st_bench" / "shipped"
 MIX = {
     "verified": 100,
     "falsified": 30,
@@ -222,14 +222,14 @@ def study_limits(folder: Path) -> list[Row]:
 
 
 def trivial_list(folder: Path, count: int) -> Path:
-    """Questions that one bound answers, on the shipped steering network."""
+    """Questions that one bound answers, on the shipped driving network."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(count):
-        clip = f"{SHIPPED}/steering_clips.npz:clips[1]"
+        clip = f"{SHIPPED}/clips/driving-S.npz:clips[1]"
         asked = {"schema": 1, "clip": clip, "set": "frames:0", "epsilon": 1e-4 + 1e-7 * number, "tolerance": 8.0}
         (folder / f"{number:04d}.json").write_text(json.dumps(asked))
-        lines.append(f"{SHIPPED}/steering.onnx,{number:04d}.json,30\n")
+        lines.append(f"{SHIPPED}/onnx/driving-S-pgd.onnx,{number:04d}.json,30\n")
     (folder / "instances.csv").write_text("".join(lines))
     return folder / "instances.csv"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How far each method gets on the demonstration's video network.
+"""How far each method gets on the shipped activity network.
 
     python scripts/study_demonstration.py                                # 10 clips, 4 sets, 3 budgets, 60 s each
     python scripts/study_demonstration.py --clips 3 --timeout 10 --factors 0.5,0.9
@@ -34,7 +34,7 @@ from stbp_milp.network.model import Model, load_model
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification, VoxelBox
-from stbp_milp.st_bench import FOLDER
+from stbp_milp.st_bench import SHIPPED
 from stbp_milp.st_bench.budgets import attacks_begin
 from stbp_milp.verify import verify
 
@@ -45,7 +45,8 @@ FIELDS = ("set", "factor", "clip", "epsilon", *METHODS, "verdict", "lower", "upp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where video.onnx and video_clips.npz are")
+    parser.add_argument("--model", type=Path, default=SHIPPED / "onnx" / "activity-S-pgd.onnx")
+    parser.add_argument("--clip-file", type=Path, default=SHIPPED / "clips" / "activity-S.npz", help="clips and labels")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--factors", default="0.5,0.75,1.0", help="budgets, as multiples of where attacks begin")
     parser.add_argument("--sets", default=";".join(SETS), help="separated by semicolons")
@@ -56,8 +57,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     configuration = Configuration(timeout=arguments.timeout, threads=arguments.threads, solver=arguments.solver)
-    model = load_model(arguments.folder / "video.onnx")
-    content = np.load(arguments.folder / "video_clips.npz")
+    model = load_model(arguments.model)
+    content = np.load(arguments.clip_file)
     path = arguments.out.with_suffix(".csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = read_csv(path)
@@ -116,7 +117,7 @@ def _report(rows: list[dict[str, str]], out: Path, timeout: float) -> None:
     """On the screen, and as Markdown beside the CSV."""
     header = ["set", "budget", *(f"proved: {m}" for m in METHODS), "complete: verified", "falsified", "undecided",
               "median s", "total s", "decided by"]  # fmt: skip
-    table = Table(*header, title=f"video network, {timeout:g} s an instance")
+    table = Table(*header, title=f"activity network, {timeout:g} s an instance")
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     keys = sorted(
         {(r["set"], float(r["factor"])) for r in rows}, key=lambda k: (SETS.index(k[0]) if k[0] in SETS else 9, k)

@@ -4,7 +4,7 @@
     python scripts/study_milp.py                     # about ten minutes on one core
     python scripts/study_milp.py --each 10 --ablation 5 --seconds 5
 
-Collected on the demonstration's video network: members of window:2, any-frames:2, patch:3x3@2 and patch:6x6@2 whose
+Collected on the shipped activity network: members of window:2, any-frames:2, patch:3x3@2 and patch:6x6@2 whose
 backward bounds, slopes optimised, do not exceed 0 at radii a little below the one where attacks on the whole set begin
 to succeed; where a member has more than 140 undecided ReLUs, the verifier's own search splits ReLUs, always following
 the worse open child, until no more are left. Each is one class against one other on one member. Then every one is
@@ -49,8 +49,9 @@ from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.properties import Property, same_class
 from stbp_milp.search import Deadline
 from stbp_milp.sets import PerturbationSet, SetSpecification
-from stbp_milp.st_bench import FOLDER, clips
+from stbp_milp.st_bench import SHIPPED
 from stbp_milp.st_bench.budgets import attacks_begin
+from stbp_milp.st_bench.export import read_clips
 
 SETS = ("window:2", "any-frames:2", "patch:3x3@2", "patch:6x6@2")
 SMALL, LARGE = 60, 140
@@ -146,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console()
-    model = load_model(FOLDER / "video.onnx")
+    model = load_model(SHIPPED / "onnx" / "activity-S-pgd.onnx")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
         pool = collect(model, arguments, progress)
@@ -164,7 +165,7 @@ def main() -> None:
 
 def collect(model: Model, arguments: argparse.Namespace, progress: Progress) -> list[Subproblem]:
     """Up to `each` subproblems of either size and `breakable` that can be broken, spread over sets, clips and radii."""
-    voxels, labels = clips("video.onnx")
+    voxels, labels = read_clips(SHIPPED / "clips" / "activity-S.npz")
     chance = random.Random(arguments.seed)
     wanted = dict(zip(GROUPS, (arguments.each, arguments.each, arguments.breakable), strict=True))
     pool: list[Subproblem] = []

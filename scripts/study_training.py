@@ -177,7 +177,7 @@ def _report(path: Path, timeout: float, console: Console) -> None:
         "# Three ways of training, size S\n\n"
         "Shares of all test clips (`clean`: right; `attacked`: right and not broken by the attack; then: proved by one "
         f"bound of the whole set). Complete verdicts, {timeout:g} s each, on the first clips that are right. "
-        "The radius of a set is the same for the three networks.\n\n"
+        "The radius of a set is the same for the three networks. Every family is a run of its own (`--family`).\n\n"
         f"{markdown(HEADER, summary)}\n{provenance(1)}"
     )
     path.with_suffix(".md").write_text(page)

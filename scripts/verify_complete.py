@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A complete verdict on one clip, or the shipped demonstration; `--help` explains."""
+"""A complete verdict on one clip, or the shipped bench; `--help` explains."""
 
 import sys
 

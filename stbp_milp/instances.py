@@ -23,7 +23,7 @@ from stbp_milp.sets import SetSpecification
 
 SCHEMA = 1
 WORDS = ("verified", "falsified", "unknown")
-_FIELDS = {"schema", "clip", "set", "epsilon", "domain", "label", "top_k", "tolerance", "expected"}
+_FIELDS = {"schema", "clip", "set", "epsilon", "domain", "label", "top_k", "tolerance", "expected", "name"}
 _REQUIRED = {"schema", "clip", "set", "epsilon"}
 
 
@@ -38,6 +38,7 @@ class Specification:
         top_k: the class stays among the first so many.
         tolerance: for regression: every output stays within +-tolerance of the clean output, in the output's unit.
         expected: the verdict where it is known.
+        name: for people; None where it has none.
     """
 
     clip: str
@@ -47,6 +48,7 @@ class Specification:
     top_k: int = 1
     tolerance: float | None = None
     expected: str | None = None
+    name: str | None = None
 
     def query(self, model: Model) -> Query:
         """The question about `model`.
@@ -75,6 +77,7 @@ class Specification:
             "top_k": self.top_k,
             "tolerance": self.tolerance,
             "expected": self.expected,
+            "name": self.name,
         }
         return json.dumps({key: value for key, value in entries.items() if value is not None}, indent=2) + "\n"
 
@@ -128,6 +131,8 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
             raise wrong(field, "a whole number")
     if tolerance is not None and not number(tolerance):
         raise wrong("tolerance", "a number in the unit of the output")
+    if not isinstance(entries.get("name", ""), str):
+        raise wrong("name", "text")
     if entries.get("expected") not in (None, *WORDS):
         raise wrong("expected", " or ".join(WORDS))
     return Specification(
@@ -138,4 +143,5 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
         1 if top is None else top,
         tolerance,
         entries.get("expected"),
+        entries.get("name"),
     )

@@ -189,7 +189,7 @@ def _model_digest(path: Path) -> str:
 def _question(path: Path) -> tuple[str, str | None]:
     """sha256 of what a specification asks, with its clip; and the verdict that it expects.
 
-    Of our own specifications, order and layout of the entries and the expected verdict do not count. What is no
+    Of our own specifications, order and layout of the entries, name and expected verdict do not count. What is no
     specification is a question too: the worker says what is wrong with it.
     """
     content = _read(path)
@@ -200,6 +200,7 @@ def _question(path: Path) -> tuple[str, str | None]:
     if not isinstance(entries, dict):
         return hashlib.sha256(_unzipped(path, content)).hexdigest(), None
     expected = entries.pop("expected", None)
+    entries.pop("name", None)
     clip = entries.pop("clip", None)
     asked = [entries, _clip_digest(path, clip)]
     return digest_of(asked), expected if isinstance(expected, str) else None

@@ -21,7 +21,7 @@ _HELP = """Prove that a 3D CNN keeps its answer on a clip, or show a clip that b
 A clip is a short video or a volume, (C, T, H, W). An attacker may change a part of it (some frames, a patch, a few
 pixels) by at most eps. The verifier answers for ALL such clips at once: "verified" with a proof, "falsified" with a
 counterexample that the model itself confirms, or "unknown" when the time is over. Without --model it runs the shipped
-demonstration: 12 instances on three small networks, under two minutes.
+bench: some 60 instances on small networks, about two minutes.
 
 \b
 Examples:
@@ -31,8 +31,8 @@ Examples:
       --set patch:3x3@2 --eps 1 --timeout 120
   python scripts/verify_complete.py --model steer.onnx --input road.npz --tolerance 5 \\
       --set any-frames:2 --eps 0.02
-  python scripts/verify_complete.py --model stbp_milp/st_bench/video.onnx --input v_Basketball_g01_c01.avi \\
-      --set window:2 --eps 2/255
+  python scripts/verify_complete.py --model stbp_milp/st_bench/shipped/onnx/activity-S-pgd.onnx \\
+      --input v_Basketball_g01_c01.avi --set window:2 --eps 2/255
 
 \b
 Sets, where the attacker may act (indices start at 0):
@@ -48,10 +48,10 @@ Sets, where the attacker may act (indices start at 0):
 
 \b
 Exit codes:
-  0  verified           (demonstration: every instance came out as expected)
+  0  verified           (shipped bench: every instance came out as expected)
   1  falsified
   2  bad input          (one sentence says what to do)
-  3  unknown            (demonstration: an instance stayed open)
+  3  unknown            (shipped bench: an instance stayed open)
   4  contradiction      (two methods disagree: a bug, please report it)
   70 any other error in the program, 130 interrupted by Ctrl-C
 """
@@ -107,7 +107,7 @@ class Options:
     "--timeout",
     type=POSITIVE,
     metavar="SECONDS",
-    help="Time limit. Default: 60; in the demonstration every instance has its own.",
+    help="Time limit. Default: 60; in the shipped bench every instance has its own.",
 )
 @shared.solver
 @shared.seed

@@ -1,10 +1,12 @@
-"""The shipped demonstration: every instance in turn, compared with the verdict it should have."""
+"""The shipped bench: every instance in turn, compared with the verdict it should have."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
 
 import click
 
@@ -12,12 +14,51 @@ from stbp_milp.cli.arguments import Options
 from stbp_milp.cli.one_clip import keep, read_configuration
 from stbp_milp.cli.screen import Screen
 from stbp_milp.files import prepare_folder
+from stbp_milp.instance_list import read_instances
+from stbp_milp.instances import read_specification
+from stbp_milp.network.model import load_model
+from stbp_milp.query import Query
 from stbp_milp.records import Record
-from stbp_milp.report.terminal import LiveLine, Row, demonstration_table, verdict_line
-from stbp_milp.st_bench import instances
+from stbp_milp.report.terminal import LiveLine, Row, bench_table, verdict_line
+from stbp_milp.st_bench import SHIPPED
 from stbp_milp.verify import verify
 
 OPEN, CONTRADICTION = 3, 4
+_SHOWN_LIVE = 8  # rows; more than a screen would flicker
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """A question of a list, ready to be verified.
+
+    Attributes:
+        clip: where it is, as the specification says it.
+        timeout: seconds.
+        expected: the verdict; "" where nobody knows it.
+    """
+
+    name: str
+    model: str
+    clip: str
+    query: Query
+    timeout: float
+    expected: str
+
+
+def instances(path: Path = SHIPPED / "instances.csv") -> tuple[Instance, ...]:
+    """The instances of a list of specifications of ours, in its order.
+
+    Raises:
+        InputError: a file cannot be read, or model, clip, set and property do not fit together.
+    """
+    load = lru_cache(maxsize=None)(load_model)
+    found: list[Instance] = []
+    for listed in read_instances(path):
+        asked = read_specification(listed.specification)
+        query = asked.query(load(listed.model))
+        name = asked.name or listed.specification.stem
+        found.append(Instance(name, listed.model.name, asked.clip, query, listed.timeout, asked.expected or ""))
+    return tuple(found)
 
 
 def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
@@ -27,27 +68,27 @@ def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
         SoundnessError: two methods contradict each other.
     """
     began = datetime.now(UTC)
-    folder = prepare_folder(options.out / f"demonstration-{began.strftime('%Y%m%dT%H%M%SZ')}")
+    folder = prepare_folder(options.out / f"shipped-{began.strftime('%Y%m%dT%H%M%SZ')}")
     shipped = instances()
-    rows = [Row(i.name, i.query.set.text, i.query.set.epsilon, i.expected) for i in shipped]
+    rows = [Row(i.name, i.query.set.text, i.query.set.epsilon, i.expected, i.model) for i in shipped]
     records: list[Record] = []
     live = LiveLine(screen.errors, 0.0, shown=not screen.quiet)
     try:
         with live:
             for at, instance in enumerate(shipped):
                 configuration = read_configuration(options, instance.timeout)
-                live.start(configuration.timeout, demonstration_table(rows))
+                live.start(configuration.timeout, bench_table(rows, _SHOWN_LIVE))
                 at_start = datetime.now(UTC)
                 outcome = verify(instance.query, configuration, live.update)
                 rows[at] = replace(rows[at], outcome=outcome)
-                source, label = f"clip {instance.clip} of {instance.model}", f"{at + 1:02d} {instance.name}"
+                source, label = f"{instance.clip} for {instance.model}", f"{at + 1:02d} {instance.name}"
                 kept = keep(instance.query, configuration, outcome, folder, source, arguments, at_start, label)
                 records.append(kept.record)
     except KeyboardInterrupt:
-        screen.say(demonstration_table(rows))
+        screen.say(bench_table(rows))
         click.echo(f"interrupted in instance {rows[len(records)].name}: {live.text()}", err=True)
         return 130
-    screen.say(demonstration_table(rows), f"records, clips and pictures: {folder}")
+    screen.say(bench_table(rows), f"records, clips and pictures: {folder}")
     _print_for_machines(rows, records, screen)
     return exit_code(rows)
 
@@ -64,4 +105,4 @@ def _print_for_machines(rows: Sequence[Row], records: Sequence[Record], screen: 
     elif screen.quiet:
         for row in rows:
             if row.outcome is not None:
-                click.echo(f"{row.name}: {verdict_line(row.outcome)}")
+                click.echo(f"{row.group}, {row.set_text}, {row.name}: {verdict_line(row.outcome)}")

@@ -38,6 +38,11 @@ def write_vnnlib(query: Query, path: Path) -> int:
     return len(stays)
 
 
+def count_boxes(query: Query) -> float:
+    """How many boxes the question's set is a union of; they can be astronomically many."""
+    return float(query.set.build(query.clip).choice.members()[0])
+
+
 def _members(query: Query, perturbation: PerturbationSet) -> NDArray[np.bool_]:
     """The voxels that stay in each member, among those that the set moves: `(members, C*T*H*W)`."""
     count, size = float(perturbation.choice.members()[0]), query.clip.numel()

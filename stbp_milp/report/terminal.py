@@ -147,12 +147,18 @@ def verdict_line(outcome: Outcome) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One instance of the demonstration; `outcome` is None while it has not run."""
+    """One instance of the shipped bench; `outcome` is None while it has not run.
+
+    Attributes:
+        expected: the verdict, or "" where nobody knows it.
+        group: rows of one group stand together under its name.
+    """
 
     name: str
     set_text: str
     epsilon: float
     expected: str
+    group: str = ""
     outcome: Outcome | None = None
 
     @property
@@ -163,36 +169,48 @@ class Row:
         word = self.outcome.word
         if word == self.expected:
             return "ok"
-        if self.expected == "unknown":
-            return "decided"
+        if self.expected in ("unknown", ""):
+            return "decided" if word != "unknown" else "open"
         return "open" if word == "unknown" else "WRONG"
 
 
-def demonstration_table(rows: Sequence[Row]) -> RenderableType:
-    """A line an instance that has run, and a line of totals."""
+def bench_table(rows: Sequence[Row], most: int | None = None) -> RenderableType:
+    """A line an instance that has run (the last `most` of them), by groups, and a line of totals."""
     done = [row for row in rows if row.outcome is not None]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("instance", "set"):
         table.add_column(name, overflow="fold")
     table.add_column("eps", justify="right")
-    for name in ("verdict", "expected", "margin", "decided by"):
+    for name in ("verdict", "margin", "decided by"):
         table.add_column(name, no_wrap=True)
     table.add_column("seconds", justify="right")
-    for row in done:
+    group = ""
+    for row in done if most is None else done[-most:]:
         assert row.outcome is not None
-        word = row.outcome.word
-        expected = row.expected if row.mark == "ok" else f"{row.expected} ({row.mark})"
+        if row.group != group:
+            group = row.group
+            table.add_row(Text(group, style="bold"))
         table.add_row(
             Text(row.name),
             row.set_text,
             as_fraction(row.epsilon),
-            Text(word, style=_COLOURS[word]),
-            Text(expected, style="bold red" if row.mark == "WRONG" else ""),
+            _compared(row),
             Text(_interval(row.outcome.lower, row.outcome.upper)),
             row.outcome.decided_by or "-",
             f"{row.outcome.seconds:.2f}",
         )
     return Group(table, Text(_totals(rows)))
+
+
+def _compared(row: Row) -> Text:
+    """The verdict, and what was expected where that is something else."""
+    assert row.outcome is not None
+    word = row.outcome.word
+    text = Text(word, style=_COLOURS[word])
+    if row.mark == "ok":
+        return text
+    expected = row.expected or "nothing"
+    return text.append(f" ({row.mark}), expected {expected}", style="bold red" if row.mark == "WRONG" else "default")
 
 
 def _totals(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Writes the demonstration's networks and clips as files."""
+"""A bench's networks and clips as files."""
 
 from __future__ import annotations
 
@@ -50,3 +50,9 @@ def write_network(network: nn.Module, sample: Tensor, path: Path) -> None:
 def write_clips(clips: Tensor, targets: Tensor, path: Path) -> None:
     """`clips` (N, C, T, H, W) float32 and `targets` under the name `labels`."""
     np.savez_compressed(path, clips=clips.numpy(), labels=targets.numpy())
+
+
+def read_clips(path: Path) -> tuple[Tensor, Tensor]:
+    """What `write_clips` wrote: `(N, C, T, H, W)` float32, and labels `(N,)` or angles `(N, 1)` in degrees."""
+    content = np.load(path, allow_pickle=False)
+    return torch.from_numpy(content["clips"]), torch.from_numpy(content["labels"])

@@ -94,7 +94,7 @@ _STEPS: dict[tuple[str, str, Way], int] = {
     ("medical", "M", "st-ibp"): 600,
 }
 _LARGE_STEPS = 20  # L networks are there for scale
-_REACH = {"activity": 0.6, "driving": 1.0, "medical": 0.4}
+_REACH = {"activity": 0.6, "driving": 1.0, "medical": 0.25}
 # Intervals of all places of a pixel or patch together are so loose that driving and medical networks learn nothing.
 _CERTIFIED = {
     "activity": {"window:2", "any-frames:2", "patch:3x3@2", "everywhere"},

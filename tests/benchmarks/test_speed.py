@@ -18,7 +18,7 @@ from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.properties import same_class
 from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
-from stbp_milp.st_bench import FOLDER
+from stbp_milp.st_bench import SHIPPED
 
 LARGE_SETS = ("everywhere", "any-frames:2", "window:2", "patch:8x8@2", "moving-patch:8x8@2", "pixels:5")
 
@@ -43,8 +43,8 @@ def test_first_layer_of_a_large_clip(benchmark: BenchmarkFixture, text: str) -> 
 
 
 def _members() -> tuple[Problem, PerturbationSet]:
-    model = load_model(FOLDER / "video.onnx")
-    clip = torch.from_numpy(np.load(FOLDER / "video_clips.npz")["clips"][0]).double()
+    model = load_model(SHIPPED / "onnx" / "activity-S-pgd.onnx")
+    clip = torch.from_numpy(np.load(SHIPPED / "clips" / "activity-S.npz")["clips"][0]).double()
     union = SetSpecification("patch:3x3@2", 1.0).build(clip)
     assert isinstance(union.choice, Patch)
     members = union.singletons()

@@ -1,6 +1,6 @@
 """`run_batch`: what it refuses, what it says and with which exit code it ends.
 
-By hand: three instances on the shipped steering network, one of which names a set that there is not: two verdicts, one
+By hand: three instances on the shipped driving network, one of which names a set that there is not: two verdicts, one
 error, exit code 3; the same command again runs nothing.
 """
 
@@ -21,13 +21,13 @@ from stbp_milp.cli.batch_arguments import parse
 from stbp_milp.cli.batch_display import BatchDisplay, counts, pace
 from stbp_milp.errors import InputError
 
-SHIPPED = Path(__file__).parents[2] / "stbp_milp" / "st_bench"
+SHIPPED = Path(__file__).parents[2] / "stbp_milp" / "st_bench" / "shipped"
 
 
 @pytest.fixture
 def instances(tmp_path: Path) -> Path:
     """Verified, falsified and an error; expected: verified, verified and nothing."""
-    clip = f"{SHIPPED}/steering_clips.npz:clips[1]"
+    clip = f"{SHIPPED}/clips/driving-S.npz:clips[1]"
     common = {"schema": 1, "clip": clip, "tolerance": 8.0, "epsilon": 0.02}
     asked = [
         common | {"set": "frames:0", "epsilon": 0.001, "expected": "verified"},
@@ -36,7 +36,7 @@ def instances(tmp_path: Path) -> Path:
     ]
     for number, entries in enumerate(asked):
         (tmp_path / f"{number}.json").write_text(json.dumps(entries))
-    lines = [f"{SHIPPED}/steering.onnx,{number}.json,60\n" for number in range(len(asked))]
+    lines = [f"{SHIPPED}/onnx/driving-S-pgd.onnx,{number}.json,60\n" for number in range(len(asked))]
     (tmp_path / "instances.csv").write_text("".join(lines))
     return tmp_path / "instances.csv"
 

@@ -334,7 +334,7 @@ def test_verdict_is_printed_even_if_it_cannot_be_kept(run: Run, capsys: pytest.C
     assert "No space left" in printed.err
 
 
-# --- the demonstration ------------------------------------------------------------------------------------
+# --- the shipped bench ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -344,11 +344,11 @@ class Instance:
     expected: str
     timeout: float = 5.0
     model: str = "net.onnx"
-    clip: int = 3
+    clip: str = "clip 3"
 
 
-def _demonstrate(run: Run, expected: list[str], **changes: str) -> tuple[int, list[Any]]:
-    """Run the demonstration on the example with verdicts verified, falsified, unknown."""
+def _run_shipped(run: Run, expected: list[str], **changes: str) -> tuple[int, list[Any]]:
+    """Run the shipped bench on the example with verdicts verified, falsified, unknown."""
     example = query(run.folder / "net.onnx")
     answers = iter([verified(), falsified(example), unknown()])
     limits: list[float] = []
@@ -365,8 +365,8 @@ def _demonstrate(run: Run, expected: list[str], **changes: str) -> tuple[int, li
     return main(["--out", str(run.out), *options]), limits
 
 
-def test_demonstration(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    code, limits = _demonstrate(run, ["verified", "falsified", "unknown"])
+def test_shipped_bench(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    code, limits = _run_shipped(run, ["verified", "falsified", "unknown"])
     assert code == 0
     assert limits == [5.0, 5.0, 5.0]
     printed = capsys.readouterr().out
@@ -375,11 +375,11 @@ def test_demonstration(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(list(folder.glob("*.json"))) == 3
     assert len(list(folder.glob("*.gif"))) == 1
     sources = {read_record(path).clip["source"] for path in folder.glob("*.json")}
-    assert sources == {"clip 3 of net.onnx"}
+    assert sources == {"clip 3 for net.onnx"}
 
 
-def test_demonstration_with_own_limit_as_json(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    code, limits = _demonstrate(run, ["verified", "falsified", "unknown"], timeout="1", json="")
+def test_shipped_bench_with_own_limit_as_json(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    code, limits = _run_shipped(run, ["verified", "falsified", "unknown"], timeout="1", json="")
     assert code == 0
     assert limits == [1.0, 1.0, 1.0]
     assert [record["verdict"] for record in json.loads(capsys.readouterr().out)] == ["verified", "falsified", "unknown"]
@@ -394,9 +394,9 @@ def test_demonstration_with_own_limit_as_json(run: Run, capsys: pytest.CaptureFi
         (["unknown", "unknown", "unknown"], 0),
     ],
 )
-def test_demonstration_exit_codes(run: Run, expected: list[str], code: int) -> None:
-    assert _demonstrate(run, expected)[0] == code
+def test_shipped_bench_exit_codes(run: Run, expected: list[str], code: int) -> None:
+    assert _run_shipped(run, expected)[0] == code
 
 
-def test_demonstration_without_runs_is_as_expected() -> None:
+def test_bench_without_runs_is_as_expected() -> None:
     assert exit_code([Row("a", "everywhere", 1.0, "verified")]) == 0

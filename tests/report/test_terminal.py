@@ -13,7 +13,7 @@ from stbp_milp.query import Query
 from stbp_milp.report.terminal import (
     LiveLine,
     Row,
-    demonstration_table,
+    bench_table,
     explanation,
     progress_text,
     question,
@@ -93,6 +93,8 @@ def test_verdict_line(asked: Query) -> None:
     [
         ("verified", "verified", "ok"),
         ("unknown", "verified", "decided"),
+        ("", "verified", "decided"),
+        ("", "unknown", "open"),
         ("verified", "unknown", "open"),
         ("verified", "falsified", "WRONG"),
         ("falsified", "verified", "WRONG"),
@@ -100,10 +102,11 @@ def test_verdict_line(asked: Query) -> None:
 )
 def test_marks(asked: Query, expected: str, got: str, mark: str) -> None:
     outcome = {"verified": verified(), "falsified": falsified(asked), "unknown": unknown()}[got]
-    row = Row("moving left", "window:2", 4 / 255, expected, outcome)
+    row = Row("moving left", "window:2", 4 / 255, expected, "net.onnx", outcome)
     assert row.mark == mark
-    text = _printed(demonstration_table([row, Row("later", "everywhere", 1.0, "verified")]), width=110)
+    text = _printed(bench_table([row, Row("later", "everywhere", 1.0, "verified")]), width=110)
     assert "moving left" in text
+    assert "net.onnx" in text
     assert "4/255" in text
     assert "1 of 2 instances" in text
     assert (f"({mark})" in text) == (mark != "ok")

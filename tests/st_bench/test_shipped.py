@@ -1,29 +1,26 @@
-"""The shipped demonstration: its files, networks, clips and instances, and the data they come from."""
+"""The shipped bench: its files, networks, clips and instances; whoever reads its lists gets the same questions."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import json
 import re
 from math import prod
 
 import pytest
 import torch
 
-from stbp_milp.data.stand_ins import (
-    STEERING_LIMIT,
-    STEERING_SHAPE,
-    VIDEO_SHAPE,
-    VOLUME_SHAPE,
-    moving_shapes,
-    organs,
-    roads,
-)
+from stbp_milp.cli.shipped import Instance, instances
+from stbp_milp.data.stand_ins import STEERING_LIMIT
+from stbp_milp.instance_list import read_instances
+from stbp_milp.interop import read_questions
 from stbp_milp.network.model import load_model
-from stbp_milp.sets import parse_set
-from stbp_milp.st_bench import FOLDER, clips, instances
-from stbp_milp.st_bench.adversary import climb
-from stbp_milp.st_bench.training import Maker
+from stbp_milp.st_bench import SHIPPED
+from stbp_milp.st_bench.export import read_clips
+from stbp_milp.st_bench.families import FAMILIES
+from stbp_milp.st_bench.layout import Question
 
-NETWORKS = {"video": VIDEO_SHAPE, "volume": VOLUME_SHAPE, "steering": STEERING_SHAPE}
 KINDS = {
     "everywhere",
     "frames",
@@ -37,80 +34,87 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_files_are_small(name: str) -> None:
-    for file in (f"{name}.onnx", f"{name}_clips.npz"):
-        assert 0 < (FOLDER / file).stat().st_size < 500_000
+@pytest.fixture(scope="module")
+def shipped() -> tuple[Instance, ...]:
+    return instances()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_networks_get_their_clips_right(name: str) -> None:
-    network = load_model(FOLDER / f"{name}.onnx").network
-    tests, labels = clips(f"{name}.onnx")
-    assert tests.shape == (20 if name == "video" else 10, *NETWORKS[name])
-    assert tests.dtype == torch.float32
-    assert float(tests.min()) >= 0
-    assert float(tests.max()) <= 1
+def test_it_is_small_and_whole() -> None:
+    sizes = [path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(sizes) < 5_000_000
+    lines = [line.split("  ") for line in (SHIPPED / "SHA256SUMS").read_text().splitlines()]
+    assert len(lines) == len(sizes) - 2  # not of itself and of bench.json
+    for digest, name in lines:
+        assert hashlib.sha256((SHIPPED / name).read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_networks_get_their_clips_right(family: str) -> None:
+    network = load_model(SHIPPED / "onnx" / f"{family}-S-pgd.onnx").network
+    clips, targets = read_clips(SHIPPED / "clips" / f"{family}-S.npz")
+    assert clips.shape == (20, *FAMILIES[family].shape("S"))
+    assert clips.dtype == torch.float32
+    assert float(clips.min()) >= 0
+    assert float(clips.max()) <= 1
     assert 1_000 <= sum(prod(network.nodes[i].shape) for i in network.relus) <= 3_000
-    outputs = network(tests.double())
-    if name == "steering":
-        assert float((outputs - labels).abs().mean()) < 0.02 * 2 * STEERING_LIMIT
+    outputs = network(clips.double())
+    if family == "driving":
+        assert float((outputs - targets).abs().mean()) < 0.02 * 2 * STEERING_LIMIT
     else:
-        assert torch.equal(outputs.argmax(1), labels)
+        assert torch.equal(outputs.argmax(1), targets)
 
 
-def test_instances_cover_all_kinds_of_sets_and_verdicts() -> None:
-    shipped = instances()
-    assert len(shipped) == 12
-    assert len({i.name for i in shipped}) == 12
-    kinds = {re.split(r"[:]", i.query.set.text)[0] for i in shipped}
-    assert kinds == KINDS
-    assert {i.expected for i in shipped} == {"verified", "falsified", "unknown"}
-    assert {i.model for i in shipped} == {f"{name}.onnx" for name in NETWORKS}
+def test_instances_cover_all_kinds_of_sets_and_verdicts(shipped: tuple[Instance, ...]) -> None:
+    assert 50 <= len(shipped) <= 70
+    assert {re.split(":", i.query.set.text)[0] for i in shipped} == KINDS
+    assert {i.model.split("-")[0] for i in shipped} == set(FAMILIES)
+    words = [i.expected for i in shipped]
+    assert set(words) == {"verified", "falsified", "unknown"}
+    assert words.count("unknown") <= 2
+    assert min(words.count("verified"), words.count("falsified")) >= len(words) / 5
     assert sum(i.timeout for i in shipped if i.expected == "unknown") < 10
+    assert {i.timeout for i in shipped if i.expected != "unknown"} == {30.0}
+
+
+def test_every_clean_clip_keeps_its_property(shipped: tuple[Instance, ...]) -> None:
     for instance in shipped:
         query = instance.query
-        assert query.clip.dtype == torch.float64
         outputs = query.model.network(query.clip.unsqueeze(0))
-        assert float(query.property.margin(outputs)) > 0  # the clean clip keeps the property
+        assert float(query.property.margin(outputs)) > 0
         query.set.build(query.clip)
 
 
-@pytest.mark.parametrize(
-    ("maker", "shape"), [(moving_shapes, VIDEO_SHAPE), (organs, VOLUME_SHAPE), (roads, STEERING_SHAPE)]
-)
-def test_makers_are_deterministic(maker: Maker, shape: tuple[int, ...]) -> None:
-    first, targets = maker(6, 3)
-    again, same_targets = maker(6, 3)
-    other, _ = maker(6, 4)
-    assert first.shape == (6, *shape)
-    assert torch.equal(first, again)
-    assert torch.equal(targets, same_targets)
-    assert not torch.equal(first, other)
-    assert float(first.min()) >= 0
-    assert float(first.max()) <= 1
+def test_the_chosen_twelve_are_among_them(shipped: tuple[Instance, ...]) -> None:
+    chosen = json.loads((SHIPPED.parent / "chosen.json").read_text())
+    asked = {(i.name, i.query.set.text, i.query.set.epsilon, i.timeout, i.expected) for i in shipped}
+    assert len(chosen) == 12
+    for one in chosen:
+        assert (one["name"], one["set"], one["epsilon"], float(one["timeout"]), one["expected"]) in asked
 
 
-def test_single_frames_do_not_tell_the_motion() -> None:
-    """Frame by frame, all four classes have the same mean picture up to chance; over time they differ."""
-    made, labels = moving_shapes(4000, 5)
-    means = torch.stack([made[labels == c].mean(0) for c in range(4)])  # (4, 1, T, H, W)
-    assert float((means - means.mean(0)).abs().max()) < 0.06
-    change = (made[:, 0, 1:, :, 1:] * made[:, 0, :-1, :, :-1]).mean((1, 2, 3))  # correlates with moving right
-    back = (made[:, 0, 1:, :, :-1] * made[:, 0, :-1, :, 1:]).mean((1, 2, 3))
-    right = change > back
-    assert float(right[labels == 1].float().mean()) > 0.95
-    assert float(right[labels == 0].float().mean()) < 0.05
+def test_questions_of_the_description_are_those_of_the_list() -> None:
+    described = json.loads((SHIPPED / "bench.json").read_text())["questions"]
+    questions = [
+        Question.of_entries({key: value for key, value in entries.items() if key not in ("boxes", "vnnlib")})
+        for entries in described
+    ]
+    lines = list(csv.reader((SHIPPED / "instances.csv").read_text().splitlines()))
+    assert lines == [[q.network.file, q.specification_file, f"{q.timeout:g}"] for q in questions]
 
 
-@pytest.mark.parametrize("text", ["window:2", "patch:3x3@2", "pixels-per-frame:1"])
-def test_training_adversary_stays_in_the_set(text: str) -> None:
-    made, labels = moving_shapes(4, 0)
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(made[0].numel(), 4))
-    choice = parse_set(text, (8, 16, 16))
-    generator = torch.Generator().manual_seed(0)
-    moved = climb(network, torch.nn.functional.cross_entropy, made, labels, choice, 0.1, generator)
-    changed = (moved != made).any(1).float()
-    assert torch.equal(choice.total(changed.unsqueeze(0)).squeeze(0), changed.sum((1, 2, 3)))
-    assert float((moved - made).abs().max()) <= 0.1 + 1e-6
-    assert float(changed.sum()) > 0
+def test_the_smallest_vnnlib_files_ask_the_same() -> None:
+    """One of each family: clips of the set lie in a box, and both files give them the same margin."""
+    listed = read_instances(SHIPPED / "instances_vnnlib.csv")
+    assert len(listed) >= 15
+    for family in FAMILIES:
+        own = [i for i in listed if i.model.name.startswith(family)]
+        one = min(own, key=lambda i: i.specification.stat().st_size)
+        model = load_model(one.model)
+        ours = SHIPPED / "specifications" / f"{one.specification.name.removesuffix('.vnnlib.gz')}.json"
+        (asked,) = read_questions(ours, model)
+        boxes = read_questions(one.specification, model)
+        perturbation = asked.set.build(asked.clip)
+        samples = perturbation.sample(4, torch.Generator().manual_seed(0))
+        assert all(any(box.set.contains(clip) for box in boxes) for clip in samples)
+        outputs = model.network(samples)
+        assert torch.allclose(asked.property.margin(outputs), boxes[0].property.margin(outputs))

@@ -16,7 +16,7 @@ from stbp_milp.cli.tightness import main
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.instances import Specification, write_specification
 from stbp_milp.sets import SetSpecification
-from stbp_milp.st_bench import FOLDER
+from stbp_milp.st_bench import SHIPPED
 from stbp_milp.tightness.measure import Row, row_of
 from stbp_milp.tightness.questions import Sweep, read_questions
 from stbp_milp.tightness.store import LINES, Store
@@ -26,8 +26,8 @@ from stbp_milp.tightness.study import Options, run_study, tasks
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
-    shutil.copy(FOLDER / "video.onnx", folder)
-    shutil.copy(FOLDER / "video_clips.npz", folder)
+    shutil.copy(SHIPPED / "onnx/activity-S-pgd.onnx", folder / "video.onnx")
+    shutil.copy(SHIPPED / "clips/activity-S.npz", folder / "video_clips.npz")
     label = int(np.load(folder / "video_clips.npz")["labels"][0])
     for name, text in (("a", "window:2"), ("b", "everywhere")):
         specification = Specification("video_clips.npz:clips[0]", SetSpecification(text, 0.02), label=label)

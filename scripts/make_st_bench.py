@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Makes a benchmark of networks, clips and questions that other tools can run too; `--help` explains."""
+
+import sys
+
+from stbp_milp.cli.st_bench import main
+
+if __name__ == "__main__":
+    sys.exit(main())

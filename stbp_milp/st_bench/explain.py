@@ -1,0 +1,83 @@
+"""What a bench's README says to somebody with another tool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from math import prod
+
+from stbp_milp.network.model import Model
+from stbp_milp.st_bench.layout import Question
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A question in the README's table.
+
+    Attributes:
+        boxes: how many boxes its set is a union of.
+        written: does it have a VNN-LIB file?
+    """
+
+    question: Question
+    model: Model
+    boxes: float
+    written: bool
+
+
+_TEXT = "explanation.md"  # str.format fills it
+
+
+def explanation(rows: Sequence[Row], seed: int, boxes: int) -> str:
+    """The whole README."""
+    words = [row.question.expected for row in rows]
+    named = (
+        ("verified", "verified"),
+        ("falsified", "falsified"),
+        ("too short a limit", "unknown"),
+        ("not known", None),
+    )
+    counts = ", ".join(f"{words.count(word)} {name}" for name, word in named if words.count(word))
+    text = (files(__package__) / _TEXT).read_text(encoding="utf-8")
+    return text.format(
+        seed=seed,
+        count=len(rows),
+        vnnlib=sum(row.written for row in rows),
+        counts=f"Expected verdicts: {counts}",
+        boxes=boxes,
+        networks="\n".join(_networks(rows)),
+        questions="\n".join(map(_question, rows)),
+    )
+
+
+def _networks(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(row.question.network for row in rows):
+        own = [row for row in rows if row.question.network == name]
+        network, words = own[0].model.network, [row.question.expected for row in own]
+        relus = sum(prod(network.nodes[index].shape) for index in network.relus)
+        shape = "x".join(map(str, network.input_shape))
+        decided = [words.count("verified"), words.count("falsified")]
+        cells = [name.stem, shape, f"{relus:,}", len(own), *decided, len(own) - sum(decided)]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def _question(row: Row) -> str:
+    asked = row.question
+    wanted = f"within {asked.tolerance:g}" if asked.tolerance else f"class {asked.label}"
+    if asked.top_k > 1:
+        wanted += f" in top {asked.top_k}"
+    cells = (
+        f"{asked.stem}: {asked.name}",
+        asked.network.stem,
+        f"`{asked.set}`",
+        f"{asked.epsilon:g}",
+        wanted,
+        f"{row.boxes:,.0f}" if row.boxes < 1e6 else f"{row.boxes:.1e}",
+        "yes" if row.written else "",
+        f"{asked.timeout:g}",
+        asked.expected or "",
+    )
+    return "| " + " | ".join(cells) + " |"
