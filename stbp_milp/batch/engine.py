@@ -270,9 +270,12 @@ class _Engine:
         return self.folder.keep(result)
 
     def _take_plan(self, task: Task, answer: dict[str, Any]) -> list[InstanceResult]:
-        """Queue the parts; or the instance itself, where its set has no parts."""
+        """Queue the parts; or the instance itself, where it has no parts or was not cut within the limits."""
         whole = replace(task, part=None)
         count = answer.get("parts")
+        if answer.get("word") in ("timeout", "memout"):
+            self.waiting.appendleft(Unit("instance", whole))
+            return []
         if count is None:
             result = unfinished(whole, str(answer["reason"]), "itself", 1, {"node": "", "worker": ""})
             return [self.folder.keep(replace(result, word=answer["word"]))]

@@ -62,6 +62,11 @@ def cut(task: Task, tell: Tell) -> dict[str, Any]:
     return {"parts": parts, "neurons": [neurons] * parts}
 
 
+def never_cut(task: Task, tell: Tell) -> dict[str, Any]:
+    """Hangs over where to cut."""
+    return do("hang", tell)
+
+
 def do(plant: str, tell: Tell) -> dict[str, Any]:
     """Behave so."""
     tell({"margin": {"lower": -1.5, "upper": 2.0}, "stage_seconds": {"attack": 0.1}})

@@ -177,6 +177,14 @@ def test_the_first_counterexample_ends_the_others(tmp_path: Path, here: Open, pl
     assert list((batch.folder.path / "attempts").iterdir()) == []
 
 
+def test_what_is_not_cut_within_its_limits_runs_whole(tmp_path: Path, here: Open) -> None:
+    batch = Batch(tmp_path, [("verified", "hang")])
+    batch.run(here, Options(OPTIONS.job, "planted:never_cut", split=2))
+    (whole,) = batch.results()
+    assert whole is not None
+    assert (whole.word, whole.parts) == ("verified", None)
+
+
 def test_parts_that_are_known_are_not_run_again(tmp_path: Path, here: Open) -> None:
     batch = Batch(tmp_path, [("unknown", "hang", "unknown"), "verified"])
     options = Options(OPTIONS.job, OPTIONS.plan_job, split=3)
