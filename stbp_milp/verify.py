@@ -67,15 +67,19 @@ def verify(query: Query, configuration: Configuration, on_progress: OnProgress |
 
 
 def neurons_to_split(query: Query, configuration: Configuration, count: int) -> tuple[Neuron, ...]:
-    """The neurons whose phases cut the question best, at most `count`; none where first bounds settle it.
+    """The neurons whose phases cut the question best, at most `count`; none where first bounds or their minimisers
+    settle it.
 
     Raises:
         InputError, SoundnessError: as `verify`.
     """
     query.check()
     with _computing(configuration):
-        start = _Run.of(query, configuration, lambda progress: None).start()
-        return () if isinstance(start, SearchEnd) else hardest_neurons(start.expand, start.roots, count)
+        run = _Run.of(query, configuration, lambda progress: None)
+        start = run.start()
+        if isinstance(start, SearchEnd) or run.judge.found:
+            return ()
+        return hardest_neurons(start.expand, start.roots, count)
 
 
 @contextmanager
