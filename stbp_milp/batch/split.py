@@ -13,12 +13,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from stbp_milp.batch.task import Part, Task
-from stbp_milp.errors import SoundnessError, contradict
+from stbp_milp.errors import InputError, SoundnessError, contradict
 from stbp_milp.plain import digest_of
 from stbp_milp.results import InstanceResult
 
 _LEAVES_KEPT = 1_000
 _PARTIAL = ("part", "phases")  # fields of a record's set that say that it is not the whole one
+_NAMING = ("stbp-milp", "commit", "torch", "onnx")  # versions of what names neurons
 _WORST_FIRST = ("error", "memout", "timeout", "unknown")
 
 
@@ -33,6 +34,7 @@ def whole_of(task: Task, parts: Sequence[InstanceResult], count: int) -> Instanc
     Raises:
         SoundnessError: the parts are not those of one question, or what was proved of one contradicts what another
             saw.
+        InputError: subtrees were verified by different versions of the code.
     """
     if any((part.whole, part.count) != (task.key, count) for part in map(_part, parts)):
         raise SoundnessError(f"results of parts of instance {task.key} are those of another instance")
@@ -58,20 +60,14 @@ def _missing(task: Task, parts: Sequence[InstanceResult], count: int) -> list[st
     """The parts of the set that the results do not cover.
 
     Raises:
-        SoundnessError: a part has two results, or subtrees of different neurons or by different code.
+        SoundnessError: a part has two results, or subtrees of different neurons.
     """
     missing = []
     for index in range(count):
-        results = [part for part in parts if _part(part).index == index]
-        own = [_part(part).phases for part in results]
+        own = [_part(part).phases for part in parts if _part(part).index == index]
         cuts = {tuple((relu, neuron) for relu, neuron, _ in phases) for phases in own}
         if len(cuts) > 1 or len(set(own)) < len(own) or any(len(set(cut)) < len(cut) for cut in cuts):
             raise SoundnessError(f"the results of part {index} of instance {task.key} are not those of one cut")
-        if len({digest_of(part.versions) for part in results}) > 1:
-            raise SoundnessError(
-                f"subtrees of instance {task.key} were answered by different versions of the code, which may name "
-                "neurons differently; install one version on all nodes"
-            )
         if not own or len(own) < 2 ** len(own[0]):
             missing.append(str(index))
     return missing
@@ -123,6 +119,11 @@ def _merged(parts: Sequence[InstanceResult]) -> dict[str, Any]:
     for part, record in zip(parts, records, strict=True):
         if record is not None and _asked(record) != _asked_of(_part(part)):
             raise SoundnessError("a part is verified whose record asks about another part")
+    if len({digest_of([part.versions.get(name) for name in _NAMING]) for part in parts if _part(part).phases}) > 1:
+        raise InputError(
+            "subtrees of an instance were answered by different versions of the code, which may name neurons "
+            "differently; install one version on all nodes and run the batch again"
+        )
     questions = {digest_of(_question(record)) for record in records if record is not None}
     if len(questions) != 1:
         raise SoundnessError("the parts answer different questions")

@@ -54,8 +54,8 @@ class Part:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SoundnessError(f"{words!r} is not the part of an instance") from error
         numbers = (part.index, part.count, *chain.from_iterable(phases))
-        signs = {sign for _, _, sign in phases}
-        if {*map(type, numbers)} != {int} or not 0 <= part.index < part.count or not signs <= {1, -1}:
+        signed = all(sign in (1, -1) for _, _, sign in phases)
+        if {*map(type, numbers)} != {int} or not 0 <= part.index < part.count or not signed:
             raise SoundnessError(f"{words!r} is not the part of an instance")
         return part
 

@@ -16,7 +16,7 @@ from some_results import record, result, task
 
 from stbp_milp.batch.split import whole_of
 from stbp_milp.batch.task import Part, Task
-from stbp_milp.errors import SoundnessError
+from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.results import WORDS, InstanceResult, read_result
 
 WHOLE = task(Path("/batch"))
@@ -167,9 +167,9 @@ def test_subtrees_make_the_wholes_certificate() -> None:
         [subtree(WHOLE.of_part(1, 2), [[3, 1, 1]])],
         [*map(subtree, CUT[:3]), subtree(CUT[3], [[3, 1, -1], [5, 0, -1], [6, 0, 1]])],
         [*map(subtree, CUT[:3]), subtree(CUT[3], margin={"lower": 0.2, "upper": 0.1})],
-        [*map(subtree, CUT[:3]), subtree(CUT[3], versions={"stbp-milp": "another"})],
         [*map(subtree, CUT[:3]), subtree(CUT[3], part={**CUT_WORDS, "phases": [[3, 1], [5, 0]]})],
         [*map(subtree, CUT[:3]), subtree(CUT[3], part={**CUT_WORDS, "phases": [[3, 1, -1], [5.5, 0, -1]]})],
+        [*map(subtree, CUT[:3]), subtree(CUT[3], part={**CUT_WORDS, "phases": [[3, 1, -1], [5, 0, []]]})],
     ],
     ids=[
         "missing",
@@ -182,11 +182,20 @@ def test_subtrees_make_the_wholes_certificate() -> None:
         "a whole part verified in one phase only",
         "verified in more phases",
         "a smaller margin was seen",
-        "by another version",
         "phases without a sign",
         "a ReLU that is no number",
+        "a list for a sign",
     ],
 )
 def test_what_subtrees_do_not_cover_is_not_proved(subtrees: list[InstanceResult]) -> None:
     with pytest.raises(SoundnessError):
         whole_of(WHOLE, [part(0), *subtrees], 2)
+
+
+def test_subtrees_of_different_code_prove_nothing_but_a_counterexample_counts() -> None:
+    other = {"stbp-milp": "another"}
+    subtrees = [*map(subtree, CUT[:3]), subtree(CUT[3], versions=other)]
+    with pytest.raises(InputError, match="one version on all nodes"):
+        whole_of(WHOLE, [part(0), *subtrees], 2)
+    assert whole_of(WHOLE, [part(0, versions=other), *map(subtree, CUT)], 2).word == "verified"  # no neuron is named
+    assert whole_of(WHOLE, [subtrees[0], replace(subtrees[3], word="falsified")], 2).word == "falsified"
