@@ -1,5 +1,7 @@
 """What can go wrong, told to the user: every message says what arrived, what was expected, what to do."""
 
+_CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
+
 
 class StbpError(Exception):
     """Base of every error this package raises on purpose."""
@@ -15,3 +17,8 @@ class UnsupportedLayerError(InputError):
 
 class SoundnessError(StbpError, AssertionError):
     """Two methods contradict each other; the run must stop (command line: exit code 4)."""
+
+
+def contradict(lower: float, seen: float) -> bool:
+    """Does a proved lower bound of a margin exceed one that was seen, by more than rounding explains?"""
+    return lower > seen + _CONTRADICTION * (1 + abs(seen))

@@ -8,12 +8,14 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stbp_milp.errors import InputError
 
+_ABANDONED = 600.0  # seconds: no writer takes so long
 _ELSEWHERE = "give another folder with --out"
 
 
@@ -41,6 +43,14 @@ def replace_file(path: Path, content: bytes, advice: str = _ELSEWHERE) -> None:
     _write(path, content, os.replace, advice)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files of writers that were killed; a fresh one may be of a writer that is at it."""
+    for path in folder.glob(".*.part"):
+        with suppress(OSError):  # somebody else removed it, or it is not ours to remove
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
+
+
 def _write(path: Path, content: bytes, take_name: Callable[[str, Path], None], advice: str) -> None:
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -63,7 +73,7 @@ def _take_name(temporary: str, path: Path) -> None:
     """Give the finished file its name, if that is free."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         raise
     except OSError:  # a file system without hard links
         with path.open("xb"):

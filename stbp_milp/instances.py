@@ -17,9 +17,9 @@ from stbp_milp.files import write_new_file
 from stbp_milp.inputs import read_clip
 from stbp_milp.network.model import Model
 from stbp_milp.network.views import as_clip
+from stbp_milp.properties import property_of
 from stbp_milp.query import Query
 from stbp_milp.sets import SetSpecification
-from stbp_milp.verify import property_of
 
 SCHEMA = 1
 WORDS = ("verified", "falsified", "unknown")

@@ -7,10 +7,12 @@ when the property holds. Every bound in this package is a lower bound of rows or
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,3 +109,21 @@ def within_tolerance(reference: Tensor, tolerance: float) -> Property:
     return Property(
         rows, offset, clauses, f"output stays within {tolerance:g} of {[round(v, 6) for v in reference.tolist()]}"
     )
+
+
+def property_of(
+    predict: Callable[[np.ndarray], np.ndarray], clip: Tensor, label: int | None, top: int, tolerance: float | None
+) -> Property:
+    """The property in the user's words: a tolerance for regression, else a class (default: the clean prediction)."""
+    outputs = torch.from_numpy(predict(clip.to(torch.float32).numpy()[None])[0]).to(torch.float64)
+    if tolerance is not None:
+        if label is not None or top != 1:
+            raise InputError(
+                "a tolerance (regression) and a label or top-k (classification) were given together; give one of them"
+            )
+        return within_tolerance(outputs, tolerance)
+    classes = outputs.numel()
+    if classes == 1:
+        raise InputError("the model has one output, a regression; give the tolerance its output may move by")
+    chosen = int(outputs.argmax()) if label is None else label
+    return same_class(chosen, classes) if top == 1 else top_k(chosen, top, classes)

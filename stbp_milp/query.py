@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from stbp_milp.errors import InputError
 from stbp_milp.network.model import Model
 from stbp_milp.properties import Property
 from stbp_milp.sets import BoxSpecification, SetSpecification
+
+Neuron = tuple[int, int]
+"""A ReLU's node position in the network, and a flat index of its operand."""
+
+Phase = tuple[int, int, int]
+"""A neuron, and the sign of its ReLU's operand: 1 (active, >= 0) or -1 (inactive, <= 0)."""
 
 SolverName = Literal["auto", "scip", "gurobi", "highs", "none"]
 
@@ -21,12 +29,43 @@ class Query:
 
     Attributes:
         clip: (C, T, H, W), float64, in the data domain; of a box, a clip in it.
+        phases: only clips on which these ReLUs have these phases are asked about: a *subtree*, one of those that
+            share a question. Bounds may hold on more clips than those, and a counterexample may be any of the set.
     """
 
     model: Model
     clip: Tensor
     set: SetSpecification | BoxSpecification
     property: Property
+    phases: tuple[Phase, ...] = ()
+
+    def check(self) -> None:
+        """Can it be answered?
+
+        Raises:
+            InputError: the clip does not fit the model, or there is no such phase.
+        """
+        network = self.model.network
+        if tuple(self.clip.shape) != network.input_shape:
+            raise InputError(
+                f"the clip has shape {tuple(self.clip.shape)}, the model {self.model.name} takes "
+                f"{network.input_shape}; give a clip of that shape"
+            )
+        if not torch.equal(self.clip.to(torch.float32).to(self.clip.dtype), self.clip):
+            raise InputError(
+                "the clip holds values that float32 cannot hold, but models take float32; "
+                "round it with .to(torch.float32) first"
+            )
+        for relu, neuron, sign in self.phases:
+            if (
+                relu not in network.relus
+                or not 0 <= neuron < math.prod(network.nodes[relu].shape)
+                or sign not in (1, -1)
+            ):
+                raise InputError(
+                    f"the phase {(relu, neuron, sign)} is none of the model {self.model.name}; "
+                    f"give a ReLU of {network.relus}, a flat index in it, and 1 or -1"
+                )
 
     def to(self, device: torch.device) -> Query:
         """The same with the network and the property on a device; the clip, the set and the original stay."""

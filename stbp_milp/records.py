@@ -96,7 +96,7 @@ def make_record(
         command=command,
         model={"name": query.model.name, "digest": query.model.digest, "source": str(query.model.source)},
         clip={"source": clip_source, "sha256": clip_digest(query.clip), "shape": list(query.clip.shape)},
-        set=plain(set_in_words(query.set)),
+        set=plain(asked_set(query)),
         property={"text": query.property.text, "sha256": property_digest(query.property)},
         configuration=plain(asdict(configuration)),
         verdict=outcome.word,
@@ -156,11 +156,17 @@ def query_key(query: Query, configuration: Configuration) -> str:
     question = {
         "model": query.model.digest,
         "clip": clip_digest(query.clip),
-        "set": list(set_in_words(query.set).values()),
+        "set": list(asked_set(query).values()),
         "property": property_digest(query.property),
         "configuration": asdict(configuration),
     }
     return digest_of(question)
+
+
+def asked_set(query: Query) -> dict[str, Any]:
+    """The fields of the query's set; "phases" only where it asks about a subtree."""
+    words = set_in_words(query.set)
+    return words | {"phases": [list(phase) for phase in query.phases]} if query.phases else words
 
 
 def set_in_words(specification: SetSpecification | BoxSpecification) -> dict[str, Any]:

@@ -81,7 +81,10 @@ def read_result(path: Path) -> InstanceResult:
         reason = " ".join(str(error).split())
         raise InputError(f"{str(path)!r} cannot be read as a result ({reason}); give one of a batch") from error
     schema = entries.get("schema") if isinstance(entries, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f"{str(path)!r} has result schema {schema!r}; this version reads schema {SCHEMA}")
     names = {entry.name for entry in fields(InstanceResult)}
-    if schema != SCHEMA or names != entries.keys():
-        raise InputError(f"{str(path)!r} is not a result of schema {SCHEMA}; give JSON that a batch wrote")
+    if names != entries.keys():
+        odd = ", ".join(sorted(names ^ entries.keys()))
+        raise InputError(f"{str(path)!r} is not a result of schema {SCHEMA}: missing or unknown fields {odd}")
     return InstanceResult(**entries)

@@ -8,7 +8,6 @@ ends the run; clauses of the property that are proved are not looked at again.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,24 +21,23 @@ from stbp_milp.attack import AttackConfiguration, Judge, attack
 from stbp_milp.bounds.ascent import OptimiserOptions
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
-from stbp_milp.branching import Expander, Family, Piece, Roots
+from stbp_milp.branching import Expander, Family, Piece, Roots, hardest_neurons, within
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
-from stbp_milp.errors import InputError, SoundnessError
+from stbp_milp.errors import SoundnessError, contradict
+from stbp_milp.ledger import STAGES, Ledger
 from stbp_milp.memory import affordable, is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
 from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.plan import Plan
-from stbp_milp.properties import Property, same_class, top_k, within_tolerance
-from stbp_milp.query import Configuration, Query
+from stbp_milp.properties import property_of
+from stbp_milp.query import Configuration, Neuron, Query
 from stbp_milp.search import Deadline, Expansion, Pace, Search, SearchEnd, best_first
 from stbp_milp.sets import BoxSpecification, Patch, PerturbationSet, SetSpecification
 from stbp_milp.verdict import (
-    Certificate,
     Counterexample,
     Falsified,
-    Leaf,
     Outcome,
     Progress,
     Unknown,
@@ -49,12 +47,8 @@ from stbp_milp.verdict import (
 
 OnProgress = Callable[[Progress], None]
 
-_STAGES = ("union bound", "split", "relu search", "milp")
-_LEAVES_KEPT = 1_000
-
 _BESIDE = "no float32 values lie on some sides of the box; the property is broken by those nearest to it"
 _PLACES_LISTED = 1 << 20  # patches with more positions are split by halves; with fewer, where that is measured to pay
-_CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
 
 
 def verify(query: Query, configuration: Configuration, on_progress: OnProgress | None = None) -> Outcome:
@@ -67,21 +61,34 @@ def verify(query: Query, configuration: Configuration, on_progress: OnProgress |
         InputError: the clip does not fit the model or the set, or there is no such device.
         SoundnessError: two methods contradict each other.
     """
-    if tuple(query.clip.shape) != query.model.network.input_shape:
-        raise InputError(
-            f"the clip has shape {tuple(query.clip.shape)}, the model {query.model.name} takes "
-            f"{query.model.network.input_shape}; give a clip of that shape"
-        )
-    if not torch.equal(query.clip.to(torch.float32).to(query.clip.dtype), query.clip):
-        raise InputError(
-            "the clip holds values that float32 cannot hold, but models take float32; "
-            "round it with .to(torch.float32) first"
-        )
+    query.check()
+    with _computing(configuration):
+        return _Run.of(query, configuration, on_progress or (lambda progress: None)).outcome()
+
+
+def neurons_to_split(query: Query, configuration: Configuration, count: int) -> tuple[Neuron, ...]:
+    """The neurons whose phases cut the question best, at most `count`; none where first bounds or their minimisers
+    settle it.
+
+    Raises:
+        InputError, SoundnessError: as `verify`.
+    """
+    query.check()
+    with _computing(configuration):
+        run = _Run.of(query, configuration, lambda progress: None)
+        start = run.start()
+        if isinstance(start, SearchEnd) or run.judge.found:
+            return ()
+        return hardest_neurons(start.expand, start.roots, count)
+
+
+@contextmanager
+def _computing(configuration: Configuration) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(configuration.threads)
     try:
         with exact_products():
-            return _Run.of(query, configuration, on_progress or (lambda progress: None)).outcome()
+            yield
     finally:
         torch.set_num_threads(threads)
 
@@ -124,22 +131,14 @@ def verify_clip(
     )
 
 
-def property_of(
-    predict: Callable[[np.ndarray], np.ndarray], clip: Tensor, label: int | None, top: int, tolerance: float | None
-) -> Property:
-    """The property in the user's words: a tolerance for regression, else a class (default: the clean prediction)."""
-    outputs = torch.from_numpy(predict(clip.to(torch.float32).numpy()[None])[0]).to(torch.float64)
-    if tolerance is not None:
-        if label is not None or top != 1:
-            raise InputError(
-                "a tolerance (regression) and a label or top-k (classification) were given together; give one of them"
-            )
-        return within_tolerance(outputs, tolerance)
-    classes = outputs.numel()
-    if classes == 1:
-        raise InputError("the model has one output, a regression; give the tolerance its output may move by")
-    chosen = int(outputs.argmax()) if label is None else label
-    return same_class(chosen, classes) if top == 1 else top_k(chosen, top, classes)
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Where the branch and bound begins."""
+
+    expand: Expander
+    roots: list[Piece]
+    open_clauses: list[int]
+    plan: Plan
 
 
 @dataclass(eq=False)
@@ -153,12 +152,7 @@ class _Run:
     judge: Judge
     slack: float
     clean_outputs: tuple[float, ...]
-    lower: float = -math.inf
-    seconds: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    closed: dict[str, int] = field(default_factory=dict)
-    closed_lower: float = math.inf
-    leaves: list[Leaf] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
     short_of_memory: bool = False
 
     @classmethod
@@ -184,7 +178,7 @@ class _Run:
         )
 
     def outcome(self) -> Outcome:
-        with self.timed("clean"):
+        with self.ledger.timed("clean"):
             self.judge(self.set.centre, "clean")
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
@@ -194,22 +188,22 @@ class _Run:
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
         try:
-            end = self._prove()
+            start = self.start()
+            end = start if isinstance(start, SearchEnd) else self._search(start)
         except (MemoryError, RuntimeError) as error:  # before there were batches that could be halved
             if not is_exhaustion(error):
                 raise
             self.short_of_memory, end = True, SearchEnd.GIVEN_UP
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
-        if self.lower > self.judge.least + _CONTRADICTION * (1 + abs(self.judge.least)):
+        if contradict(self.ledger.lower, self.judge.least_asked):
             raise SoundnessError(
-                f"the proved lower bound {self.lower:g} of the margin exceeds the margin {self.judge.least:g} of "
-                "a clip in the set; report this query"
+                f"the proved lower bound {self.ledger.lower:g} of the margin exceeds the margin "
+                f"{self.judge.least_asked:g} of a clip in the set; report this query"
             )
         if end is SearchEnd.CLOSED:
-            decided = max(self.closed, key=_STAGES.index)
-            certificate = Certificate(self.lower, self.slack, dict(self.closed), tuple(self.leaves))
-            return self._outcome(Verified(certificate), decided)
+            decided = max(self.ledger.closed, key=STAGES.index)
+            return self._outcome(Verified(self.ledger.certificate(self.slack)), decided)
         return self._outcome(Unknown(self._reason(end)), None)
 
     # --- stages ---------------------------------------------------------------------------------------------
@@ -217,15 +211,16 @@ class _Run:
     def _attack(self, configuration: AttackConfiguration, share: float) -> None:
         """Attack for at most `share` of the whole time."""
         self._tell("attack", 1)
-        with self.timed("attack"):
+        with self.ledger.timed("attack"):
             generator = torch.Generator().manual_seed(self.configuration.seed)
             limit = self.deadline.within(share * self.configuration.timeout)
             network, property = self.query.model.network, self.query.property
             result = attack(network, self.set, property, generator, limit.expired, configuration)
-            self.counts["attack trials"] = self.counts.get("attack trials", 0) + result.trials
+            self.ledger.count("attack trials", result.trials)
             self.judge(result.clip.unsqueeze(0).to(torch.float64), "attack")
 
-    def _prove(self) -> SearchEnd:
+    def start(self) -> SearchEnd | _Start:
+        """First bounds, and what they leave open."""
         network = self.query.model.network
         problem = Problem.of(network, self.set)
         family = Family(problem, self.set)
@@ -244,29 +239,30 @@ class _Run:
                 self.judge,
                 stages,
                 self._program(stages, open_clauses),
-                self.timed,
-                self.counts,
+                self.ledger.timed,
+                self.ledger.counts,
             )
 
         self._tell("union bound", 1)
-        with self.timed("union bound"):
+        with self.ledger.timed("union bound"):
             union = self._union(expander(clauses, None), family, plan)
-        self.lower = min((piece.lower for piece in union), default=-math.inf)
+        self.ledger.lower = min((piece.lower for piece in union), default=-math.inf)
         proved = {piece.clause: piece for piece in union if piece.lower > self.slack}
         for clause, piece in proved.items():
-            self._close(piece, clause)
+            self.ledger.close(piece, clause)
         open_clauses = [clause for clause in clauses if clause not in proved]
         if not open_clauses:
             return SearchEnd.CLOSED
         if self._over():
             return SearchEnd.EXPIRED
-        with self.timed("split"):
+        with self.ledger.timed("split"):
             stages = normal_form(network) if plan.matrices else None
             expand = expander(open_clauses, stages)
             self._tell("split", 1)
             roots = self._roots(Roots(expand), family, plan)
             expand = replace(expand, promote=Roots(expand).promoted)
-        return self._search(expand, roots, open_clauses, plan)
+            roots = within(expand, roots, self.query.phases)
+        return _Start(expand, roots, open_clauses, plan)
 
     def _union(self, expand: Expander, family: Family, plan: Plan) -> list[Piece]:
         """One bound of the whole set for every clause; none where its members, on crops, are bounded sooner."""
@@ -278,10 +274,11 @@ class _Run:
         optimiser = OptimiserOptions(steps=0) if many else plan.options.root
         return Roots(expand).pieces(family, self.set, "union bound", optimiser)
 
-    def _search(self, expand: Expander, roots: list[Piece], open_clauses: list[int], plan: Plan) -> SearchEnd:
-        search: Search[Piece] = Search(self.slack, lambda piece: self._close(piece, open_clauses[piece.clause]))
+    def _search(self, start: _Start) -> SearchEnd:
+        expand, roots, open_clauses, plan = start.expand, start.roots, start.open_clauses, start.plan
+        search: Search[Piece] = Search(self.slack, lambda piece: self.ledger.close(piece, open_clauses[piece.clause]))
         search.add(roots)
-        self._raise_lower(search.lower())
+        self.ledger.raise_lower(search.lower())
         if search.open:
             self._attack(AttackConfiguration(), 0.1)
             if self._over():
@@ -290,7 +287,7 @@ class _Run:
 
         def step(pieces: list[Piece]) -> Expansion[Piece]:
             # The batch taken is no longer in the search: its bounds count too.
-            self._raise_lower(min(search.lower(), *(p.lower for p in pieces)))
+            self.ledger.raise_lower(min(search.lower(), *(p.lower for p in pieces)))
             self._tell(pieces[0].method, search.open + len(pieces))
             try:
                 with pace.measured(len(pieces)):
@@ -314,12 +311,8 @@ class _Run:
 
         end = best_first(search, step, lambda: pace.batch, over)
         if end is not SearchEnd.STOPPED:  # a stopped expansion does not give back what it took
-            self._raise_lower(search.lower())
+            self.ledger.raise_lower(search.lower())
         return end
-
-    def _raise_lower(self, open_lower: float) -> None:
-        """The set's bound, given that of the pieces still open."""
-        self.lower = max(self.lower, min(open_lower, self.closed_lower))
 
     def _roots(self, start: Roots, family: Family, plan: Plan) -> list[Piece]:
         """Where the search starts: all members where they are few or cheap, else the whole set."""
@@ -359,25 +352,15 @@ class _Run:
         """Is one bound of the union hopeless (patches), so that effort on it is wasted?"""
         return bool((self.set.choice.union()[0].sum((-1, -2)) > 0).any()) and float(self.set.choice.members()[0]) > 100
 
-    def _close(self, piece: Piece, clause: int) -> None:
-        self.closed[piece.method] = self.closed.get(piece.method, 0) + 1
-        self.closed_lower = min(self.closed_lower, piece.lower)
-        if len(self.leaves) < _LEAVES_KEPT:
-            part = piece.family.describe(piece.item, piece.inputs)
-            self.leaves.append(Leaf(clause, part, piece.splits, piece.lower, piece.method))
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
-
     def _tell(self, stage: str, parts: int) -> None:
         self.report(
             Progress(
-                stage, self.lower, self.judge.least, parts, self.counts.get("subproblems", 0), self.deadline.elapsed()
+                stage,
+                self.ledger.lower,
+                self.judge.least,
+                parts,
+                self.ledger.counts.get("subproblems", 0),
+                self.deadline.elapsed(),
             )
         )
 
@@ -401,11 +384,11 @@ class _Run:
     def _outcome(self, verdict: Verdict, decided_by: str | None) -> Outcome:
         return Outcome(
             verdict,
-            self.lower,
+            self.ledger.lower,
             self.judge.least,
             self.clean_outputs,
             decided_by,
             self.deadline.elapsed(),
-            dict(self.seconds),
-            dict(self.counts),
+            dict(self.ledger.seconds),
+            dict(self.ledger.counts),
         )

@@ -16,15 +16,23 @@ from stbp_milp.verdict import Counterexample
 
 _LOG = logging.getLogger(__name__)
 
+_CLEARLY = 1e-6  # an operand beyond this lies on its side of 0, whatever the tolerances of bounds and solvers
+_WITH_ALL_LAYERS = 8  # clips whose values of every layer are kept at a time
+
 CLEAN = "clean"  # the stage that judges the clean clip; the original is asked about it whatever our network says
 
 
 class Judge:
-    """Keeps the smallest margin seen and the first counterexample; the original model has the last word."""
+    """Keeps the smallest margin seen and the first counterexample; the original model has the last word.
+
+    Attributes:
+        least: the smallest margin of a clip of the set.
+        least_asked: the smallest of those that clearly have the phases the query asks about; no bound may exceed it.
+    """
 
     def __init__(self, query: Query, perturbation: PerturbationSet) -> None:
         self._query, self._set = query, perturbation
-        self.least = math.inf
+        self.least = self.least_asked = math.inf
         self.counterexample: Counterexample | None = None
 
     @property
@@ -43,8 +51,20 @@ class Judge:
         if not inside:
             raise SoundnessError(f"a candidate of stage {stage!r} lies outside the perturbation set; report this query")
         self.least = min(self.least, margin)
+        self.least_asked = min([self.least_asked, *margins[self._asked_about(candidates)].tolist()])
         if margin <= 0 or stage == CLEAN:
             self._ask_the_original(candidates[at].cpu(), stage)
+
+    def _asked_about(self, clips: Tensor) -> Tensor:
+        """Which of the clips clearly have the query's phases: `(B,)` bool."""
+        network, asked = self._query.model.network, torch.ones(len(clips), dtype=torch.bool, device=clips.device)
+        if self._query.phases:
+            for some in torch.split(torch.arange(len(clips), device=clips.device), _WITH_ALL_LAYERS):
+                values = network.values(clips[some].to(torch.float64))
+                for relu, neuron, sign in self._query.phases:
+                    operand = values[network.nodes[relu].inputs[0]].flatten(1)[:, neuron]
+                    asked[some] &= sign * operand > _CLEARLY
+        return asked
 
     def _ask_the_original(self, clip: Tensor, stage: str) -> None:
         outputs = self._query.model.predict(clip.numpy()[None])[0]

@@ -25,13 +25,13 @@ from stbp_milp.interop import read_questions, record_of_all, verify_all
 from stbp_milp.memory import is_exhaustion
 from stbp_milp.network.model import load_model
 from stbp_milp.plain import plain
-from stbp_milp.query import Configuration, Query
+from stbp_milp.query import Configuration, Neuron, Query
 from stbp_milp.records import make_record
 from stbp_milp.report.pictures import save_counterexample
 from stbp_milp.results import CONTRADICTION
 from stbp_milp.sets import BoxSpecification, SetSpecification, divide
 from stbp_milp.verdict import Falsified, Outcome, Progress, Unknown
-from stbp_milp.verify import OnProgress
+from stbp_milp.verify import OnProgress, neurons_to_split
 from stbp_milp.versions import versions
 
 for _late in ("onnx.reference.ops._op_list", "highspy", "gurobipy", "pyscipopt"):  # as far as installed
@@ -55,6 +55,7 @@ _warm_up()
 _PLANNED = 0.7  # of the memory limit; libraries and what is between two looks need the rest
 _RESERVE = 0.03  # of the time, at most a second, so that an orderly end comes before the limit
 _RESERVE_AT_MOST = 1.0
+_CUT = 0.2  # of the time, that may be spent on where to cut an instance
 
 
 def answer(task: Task, tell: Tell) -> dict[str, Any]:
@@ -70,25 +71,53 @@ def answer(task: Task, tell: Tell) -> dict[str, Any]:
         outcome = verify_all(queries, replace(configuration, timeout=left), _reporter(tell))
         tell({"settled": True})
         return _answer(task, queries, configuration, outcome)
-    except InputError as error:
-        return {"word": "error", "reason": " ".join(str(error).split())}
-    except SoundnessError as error:
-        return {"word": "error", "reason": f"{CONTRADICTION}: {error}; please report this"}
+    except (InputError, SoundnessError) as error:
+        return _refused(error)
     except (MemoryError, RuntimeError) as error:
         if not is_exhaustion(error):
             raise
         return {"word": "memout", "reason": f"out of memory: {' '.join(str(error).split())}"}
 
 
-def count_parts(task: Task, tell: Tell) -> dict[str, Any]:
-    """How many parts the instance's set has, at most as many as the task's part says."""
+def cut(task: Task, tell: Tell) -> dict[str, Any]:
+    """Into which parts the instance can be cut, at most as many as the task's part says.
+
+    "parts": how many the set has; "neurons": of every part those whose phases cut it further, all as many as there
+    is need for, where members run out.
+    """
     assert task.part is not None
     try:
         query, *others = _queries(replace(task, part=None))
-        whole = others or isinstance(query.set, BoxSpecification)
-        return {"parts": 1 if whole else len(divide(query.set.build(query.clip), task.part.count))}
-    except InputError as error:
-        return {"word": "error", "reason": " ".join(str(error).split())}
+        if others:
+            return {"parts": 1, "neurons": [[]]}
+        wanted = task.part.count
+        boxed = isinstance(query.set, BoxSpecification)
+        parts = 1 if boxed else len(divide(query.set.build(query.clip), wanted))
+        depth = (wanted // parts).bit_length() - 1
+        neurons = [_neurons(task.of_part(i, parts), depth, parts) for i in range(parts)] if depth else [()] * parts
+        return {"parts": parts, "neurons": plain(neurons)}
+    except (InputError, SoundnessError) as error:
+        return _refused(error)
+
+
+def _refused(error: InputError | SoundnessError) -> dict[str, Any]:
+    sentence = " ".join(str(error).split())
+    if isinstance(error, SoundnessError):
+        sentence = f"{CONTRADICTION}: {sentence}; please report this"
+    return {"word": "error", "reason": sentence}
+
+
+def _neurons(task: Task, depth: int, parts: int) -> tuple[Neuron, ...]:
+    """The neurons to cut one part by; a part that memory has no room for is not cut."""
+    (query,) = _queries(task)
+    configuration = _configuration(task)
+    try:
+        seconds = _CUT * configuration.timeout / parts
+        return neurons_to_split(query, replace(configuration, timeout=seconds), depth)
+    except (MemoryError, RuntimeError) as error:
+        if not is_exhaustion(error):
+            raise
+        return ()
 
 
 def word_of(outcome: Outcome) -> tuple[str, str | None]:
@@ -106,6 +135,9 @@ def _queries(task: Task) -> list[Query]:
     if task.part is None:
         return queries
     (query,) = queries
+    query = replace(query, phases=task.part.phases)
+    if task.part.count == 1:
+        return [query]
     assert isinstance(query.set, SetSpecification)
     return [replace(query, set=replace(query.set, part=(task.part.index, task.part.count)))]
 

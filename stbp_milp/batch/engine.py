@@ -64,7 +64,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Unit:
-    """What a worker is asked to do: an instance, a part of one, or to count an instance's parts."""
+    """What a worker is asked to do: an instance, a part of one, or to say how to cut one."""
 
     kind: Literal["instance", "part", "plan"]
     task: Task
@@ -76,15 +76,15 @@ class Options:
 
     Attributes:
         job: what a child runs, "module:function".
-        plan_job: what counts the parts of an instance.
-        split: in how many parts an instance is cut at most; 1: not at all.
+        plan_job: says into which parts an instance can be cut.
+        split: in how many parts an instance is cut at most, of its set or subtrees of those; 1: not at all.
         threads: of an instance.
         gpu: an instance needs the device of a worker: a worker that offers the resource GPU.
         devices_by_number: workers are numbered, and their devices too.
     """
 
     job: str = "stbp_milp.batch.answer:answer"
-    plan_job: str = "stbp_milp.batch.answer:count_parts"
+    plan_job: str = "stbp_milp.batch.answer:cut"
     split: int = 1
     threads: int = 1
     gpu: bool = False
@@ -127,10 +127,11 @@ def run_batch(
 
 @dataclass(eq=False)
 class _Split:
-    """An instance in parts."""
+    """An instance in `tasks` of parts, `count` of the set with their subtrees."""
 
     task: Task
     count: int
+    tasks: Sequence[Task]
     results: list[InstanceResult] = field(default_factory=list)
     over: bool = False
 
@@ -269,17 +270,21 @@ class _Engine:
         return self.folder.keep(result)
 
     def _take_plan(self, task: Task, answer: dict[str, Any]) -> list[InstanceResult]:
-        """Queue the parts; or the instance itself, where its set has no parts."""
+        """Queue the parts; or the instance itself, where it has no parts or was not cut within the limits."""
         whole = replace(task, part=None)
         count = answer.get("parts")
+        if answer.get("word") in ("timeout", "memout"):
+            self.waiting.appendleft(Unit("instance", whole))
+            return []
         if count is None:
             result = unfinished(whole, str(answer["reason"]), "itself", 1, {"node": "", "worker": ""})
             return [self.folder.keep(replace(result, word=answer["word"]))]
-        if count == 1:
+        parts = [part for i, neurons in enumerate(answer["neurons"]) for part in whole.subtrees(i, count, neurons)]
+        if len(parts) == 1:
             self.waiting.appendleft(Unit("instance", whole))
             return []
-        self.splits[whole.key] = _Split(whole, count)
-        self.waiting.extendleft(Unit("part", whole.of_part(i, count)) for i in reversed(range(count)))
+        self.splits[whole.key] = _Split(whole, count, parts)
+        self.waiting.extendleft(Unit("part", part) for part in reversed(parts))
         return []
 
     def _take_part(self, task: Task, result: InstanceResult | None) -> list[InstanceResult]:
@@ -289,7 +294,7 @@ class _Engine:
         if split.over or result is None:
             return []
         split.results.append(result)
-        if result.word != "falsified" and len(split.results) < split.count:
+        if result.word != "falsified" and len(split.results) < len(split.tasks):
             return []
         split.over = True
         self._cancel(split.task.key)

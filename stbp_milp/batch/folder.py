@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stbp_milp.errors import InputError
-from stbp_milp.files import prepare_folder, write_new_file
+from stbp_milp.files import prepare_folder, remove_abandoned, write_new_file
 from stbp_milp.results import InstanceResult, read_result
 
 EVIDENCE = "evidence"
@@ -31,13 +31,13 @@ class Folder:
     path: Path
 
     def prepared(self) -> Folder:
-        """Make it where it is not there yet.
+        """Make it where it is not there yet; what killed writers left is removed.
 
         Raises:
             InputError: nothing can be written to it.
         """
         for name in (_RECORDS, _PARTS, _RETRIED, _ATTEMPTS, _RUNS, EVIDENCE):
-            prepare_folder(self.path / name)
+            remove_abandoned(prepare_folder(self.path / name))
         return self
 
     def keys(self) -> set[str]:

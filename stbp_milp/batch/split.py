@@ -1,7 +1,9 @@
 """One instance over many workers: its set in parts, each a task of its own, and the whole's result from theirs.
 
-A counterexample of a part is one of the whole. The parts' certificates make the whole's: the parts cover the set, so
-the least of their bounds is a bound of the whole. Parts that are not heard of prove nothing.
+A part may be cut further, into the *subtrees* of some neurons: all ways to fix their phases. A counterexample of a part
+is one of the whole. The parts' certificates make the whole's: the parts cover the set, and the subtrees of a part its
+clips, so the least of their bounds is a bound of the whole. Parts that are not heard of prove nothing. Neurons are
+named by their place in the network as the code reads it, so subtrees from different versions of it prove nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from stbp_milp.batch.task import Task
-from stbp_milp.errors import SoundnessError
+from stbp_milp.batch.task import Part, Task
+from stbp_milp.errors import InputError, SoundnessError, contradict
 from stbp_milp.plain import digest_of
 from stbp_milp.results import InstanceResult
 
 _LEAVES_KEPT = 1_000
+_PARTIAL = ("part", "phases")  # fields of a record's set that say that it is not the whole one
+_NAMING = ("stbp-milp", "commit", "torch", "onnx")  # versions of what names neurons
 _WORST_FIRST = ("error", "memout", "timeout", "unknown")
 
 
@@ -24,38 +28,62 @@ def whole_of(task: Task, parts: Sequence[InstanceResult], count: int) -> Instanc
 
     Args:
         task: the whole's.
-        parts: in any order.
-        count: how many parts there are.
+        parts: in any order, subtrees as well.
+        count: how many parts the set has.
 
     Raises:
-        SoundnessError: the parts are not those of one question.
+        SoundnessError: the parts are not those of one question, or what was proved of one contradicts what another
+            saw.
+        InputError: subtrees were verified by different versions of the code.
     """
-    falsified = [part for part in parts if part.word == "falsified"]
-    missing = {*range(count)} - {_index(part) for part in parts}
-    if any(part.part != {"index": _index(part), "of": count, "whole": task.key} for part in parts):
+    if any((part.whole, part.count) != (task.key, count) for part in map(_part, parts)):
         raise SoundnessError(f"results of parts of instance {task.key} are those of another instance")
+    falsified = [part for part in parts if part.word == "falsified"]
+    missing = _missing(task, parts, count)
     if missing and not falsified:
-        raise SoundnessError(f"parts {sorted(missing)} of instance {task.key} are missing from its result")
+        raise SoundnessError(f"parts {', '.join(missing)} of instance {task.key} are missing from its result")
+    ordered = sorted(parts, key=lambda part: (_part(part).index, _part(part).phases))
     if falsified:
-        return _combined(task, parts, count, falsified[0], _of_whole(falsified[0].record, {}))
-    open_parts = [part for word in _WORST_FIRST for part in parts if part.word == word]
+        return _combined(task, ordered, not missing, falsified[0], _of_whole(falsified[0].record, {}))
+    lower, upper = min(part.bounds()[0] for part in ordered), min(part.bounds()[1] for part in ordered)
+    if contradict(lower, upper):
+        raise SoundnessError(
+            f"the parts of instance {task.key} prove a margin of {lower:g}, but one of them saw {upper:g}; report this"
+        )
+    open_parts = [part for word in _WORST_FIRST for part in ordered if part.word == word]
     if open_parts:
-        return _combined(task, parts, count, open_parts[0], None)
-    ordered = sorted(parts, key=_index)
-    return _combined(task, parts, count, ordered[0], _of_whole(ordered[0].record, _merged(ordered)))
+        return _combined(task, ordered, True, open_parts[0], None)
+    return _combined(task, ordered, True, ordered[0], _of_whole(ordered[0].record, _merged(ordered)))
+
+
+def _missing(task: Task, parts: Sequence[InstanceResult], count: int) -> list[str]:
+    """The parts of the set that the results do not cover.
+
+    Raises:
+        SoundnessError: a part has two results, or subtrees of different neurons.
+    """
+    missing = []
+    for index in range(count):
+        own = [_part(part).phases for part in parts if _part(part).index == index]
+        cuts = {tuple((relu, neuron) for relu, neuron, _ in phases) for phases in own}
+        if len(cuts) > 1 or len(set(own)) < len(own) or any(len(set(cut)) < len(cut) for cut in cuts):
+            raise SoundnessError(f"the results of part {index} of instance {task.key} are not those of one cut")
+        if not own or len(own) < 2 ** len(own[0]):
+            missing.append(str(index))
+    return missing
 
 
 def _combined(
-    task: Task, parts: Sequence[InstanceResult], count: int, decisive: InstanceResult, record: dict[str, Any] | None
+    task: Task, parts: Sequence[InstanceResult], complete: bool, decisive: InstanceResult, record: dict[str, Any] | None
 ) -> InstanceResult:
     """What the parts have in common, and the word of the decisive one."""
     begins = [datetime.fromisoformat(part.began) for part in parts]
     ends = [began + timedelta(seconds=part.seconds) for began, part in zip(begins, parts, strict=True)]
-    lower = min(part.bounds()[0] for part in parts) if len(parts) == count else float("-inf")
+    lower = min(part.bounds()[0] for part in parts) if complete else float("-inf")
     verified = sum(part.word == "verified" for part in parts)
     reason = None
     if decisive.reason is not None:
-        reason = f"{verified} of {count} parts are verified; part {_index(decisive)}: {decisive.reason}"
+        reason = f"{verified} of {len(parts)} parts are verified; part {_part(decisive).index}: {decisive.reason}"
     return InstanceResult(
         key=task.key,
         word=decisive.word,
@@ -76,7 +104,7 @@ def _combined(
         ended_by="parts",
         output=decisive.output,
         evidence=decisive.evidence,
-        parts=[part.key for part in sorted(parts, key=_index)],
+        parts=[part.key for part in parts],
         versions=decisive.versions,
         record=record,
     )
@@ -88,6 +116,14 @@ def _merged(parts: Sequence[InstanceResult]) -> dict[str, Any]:
     proofs = [record["certificate"] for record in records if record is not None and record["certificate"]]
     if len(proofs) != len(parts):
         raise SoundnessError("a part is verified without a certificate")
+    for part, record in zip(parts, records, strict=True):
+        if record is not None and _asked(record) != _asked_of(_part(part)):
+            raise SoundnessError("a part is verified whose record asks about another part")
+    if len({digest_of([part.versions.get(name) for name in _NAMING]) for part in parts if _part(part).phases}) > 1:
+        raise InputError(
+            "subtrees of an instance were answered by different versions of the code, which may name neurons "
+            "differently; install one version on all nodes and run the batch again"
+        )
     questions = {digest_of(_question(record)) for record in records if record is not None}
     if len(questions) != 1:
         raise SoundnessError("the parts answer different questions")
@@ -101,6 +137,7 @@ def _merged(parts: Sequence[InstanceResult]) -> dict[str, Any]:
         "leaves": [leaf for proof in proofs for leaf in proof["leaves"]][:_LEAVES_KEPT],
         "parts": [
             {"key": part.key, "lower": proof["lower"], "slack": proof["slack"]}
+            | ({"phases": [list(phase) for phase in _part(part).phases]} if _part(part).phases else {})
             for part, proof in zip(parts, proofs, strict=True)
         ],
     }
@@ -118,7 +155,7 @@ def _of_whole(record: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> di
     """A part's record as one about the whole set."""
     if record is None:
         return None
-    whole = {**record, **fields, "set": {k: v for k, v in record["set"].items() if k != "part"}}
+    whole = {**record, **fields, "set": _whole_set(record)}
     question = _question(whole)
     return whole | {"key": digest_of(question)}
 
@@ -128,16 +165,29 @@ def _question(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": record["model"]["digest"],
         "clip": record["clip"]["sha256"],
-        "set": [record["set"][name] for name in ("text", "epsilon", "domain")],
+        "set": list(_whole_set(record).values()),
         "property": record["property"]["sha256"],
         "configuration": record["configuration"],
     }
 
 
-def _index(part: InstanceResult) -> int:
-    assert part.part is not None
-    index: int = part.part["index"]
-    return index
+def _whole_set(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record["set"].items() if name not in _PARTIAL}
+
+
+def _asked(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Which part of the set a record is about."""
+    return {name: value for name, value in record["set"].items() if name in _PARTIAL}
+
+
+def _asked_of(part: Part) -> dict[str, Any]:
+    """What `_asked` says of the part's record."""
+    asked: dict[str, Any] = {} if part.count == 1 else {"part": [part.index, part.count]}
+    return asked | ({"phases": [list(phase) for phase in part.phases]} if part.phases else {})
+
+
+def _part(part: InstanceResult) -> Part:
+    return Part.of_words(part.part)
 
 
 def _sum(tables: Any) -> dict[str, Any]:

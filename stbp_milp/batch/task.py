@@ -10,14 +10,18 @@ import gzip
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 from stbp_milp.batch.supervised import Limits
-from stbp_milp.errors import InputError
+from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.instance_list import Instance, read_instances
 from stbp_milp.plain import digest_of
+from stbp_milp.versions import versions
 
 # In an ONNX file, where a tensor's values lie in another file (a StringStringEntryProto of fewer than 128 bytes).
 _ELSEWHERE = re.compile(rb"\x0a\x08location\x12[\x01-\x7f]([^\x00-\x1f]{1,127})")
@@ -26,11 +30,39 @@ _CLIP = re.compile(r"(?P<path>.+?\.np[yz])(?P<item>[:\[].*)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Part:
-    """The index-th of `count` parts of the instance `whole` (its key)."""
+    """The index-th of `count` parts of the set of the instance `whole` (its key), or a subtree of that.
+
+    Attributes:
+        phases: of the ReLUs that cut it, as in `Query`; every part has neurons of its own.
+    """
 
     index: int
     count: int
     whole: str
+    phases: tuple[tuple[int, int, int], ...] = ()
+
+    @classmethod
+    def of_words(cls, words: Mapping[str, Any] | None) -> Part:
+        """The inverse of `in_words`.
+
+        Raises:
+            SoundnessError: they are not those of a part.
+        """
+        try:
+            phases = tuple((relu, neuron, sign) for relu, neuron, sign in (words or {}).get("phases", []))
+            part = cls((words or {})["index"], (words or {})["of"], (words or {})["whole"], phases)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SoundnessError(f"{words!r} is not the part of an instance") from error
+        numbers = (part.index, part.count, *chain.from_iterable(phases))
+        signed = all(sign in (1, -1) for _, _, sign in phases)
+        if {*map(type, numbers)} != {int} or not 0 <= part.index < part.count or not signed:
+            raise SoundnessError(f"{words!r} is not the part of an instance")
+        return part
+
+    def in_words(self) -> dict[str, Any]:
+        """For its result."""
+        words: dict[str, Any] = {"index": self.index, "of": self.count, "whole": self.whole}
+        return words | {"phases": [list(phase) for phase in self.phases]} if self.phases else words
 
 
 @dataclass(frozen=True)
@@ -58,10 +90,23 @@ class Task:
     part: Part | None = None
     run: str = ""
 
-    def of_part(self, index: int, count: int) -> Task:
-        """The task of one part, with a key of its own."""
-        key = digest_of({"whole": self.key, "part": [index, count]})
-        return replace(self, key=key, part=Part(index, count, self.key))
+    def of_part(self, index: int, count: int, phases: tuple[tuple[int, int, int], ...] = ()) -> Task:
+        """The task of one part, with a key of its own.
+
+        A neuron's position is that in the network as this code reads it, so another version's subtrees are others.
+        """
+        asked: dict[str, Any] = {"whole": self.key, "part": [index, count]}
+        if phases:
+            asked |= {"phases": [list(phase) for phase in phases], "versions": versions()}
+        key = digest_of(asked)
+        return replace(self, key=key, part=Part(index, count, self.key, phases))
+
+    def subtrees(self, index: int, count: int, neurons: Sequence[Sequence[int]]) -> list[Task]:
+        """The tasks of one part cut by the phases of neurons (ReLU, flat index); without any, of the part itself."""
+        return [
+            self.of_part(index, count, tuple((relu, at, sign) for (relu, at), sign in zip(neurons, signs, strict=True)))
+            for signs in product((1, -1), repeat=len(neurons))
+        ]
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def execute(task: Task, job: str, plugin: str) -> InstanceResult | None:
 
 
 def plan(task: Task, job: str, plugin: str) -> dict[str, Any]:
-    """How many parts a task's set has: the answer of a job that leaves nothing behind."""
+    """Into which parts a task can be cut: the answer of a job that leaves nothing behind."""
     ended = _keepers(get_worker(), plugin).run(job, task, Path("unmarked"))
     return ended.answer or {"word": _word(ended), "reason": _reason(ended, task.limits)}
 
@@ -183,7 +183,7 @@ def _result(task: Task, ended: Ended, attempt: int, node: dict[str, str]) -> Ins
         ended_by=ended.ended_by,
         output=ended.output,
         evidence=answer.get("evidence", {}),
-        part=None if part is None else {"index": part.index, "of": part.count, "whole": part.whole},
+        part=None if part is None else part.in_words(),
         versions=versions(),
         record=answer.get("record"),
         node=node["node"],

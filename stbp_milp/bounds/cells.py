@@ -82,6 +82,16 @@ def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> 
     return Problem(cropped(problem.network, regions), boxes, clean)
 
 
+def cell_neurons(network: Network, voxels: Region) -> dict[int, Tensor]:
+    """By ReLU: where the neurons of its crop lie in the whole one, flat indices `(n,)`."""
+    regions = footprint(network, voxels)
+    shapes = {relu: network.nodes[relu].shape for relu in network.relus}
+    return {
+        relu: regions[relu].of(torch.arange(math.prod(shape)).view(1, *shape)).flatten()
+        for relu, shape in shapes.items()
+    }
+
+
 def crops_at_once(crop: Network, whole: Network) -> int:
     """How many crops together take no more memory than the whole network, which there is room for; 1 at least."""
     sizes = [sum(math.prod(node.shape) for node in network.nodes) for network in (crop, whole)]

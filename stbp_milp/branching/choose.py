@@ -98,14 +98,28 @@ def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int) -> Cho
     k = relu.shape[1]
     if k == 1:
         return Choice(relu[:, 0], neuron[:, 0], exists, found.lower[:, 0])
-    rows, offset = (x.to(batch.lower.dtype) for x in forms(batch.clause))
-    sides = bound_splits(batch.problem, batch.bounds, rows, offset, batch.duals, batch.phases, relu, neuron).unbind()
-    # Both children must be closed: the product of the gains (Achterberg, Koch, Martin 2005, Branching rules revisited).
-    gains = [(side - found.lower[:, :1]).clamp(min=1e-6) for side in sides]
-    merit = gains[0] * gains[1]
-    pick = torch.where(value > 0, merit, -torch.inf).argmax(1, keepdim=True)
+    sides = looked_ahead(batch, forms, relu, neuron)
+    pick = torch.where(value > 0, merit(sides, found), -torch.inf).argmax(1, keepdim=True)
 
     def at(values: Tensor) -> Tensor:
         return values.gather(1, pick).squeeze(1)
 
     return Choice(at(relu), at(neuron), exists, at(torch.minimum(*sides)))
+
+
+def looked_ahead(batch: Batch, forms: Forms, relu: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of both children of a split at every candidate, each `(N, count)`."""
+    rows, offset = (x.to(batch.lower.dtype) for x in forms(batch.clause))
+    first, second = bound_splits(
+        batch.problem, batch.bounds, rows, offset, batch.duals, batch.phases, relu, neuron
+    ).unbind()
+    return first, second
+
+
+def merit(sides: tuple[Tensor, Tensor], found: ObjectiveBound) -> Tensor:
+    """What splits are worth, `(N, count)`; both children must be closed, so it is the product of the gains.
+
+    (Achterberg, Koch, Martin 2005, Branching rules revisited.)
+    """
+    first, second = ((side - found.lower[:, :1]).clamp(min=1e-6) for side in sides)
+    return first * second

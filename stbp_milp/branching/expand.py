@@ -127,11 +127,11 @@ class Expander:
         by_relu = [p for p in pieces if not p.members > 1]
         if many:
             batch = stack(many)
-            found = self._bound(batch)
-            relu = choose(batch, found, self._forms, self.options.width)
+            found = self.bound(batch)
+            relu = choose(batch, found, self.forms, self.options.width)
             parts, parents = self._parts(batch, found)
             children = replace(batch.select(parents), problem=batch.problem.with_inputs(parts))
-            lower = self._bound(children).lower[:, 0]
+            lower = self.bound(children).lower[:, 0]
             worse = lower.new_full((len(many),), torch.inf).scatter_reduce(0, parents, lower, "amin")
             own = found.lower[:, 0]
             gains = [(side - own).tolist() for side in (worse, relu.lower)]
@@ -149,13 +149,13 @@ class Expander:
 
     def _split_set(self, pieces: list[Piece]) -> list[Piece]:
         batch = stack(pieces)
-        parts, parents = self._parts(batch, self._bound(batch))
+        parts, parents = self._parts(batch, self.bound(batch))
         self.count("set splits", len(pieces))
         problem = batch.problem.with_inputs(parts)
         kept = batch.select(parents)
         bounds = preactivations(problem, self.options.bounding, kept.bounds)
         child = replace(kept, problem=problem, bounds=bounds)
-        children = self._children(pieces[0].family, child, [pieces[i] for i in parents.tolist()], 0, "split")
+        children = self.children(pieces[0].family, child, [pieces[i] for i in parents.tolist()], 0, "split")
         single = [c for c in children if c.members == 1 and not c.phases and c.lower <= self.target]
         if self.promote is None or not single or self.witness.found:
             return children
@@ -181,7 +181,7 @@ class Expander:
         batch = stack(pieces)
         light = batch.single()
         with fast_convolutions(light.problem.network):
-            choice = choose(light, self._bound(light), self._forms, self.options.width)
+            choice = choose(light, self.bound(light), self.forms, self.options.width)
         stuck = [p for p, splittable in zip(pieces, choice.exists.tolist(), strict=True) if not splittable]
         closed, stuck = self._finish(stuck)
         at = choice.exists.nonzero().flatten()
@@ -195,7 +195,7 @@ class Expander:
             bounds = preactivations(both.problem, self.options.bounding, bounds, int(relu.min()) + 1)
         self.count("relu splits", len(at))
         parents = [pieces[i] for i in at.tolist()] * 2
-        return self._children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search") + closed, stuck
+        return self.children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search") + closed, stuck
 
     def _finish(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Pieces without a ReLU left to split are linear: the program settles them, or many steps on multipliers."""
@@ -207,7 +207,7 @@ class Expander:
                 self.count("programs", 1)
                 ended = replace(piece, lower=max(piece.lower, lower), method="milp")
             else:
-                (ended,) = self._children(
+                (ended,) = self.children(
                     piece.family, stack([piece]), [piece], 0, "relu search", replace(self.options.child, steps=200)
                 )
             (closed if ended.lower > self.target else stuck).append(ended)
@@ -215,7 +215,7 @@ class Expander:
 
     # --- bounding -------------------------------------------------------------------------------------------
 
-    def _children(
+    def children(
         self,
         family: Family,
         batch: Batch,
@@ -238,7 +238,7 @@ class Expander:
         def settled(lower: Tensor, items: Tensor) -> Tensor:
             return nothing_left[items] | (lower[:, 0] > self.target)
 
-        rows, offset = self._forms(batch.clause)
+        rows, offset = self.forms(batch.clause)
         options = optimiser or self.options.child
         found = optimise(
             batch.problem, bounds, rows, offset, settled, options, batch.duals, batch.phases, self.deadline.expired
@@ -292,11 +292,13 @@ class Expander:
             )
         return pieces
 
-    def _bound(self, batch: Batch) -> ObjectiveBound:
-        forms, offset = (x.to(batch.lower.dtype) for x in self._forms(batch.clause))
+    def bound(self, batch: Batch) -> ObjectiveBound:
+        """One pass over the batch, with the duals it has."""
+        forms, offset = (x.to(batch.lower.dtype) for x in self.forms(batch.clause))
         return bound_once(batch.problem, batch.bounds, forms, offset, batch.duals, batch.phases, record=True)
 
-    def _forms(self, clause: Tensor) -> tuple[Tensor, Tensor]:  # (N,) -> (N, 1, K), (N, 1)
+    def forms(self, clause: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and offsets of clauses, `(N,) -> (N, 1, K), (N, 1)`."""
         return self.rows[clause].unsqueeze(1), self.offset[clause].unsqueeze(1)
 
     def try_minimisers(

@@ -5,7 +5,7 @@ The node of the branch and bound. Clauses are searched apart, because what is wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ class Family:
         voxels: where the inputs of a smaller network lie in the clip, flat indices `(n,)`; None for the whole one.
         members: the members that the problem's boxes are, where it is a problem of boxes.
         folded: is it a network of undecided neurons only?
+        neurons: by ReLU of the whole network: the ReLU here, and where its neurons lie in the whole one's, sorted flat
+            indices `(n,)`; None for the whole one.
     """
 
     problem: Problem
@@ -39,6 +41,7 @@ class Family:
     voxels: Tensor | None = None
     members: PerturbationSet | None = None
     folded: bool = False
+    neurons: Mapping[int, tuple[int, Tensor]] | None = None
 
     def on(self, inputs: InputSet, items: Sequence[int]) -> Problem:
         """The family's network on parts of its sets: of which members, where it has any."""
@@ -53,6 +56,33 @@ class Family:
         clips = self.whole.clip.flatten().repeat(len(inputs), 1)
         clips[:, self.voxels] = inputs.flatten(1)
         return clips.view(-1, *self.whole.clip.shape)
+
+    def here(self, relu: int, neuron: int) -> tuple[int, int] | None:
+        """A neuron of the whole network in this one, ReLU and flat index; None if it is not there."""
+        if self.neurons is None:
+            return relu, neuron
+        if relu not in self.neurons:
+            return None
+        own, indices = self.neurons[relu]
+        at = (indices == neuron).nonzero().flatten().tolist()
+        return (own, at[0]) if at else None
+
+    def in_whole(self, relu: int, neuron: int) -> tuple[int, int]:
+        """The inverse of `here`."""
+        if self.neurons is None:
+            return relu, neuron
+        whole = next(whole for whole, (own, _) in self.neurons.items() if own == relu)
+        return whole, int(self.neurons[whole][1][neuron])
+
+    def left(self, neurons: Mapping[int, tuple[int, Tensor]]) -> dict[int, tuple[int, Tensor]]:
+        """`neurons` of a network where only some of this one's are left, as `Folded.neurons`: where in the whole."""
+        if self.neurons is None:
+            return dict(neurons)
+        return {
+            whole: (neurons[own][0], indices[neurons[own][1]])
+            for whole, (own, indices) in self.neurons.items()
+            if own in neurons
+        }
 
     def describe(self, item: int, inputs: InputSet) -> dict[str, Any]:
         """The part of the set that a piece stands for."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
-from stbp_milp.bounds.cells import cell_problem, cells, crops_at_once, voxel_indices
+from stbp_milp.bounds.cells import cell_neurons, cell_problem, cells, crops_at_once, voxel_indices
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.fold import fold
 from stbp_milp.bounds.footprint import Group, Restrictor, grouped, whole_entries
@@ -201,7 +201,7 @@ class Roots:
             folded = fold(family.problem, stages, known, most)
             if folded is None:
                 continue
-            new = replace(family, problem=folded.problem, folded=True)
+            new = replace(family, problem=folded.problem, folded=True, neurons=family.left(folded.neurons))
             for i in own:
                 bounds, duals = folded.bounds(pieces[i].bounds), folded.duals(pieces[i].duals)
                 result[i] = replace(pieces[i], family=new, bounds=bounds, duals=duals)
@@ -327,7 +327,12 @@ class Roots:
             for cell in cells(whole.problem.network, members):
                 own = members.select(cell.members)
                 problem = cell_problem(whole.problem, own, cell.voxels)
-                yield cell.members, Family(problem, whole.whole, voxel_indices(cell.voxels, members.clip.device), own)
+                voxels = voxel_indices(cell.voxels, members.clip.device)
+                neurons = {
+                    relu: (relu, at.to(members.clip.device))
+                    for relu, at in cell_neurons(whole.problem.network, cell.voxels).items()
+                }
+                yield cell.members, Family(problem, whole.whole, voxels, own, neurons=neurons)
             return
         rest = [torch.arange(members.parts, device=members.clip.device)]
         if groups is not None and self.expander.stages is not None:
@@ -339,7 +344,12 @@ class Roots:
                     rest.append(group.members)
                     continue
                 own = members.select(group.members)
-                yield group.members, self._family(restrict(group), group.neurons[0], own, keep)
+                problem = restrict(group)
+                relus = (stage.relu for stage in self.expander.stages if stage.relu is not None)
+                neurons = {
+                    relu: (here, group.neurons[relu]) for relu, here in zip(relus, problem.network.relus, strict=True)
+                }
+                yield group.members, self._family(problem, group.neurons[0], own, keep, neurons)
         if rest:
             # A member is a box, and the support of a box is cheap.
             items = torch.cat(rest)
@@ -347,11 +357,18 @@ class Roots:
             boxes = VoxelBox(own.centre.expand(own.parts, *own.clip.shape), *own.hull())
             yield items, self._family(whole.problem.with_inputs(boxes), None, own, keep)
 
-    def _family(self, problem: Problem, voxels: Tensor | None, members: PerturbationSet, keep: bool) -> Family:
+    def _family(
+        self,
+        problem: Problem,
+        voxels: Tensor | None,
+        members: PerturbationSet,
+        keep: bool,
+        neurons: Mapping[int, tuple[int, Tensor]] | None = None,
+    ) -> Family:
         """`keep`: with ideal relaxations, where the network is small enough for them."""
         if keep and self.expander.stages is not None:
             problem = problem.idealised(preactivations(problem, BoundingOptions("interval")))
-        return Family(problem, self.expander.whole.whole, voxels, members)
+        return Family(problem, self.expander.whole.whole, voxels, members, neurons=neurons)
 
 
 def _better(first: Piece, second: Piece) -> Piece:

@@ -5,7 +5,6 @@ Only words are checked here, so that a mistyped option is reported at once; torc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 import click
 
+from stbp_milp.cli import shared
+from stbp_milp.cli.shared import COUNT, FILE, POSITIVE
 from stbp_milp.errors import InputError
 
 _HELP = """Prove that a 3D CNN keeps its answer on a clip, or show a clip that breaks it.
@@ -80,27 +81,8 @@ class Options:
     verbose: int
 
 
-class Positive(click.ParamType[float]):
-    """A finite number above 0; click's own ranges let NaN pass."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = click.FLOAT.convert(value, param, ctx)
-        if not 0 < number < math.inf:
-            self.fail(f"{value!r} is not a number above 0.", param, ctx)
-        return number
-
-
-_FILE = click.Path(path_type=Path)
-_SOLVERS = click.Choice(["auto", "scip", "gurobi", "highs", "none"])
-_COUNT = click.IntRange(min=1)
-_POSITIVE = Positive()
-_SEED = click.IntRange(min=0, max=2**31 - 1)  # what SCIP takes
-
-
 @click.command("verify_complete", help=_HELP, context_settings={"max_content_width": 100})
-@click.option("--model", type=_FILE, metavar="FILE", help="The network, .onnx or .onnx.gz.")
+@click.option("--model", type=FILE, metavar="FILE", help="The network, .onnx or .onnx.gz.")
 @click.option(
     "--input",
     metavar="FILE",
@@ -113,25 +95,25 @@ _SEED = click.IntRange(min=0, max=2**31 - 1)  # what SCIP takes
     "--eps", "epsilon", metavar="NUMBER", help="How far a value may move: 4/255 or 0.03; 1 allows any value of [0,1]."
 )
 @click.option("--label", type=int, metavar="CLASS", help="The class that must stay first. Default: the model's answer.")
-@click.option("--top-k", type=_COUNT, metavar="K", help="The class need only stay among the first K. Default: 1.")
+@click.option("--top-k", type=COUNT, metavar="K", help="The class need only stay among the first K. Default: 1.")
 @click.option(
     "--tolerance",
-    type=_POSITIVE,
+    type=POSITIVE,
     metavar="NUMBER",
     help="For regression: every output stays within this distance of the output on the clip.",
 )
 @click.option("--domain", metavar="LOW,HIGH", help="Smallest and largest value of the data. Default: 0,1.")
 @click.option(
     "--timeout",
-    type=_POSITIVE,
+    type=POSITIVE,
     metavar="SECONDS",
     help="Time limit. Default: 60; in the shipped bench every instance has its own.",
 )
-@click.option("--solver", type=_SOLVERS, default="auto", show_default=True, help="MILP solver; none: bounds only.")
-@click.option("--seed", type=_SEED, default=0, show_default=True, help="Of every random choice.")
+@shared.solver
+@shared.seed
 @click.option(
     "--threads",
-    type=_COUNT,
+    type=COUNT,
     default=1,
     show_default=True,
     help="For torch and the solvers; more pay on large networks.",
@@ -140,12 +122,12 @@ _SEED = click.IntRange(min=0, max=2**31 - 1)  # what SCIP takes
 @click.option(
     "--device", default="cpu", show_default=True, metavar="NAME", help="Where bounds are computed: cpu, cuda or cuda:1."
 )
-@click.option("--out", type=_FILE, default="results", show_default=True, help="Folder of records, clips and pictures.")
+@click.option("--out", type=FILE, default="results", show_default=True, help="Folder of records, clips and pictures.")
 @click.option("--quiet", "-q", is_flag=True, help="Print one line with the verdict.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record to stdout and all else to stderr.")
-@click.option("--verbose", "-v", count=True, help="Log to stderr; twice for details.")
-@click.version_option(package_name="stbp-milp", prog_name="stbp-milp", message="%(prog)s %(version)s")
-@click.help_option("--help", "-h")
+@shared.verbose
+@shared.version
+@shared.help_
 def _command(**given: Any) -> Options:
     return Options(**given)
 

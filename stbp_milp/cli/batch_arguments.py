@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from stbp_milp.cli.arguments import Positive
+from stbp_milp.cli import shared
+from stbp_milp.cli.shared import COUNT, FILE, POSITIVE
 from stbp_milp.errors import InputError
 from stbp_milp.results import WORDS
 
@@ -79,38 +80,33 @@ class BatchOptions:
         return tuple(self.retry.split(",")) if self.retry else ()
 
 
-_FILE = click.Path(path_type=Path)
-_COUNT = click.IntRange(min=1)
-_POSITIVE = Positive()
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
 def _queue(kind: str, name: str) -> Callable[[_Decorated], _Decorated]:
-    return click.option(f"--{kind}", type=_FILE, metavar="FILE", help=_QUEUE_HELP.format(name))
+    return click.option(f"--{kind}", type=FILE, metavar="FILE", help=_QUEUE_HELP.format(name))
 
 
 @click.command("run_batch", help=_HELP, context_settings={"max_content_width": 100})
-@click.argument("list", type=_FILE, metavar="LIST")
-@click.option("--timeout", type=_POSITIVE, metavar="SECONDS", help="Of every instance. Default: what the list says.")
+@click.argument("list", type=FILE, metavar="LIST")
+@click.option("--timeout", type=POSITIVE, metavar="SECONDS", help="Of every instance. Default: what the list says.")
 @click.option("--memory", default="4G", show_default=True, metavar="SIZE", help="What an instance may hold, as 512M.")
-@click.option("--jobs", type=_COUNT, metavar="N", help="Instances at a time, here. Default: cores / threads.")
-@click.option("--threads", type=_COUNT, metavar="N", help="Of an instance. Default: cores / jobs, or 1.")
-@click.option(
-    "--gpus", type=_COUNT, metavar="N", help="One instance at a time on each of N devices, instead of --jobs."
-)
-@click.option("--out", type=_FILE, metavar="DIR", help="Where results go. Default: results/ and the list's folder.")
+@click.option("--jobs", type=COUNT, metavar="N", help="Instances at a time, here. Default: cores / threads.")
+@click.option("--threads", type=COUNT, metavar="N", help="Of an instance. Default: cores / jobs, or 1.")
+@click.option("--gpus", type=COUNT, metavar="N", help="One instance at a time on each of N devices, instead of --jobs.")
+@click.option("--out", type=FILE, metavar="DIR", help="Where results go. Default: results/ and the list's folder.")
 @click.option("--retry", metavar="WORDS", help="Run again what ended so: timeout,error. Old results are put aside.")
-@click.option("--split", type=_COUNT, default=1, metavar="N", help="Cut every instance's set in up to N parts.")
 @click.option(
-    "--solver",
-    type=click.Choice(["auto", "scip", "gurobi", "highs", "none"]),
-    default="auto",
-    show_default=True,
-    help="MILP solver; none: bounds only.",
+    "--split",
+    type=COUNT,
+    default=1,
+    metavar="N",
+    help="Cut every instance in up to N parts: of its set, or by ReLU phases.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of every random choice.")
+@shared.solver
+@shared.seed
 @click.option(
-    "--grace", type=_POSITIVE, default=0.3, show_default=True, metavar="SECONDS", help="From the timeout to the kill."
+    "--grace", type=POSITIVE, default=0.3, show_default=True, metavar="SECONDS", help="From the timeout to the kill."
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Of a Dask scheduler that runs already, as tcp://host:8786.")
 @_queue("slurm", "Slurm")
@@ -119,9 +115,9 @@ def _queue(kind: str, name: str) -> Callable[[_Decorated], _Decorated]:
 @_queue("sge", "SGE")
 @_queue("htcondor", "HTCondor")
 @click.option("--quiet", "-q", is_flag=True, help="No display while it runs.")
-@click.option("--verbose", "-v", count=True, help="Log to stderr; twice for details.")
-@click.version_option(package_name="stbp-milp", prog_name="stbp-milp", message="%(prog)s %(version)s")
-@click.help_option("--help", "-h")
+@shared.verbose
+@shared.version
+@shared.help_
 def _command(**given: Any) -> BatchOptions:
     return BatchOptions(**given)
 

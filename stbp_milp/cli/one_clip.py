@@ -21,13 +21,14 @@ from stbp_milp.files import prepare_folder
 from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.network.views import as_clip, clip_shape
+from stbp_milp.properties import property_of
 from stbp_milp.query import Configuration, Query, SolverName
 from stbp_milp.records import Record, make_record, query_key, run_stem, write_record
 from stbp_milp.report.pictures import save_counterexample
 from stbp_milp.report.terminal import LiveLine, question, summary, verdict_line
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Falsified, Outcome
-from stbp_milp.verify import property_of, verify
+from stbp_milp.verify import verify
 
 EXIT_CODES = {"verified": 0, "falsified": 1, "unknown": 3}
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
+from stbp_milp.cli import shared
 from stbp_milp.cli.command import BAD_INPUT, INTERNAL_ERROR, INTERRUPTED
+from stbp_milp.cli.shared import FILE
 from stbp_milp.errors import InputError
 
 _HELP = """Write the results of a run as one HTML file, to be opened in a browser.
@@ -32,8 +34,6 @@ Exit codes:
 
 logger = logging.getLogger(__name__)
 
-_PATH = click.Path(path_type=Path)
-
 
 @dataclass(frozen=True)
 class Options:
@@ -46,11 +46,9 @@ class Options:
 
 
 @click.command("make_report", help=_HELP, context_settings={"max_content_width": 100})
-@click.argument("run", type=_PATH)
-@click.option(
-    "--out", type=_PATH, metavar="FILE", help="The page. Default: RUN/report.html; an older page is replaced."
-)
-@click.option("--against", type=_PATH, metavar="RUN", help="Another run: what changed its verdict, slower, faster.")
+@click.argument("run", type=FILE)
+@click.option("--out", type=FILE, metavar="FILE", help="The page. Default: RUN/report.html; an older page is replaced.")
+@click.option("--against", type=FILE, metavar="RUN", help="Another run: what changed its verdict, slower, faster.")
 @click.option(
     "--clips",
     metavar="SIZE",
@@ -58,8 +56,8 @@ class Options:
     show_default=True,
     help="How much of the page clips may take; the counterexamples beyond are named, not embedded.",
 )
-@click.version_option(package_name="stbp-milp", prog_name="stbp-milp", message="%(prog)s %(version)s")
-@click.help_option("--help", "-h")
+@shared.version
+@shared.help_
 def _command(**given: Any) -> Options:
     return Options(**given)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from stbp_milp.cli.arguments import Positive
 from stbp_milp.cli.command import configure_logging, guarded
 from stbp_milp.cli.screen import console
+from stbp_milp.cli.shared import COUNT, FILE, POSITIVE
 from stbp_milp.errors import InputError
 
 _HELP = """Make a benchmark of networks, clips and questions that this and other verifiers can run.
@@ -51,11 +50,9 @@ def _words(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     "--way", "ways", callback=_words, default="standard,pgd,st-ibp", show_default=True, help="Of training, by commas."
 )
 @click.option("--seed", type=int, default=7, show_default=True, help="Of training, clips and the choice of questions.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to make.")
-@click.option(
-    "--instances", type=click.IntRange(min=1), default=36, show_default=True, metavar="N", help="Questions a network."
-)
-@click.option("--timeout", type=Positive(), metavar="SECONDS", help="Of a question. Default: S 60, M 120, else 300.")
+@click.option("--out", type=FILE, required=True, metavar="DIR", help="The folder to make.")
+@click.option("--instances", type=COUNT, default=36, show_default=True, metavar="N", help="Questions a network.")
+@click.option("--timeout", type=POSITIVE, metavar="SECONDS", help="Of a question. Default: S 60, M 120, else 300.")
 @click.option(
     "--label",
     type=click.FloatRange(min=0),
@@ -64,7 +61,7 @@ def _words(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 )
 @click.option(
     "--settled-within",
-    type=Positive(),
+    type=POSITIVE,
     metavar="SECONDS",
     help="Ask only what our verifier settles in so much processor time.",
 )
@@ -74,12 +71,12 @@ def _words(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 @click.option("--chosen", is_flag=True, help="Also the twelve questions chosen by hand (seed 7, size S, way pgd).")
 @click.option(
     "--networks",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="DIR",
     help="Take FAMILY-SIZE-WAY.onnx from here, where it is, instead of training.",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Of training, instead of what the recipes say.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--steps", type=COUNT, help="Of training, instead of what the recipes say.")
+@click.option("--threads", type=COUNT, default=1, show_default=True)
 @click.help_option("--help", "-h")
 def _command(**given: Any) -> dict[str, Any]:
     return given

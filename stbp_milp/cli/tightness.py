@@ -6,14 +6,13 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stbp_milp.cli.arguments import Positive
 from stbp_milp.cli.command import configure_logging, guarded, interrupt_on_sigterm
 from stbp_milp.cli.screen import console
+from stbp_milp.cli.shared import COUNT, FILE, POSITIVE
 from stbp_milp.errors import InputError
 from stbp_milp.files import only_run_in, prepare_folder
 
@@ -53,19 +52,19 @@ Exit codes: 0 done, 2 bad input, 4 contradiction between methods, 70 any other e
 
 
 @click.command(help=_HELP)
-@click.option("--bench", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of instances.csv.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the results.")
+@click.option("--bench", type=FILE, required=True, metavar="DIR", help="Folder of instances.csv.")
+@click.option("--out", type=FILE, required=True, metavar="DIR", help="Folder of the results.")
 @click.option("--methods", default="all", help="Names separated by commas, or all.")
-@click.option("--instances", type=click.IntRange(1), help="Only so many instances.")
+@click.option("--instances", type=COUNT, help="Only so many instances.")
 @click.option("--only", metavar="GLOB", help="Only instances whose specification or model matches.")
 @click.option("--eps-sweep", metavar="F1,F2,...", help="Radii, as multiples of the specification's.")
 @click.option("--absolute", is_flag=True, help="The numbers of --eps-sweep are radii in the unit of the data.")
-@click.option("--timeout", type=Positive(), help="Seconds a measurement (default: as the bench says).")
+@click.option("--timeout", type=POSITIVE, help="Seconds a measurement (default: as the bench says).")
 @click.option("--memory", default="4G", show_default=True, help="What a measurement may hold.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Measurements at a time.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each measurement.")
+@click.option("--jobs", type=COUNT, default=1, show_default=True, help="Measurements at a time.")
+@click.option("--threads", type=COUNT, default=1, show_default=True, help="Of each measurement.")
 @click.option("--layers", is_flag=True, help="Measure the widths of pre-activation bounds, layer by layer, as well.")
-@click.option("--sample", type=click.IntRange(1), default=8, show_default=True, help="Neurons a layer, for --layers.")
+@click.option("--sample", type=COUNT, default=8, show_default=True, help="Neurons a layer, for --layers.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of attacks, solvers and samples.")
 @click.option("-v", "--verbose", count=True, help="Log more.")
 def _command(**options: Any) -> int:

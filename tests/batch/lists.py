@@ -24,15 +24,20 @@ def timeout_of(plant: str) -> float:
 
 
 def write_list(folder: Path, plants: Sequence[Any], log: Path | None = None) -> Path:
-    """An instance list with a plant a line; a tuple is an instance whose parts do as its entries say."""
+    """An instance list with a plant a line.
+
+    A tuple is an instance whose parts do as its entries say, a list one (of one part) whose subtrees do.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(b"planted")
     lines = []
     for number, plant in enumerate(plants):
         entries: dict[str, Any] = {"number": number, "plant": plant, "log": log and str(log)}
         timeout = timeout_of(plant) if isinstance(plant, str) else 2.0
-        if isinstance(plant, tuple):
+        if isinstance(plant, tuple | list):
             entries |= {"plant": plant[0], "by_part": list(plant)}
+        if isinstance(plant, list):
+            entries["neurons"] = [[1, at] for at in range(len(plant).bit_length() - 1)]
         (folder / f"{number:04d}.json").write_text(json.dumps(entries))
         lines.append(f"model.onnx,{number:04d}.json,{timeout}\n")
     (folder / "instances.csv").write_text("".join(lines))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stbp_milp.batch.supervised import Tell
-from stbp_milp.batch.task import Task
+from stbp_milp.batch.task import Part, Task
 
 LONG = 600  # seconds: longer than any test
 WORDS = {
@@ -45,12 +45,26 @@ def by_specification(task: Task, tell: Tell) -> dict[str, Any]:
         with Path(log).open("a") as stream:
             stream.write(f"{task.key}\n")
     by_part = entries.get("by_part")
-    return do(by_part[task.part.index] if by_part and task.part else entries["plant"], tell)
+    return do(by_part[_number(task.part)] if by_part and task.part else entries["plant"], tell)
 
 
-def count_parts(task: Task, tell: Tell) -> dict[str, Any]:
-    """As many as the specification has plants."""
-    return {"parts": len(json.loads(Path(task.specification).read_text()).get("by_part", [0]))}
+def _number(part: Part) -> int:
+    """Of a part, or of a subtree in the order of `Task.subtrees`."""
+    signs = [sign for _, _, sign in reversed(part.phases)]
+    return part.index + sum(2**place for place, sign in enumerate(signs) if sign < 0)
+
+
+def cut(task: Task, tell: Tell) -> dict[str, Any]:
+    """Into as many parts as the specification has plants, or one part by the neurons that it names."""
+    entries = json.loads(Path(task.specification).read_text())
+    neurons = entries.get("neurons", [])
+    parts = 1 if neurons else len(entries.get("by_part", [0]))
+    return {"parts": parts, "neurons": [neurons] * parts}
+
+
+def never_cut(task: Task, tell: Tell) -> dict[str, Any]:
+    """Hangs over where to cut."""
+    return do("hang", tell)
 
 
 def do(plant: str, tell: Tell) -> dict[str, Any]:

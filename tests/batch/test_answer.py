@@ -17,7 +17,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from stbp_milp.batch.answer import answer, count_parts, word_of
+from stbp_milp.batch import answer as answering
+from stbp_milp.batch.answer import answer, cut, word_of
 from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.split import whole_of
 from stbp_milp.batch.supervised import Ended, Limits
@@ -98,8 +99,8 @@ def test_a_falsified_instance_has_its_evidence(ask: Callable[..., Task]) -> None
 
 def test_parts_make_the_whole(ask: Callable[..., Task], model: Path) -> None:
     task = ask()
-    assert count_parts(replace(task, part=Part(0, 4, task.key)), print) == {"parts": 4}
-    assert count_parts(replace(task, part=Part(0, 99, task.key)), print) == {"parts": 6}
+    assert cut(replace(task, part=Part(0, 4, task.key)), print) == {"parts": 4, "neurons": [[]] * 4}
+    assert cut(replace(task, part=Part(0, 11, task.key)), print) == {"parts": 6, "neurons": [[]] * 6}
     whole = whole_of(task, [told(task.of_part(index, 4)) for index in range(4)], 4)
     assert whole.word == "verified"
     assert whole.record is not None
@@ -112,11 +113,39 @@ def test_parts_make_the_whole(ask: Callable[..., Task], model: Path) -> None:
     assert json.loads(whole.to_json())["record"]["certificate"]["parts"]
 
 
+def test_a_set_of_one_member_is_cut_by_neurons(
+    ask: Callable[..., Task], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (relu,) = load_model(model).network.relus
+    monkeypatch.setattr(
+        answering, "neurons_to_split", lambda query, configuration, count: ((relu, 0), (relu, 3))[:count]
+    )
+    task = ask(set="frames:1,2")
+    found = cut(replace(task, part=Part(0, 7, task.key)), print)
+    assert found == {"parts": 1, "neurons": [[[relu, 0], [relu, 3]]]}
+    subtrees = task.subtrees(0, 1, found["neurons"][0])
+    results = [told(subtree) for subtree in subtrees]
+    assert [result.part for result in results] == [subtree.part and subtree.part.in_words() for subtree in subtrees]
+    whole, single = whole_of(task, results, 1), told(task)
+    assert (whole.word, single.word) == ("verified", "verified")
+    assert whole.record is not None
+    assert single.record is not None
+    assert whole.record["key"] == single.record["key"] != results[0].record["key"]  # type: ignore[index]
+    assert whole.record["set"] == single.record["set"]
+    easy = ask()
+    assert cut(replace(easy, part=Part(0, 12, easy.key)), print) == {"parts": 6, "neurons": [[[relu, 0]]] * 6}
+
+
+def test_what_first_bounds_settle_is_not_cut(ask: Callable[..., Task]) -> None:
+    task = ask(set="frames:1,2")
+    assert cut(replace(task, part=Part(0, 4, task.key)), print) == {"parts": 1, "neurons": [[]]}
+
+
 def test_bad_input_is_an_error_with_its_sentence(ask: Callable[..., Task]) -> None:
     result = told(ask(set="nowhere"))
     assert (result.word, result.record) == ("error", None)
     assert "unknown set 'nowhere'" in str(result.reason)
-    assert count_parts(replace(ask(set="nowhere"), part=Part(0, 4, "")), print)["word"] == "error"
+    assert cut(replace(ask(set="nowhere"), part=Part(0, 4, "")), print)["word"] == "error"
 
 
 def test_time_that_reading_took_is_not_there_to_verify(ask: Callable[..., Task]) -> None:

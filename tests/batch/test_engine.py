@@ -29,7 +29,7 @@ from stbp_milp.batch.mirror import FILE, Mirror, in_file
 from stbp_milp.batch.task import Settings, Task, read_tasks
 from stbp_milp.results import InstanceResult
 
-OPTIONS = Options(job="planted:by_specification", plan_job="planted:count_parts")
+OPTIONS = Options(job="planted:by_specification", plan_job="planted:cut")
 SETTINGS = Settings(grace=0.2, memory_bytes=300 << 20)
 SLACK = 4.0  # seconds that a busy machine may take longer
 
@@ -156,18 +156,33 @@ def test_who_kills_keepers_is_an_error_and_leaves_nothing(tmp_path: Path, here: 
     assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "600"]]
 
 
-def test_the_first_counterexample_ends_the_other_parts(tmp_path: Path, here: Open) -> None:
+@pytest.mark.parametrize(
+    "plants",
+    [("forks", "slowly falsified", "hang"), ["forks", "slowly falsified", "hang", "hang"]],
+    ids=["parts", "subtrees"],
+)
+def test_the_first_counterexample_ends_the_others(tmp_path: Path, here: Open, plants: Sequence[str]) -> None:
     settings = Settings(timeout=60.0, memory_bytes=300 << 20)
-    batch = Batch(tmp_path, [("forks", "slowly falsified", "hang")], settings)
+    batch = Batch(tmp_path, [plants], settings)
     began = time.monotonic()
-    batch.run(here, Options(OPTIONS.job, OPTIONS.plan_job, split=3))
+    batch.run(here, Options(OPTIONS.job, OPTIONS.plan_job, split=4))
     seconds = time.monotonic() - began
     (whole,) = batch.results()
     assert whole is not None
     assert (whole.word, whole.ended_by) == ("falsified", "parts")
+    assert whole.parts is not None
+    assert len(whole.parts) == 1
     assert seconds < 0.5 + 1.0 + SLACK
     assert len(list((batch.folder.path / "parts").iterdir())) == 1  # cancelled parts have no result
     assert list((batch.folder.path / "attempts").iterdir()) == []
+
+
+def test_what_is_not_cut_within_its_limits_runs_whole(tmp_path: Path, here: Open) -> None:
+    batch = Batch(tmp_path, [("verified", "hang")])
+    batch.run(here, Options(OPTIONS.job, "planted:never_cut", split=2))
+    (whole,) = batch.results()
+    assert whole is not None
+    assert (whole.word, whole.parts) == ("verified", None)
 
 
 def test_parts_that_are_known_are_not_run_again(tmp_path: Path, here: Open) -> None:

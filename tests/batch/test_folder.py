@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +76,19 @@ def test_marks_count_attempts(folder: Folder) -> None:
     assert folder.marks("key") == [second]
     folder.clear_marks("key")
     assert folder.marks("key") == []
+
+
+def test_what_killed_writers_left_goes_when_the_batch_goes_on(folder: Folder) -> None:
+    kept = folder.keep(result(task(folder.path)))
+    old, fresh = (folder.path / "records" / f".{kept.key}.json.{name}.part" for name in ("old", "fresh"))
+    for path in (old, fresh):
+        path.write_text("{")
+    an_hour_ago = time.time() - 3600
+    os.utime(old, (an_hour_ago, an_hour_ago))
+    os.utime(folder.path / "records" / f"{kept.key}.json", (an_hour_ago, an_hour_ago))
+    folder.prepared()
+    assert (old.exists(), fresh.exists()) == (False, True)
+    assert folder.result(kept.key) == kept
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:

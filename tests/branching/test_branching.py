@@ -189,10 +189,10 @@ def test_an_undecided_neuron_is_chosen(seed: int, text: str) -> None:
     query = micro_query(text, "class", seed, 0.5)
     expand, _ = expander(query, 1e9)
     batch = stack(Roots(expand).pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root))
-    forms, offset = expand._forms(batch.clause)
+    forms, offset = expand.forms(batch.clause)
     found = bound_once(batch.problem, batch.bounds, forms, offset, batch.duals, batch.phases, record=True)
     for width in (1, 3):
-        choice = choose(batch, found, expand._forms, width)
+        choice = choose(batch, found, expand.forms, width)
         for i in choice.exists.nonzero().flatten().tolist():
             own = batch.bounds[int(choice.relu[i])].select(torch.tensor([i]))
             at = int(choice.neuron[i])

@@ -236,6 +236,14 @@ def test_light_and_dark(opened: webdriver.Chrome) -> None:
     assert paper() != before
 
 
+def test_a_run_without_results_opens(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    run = read_run(write_batch(tmp_path / "begun", [], pending=["clip-a"]))
+    _open(browser, write_report(run, tmp_path / "report.html").path)
+    assert "No instance has a result yet." in browser.find_element(By.ID, "summary").text
+    assert not browser.find_element(By.ID, "problem").is_displayed()
+    assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
+
+
 def test_five_thousand_instances_open_within_three_seconds(browser: webdriver.Chrome, tmp_path: Path) -> None:
     run = read_run(write_batch(tmp_path / "large", many(5000)))
     written = write_report(run, tmp_path / "report.html")

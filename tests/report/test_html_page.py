@@ -100,6 +100,14 @@ def test_what_found_no_room_is_said(folder: Path, tmp_path: Path) -> None:
     assert [row["viewer"] for row in _Elements(text).data()["rows"]] == [0, 2, 2]
 
 
+def test_a_run_without_results_says_so(tmp_path: Path) -> None:
+    run = read_run(write_batch(tmp_path / "run", [], pending=["clip-a"]))
+    text = write_report(run, tmp_path / "report.html", against=run).path.read_text(encoding="utf-8")
+    assert "No instance has a result yet." in text
+    assert "1 of the list has no result yet" in text
+    assert _Elements(text).data()["rows"] == []
+
+
 def test_an_older_page_is_replaced_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     run = read_run(folder)
     path = tmp_path / "report.html"
@@ -159,7 +167,9 @@ def test_a_broken_file_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixtur
     folder = write_batch(tmp_path / "run", [Made("good")])
     (folder / "records" / "broken.json").write_text("{")
     assert main([str(folder)]) == 0
-    assert "warning: 'broken.json' cannot be read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("warning: ")
+    assert "broken.json' cannot be read" in said
     assert "1 file is left out" in (folder / "report.html").read_text(encoding="utf-8")
 
 

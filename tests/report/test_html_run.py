@@ -90,7 +90,8 @@ def test_every_word_is_read(tmp_path: Path, word: str) -> None:
         ({"seconds": float("nan")}, "it took nan seconds"),
         ({"margin": {"lower": "nan", "upper": "inf"}}, "not a number"),
         ({"instance": None}, "not a whole result"),
-        ({"node": ...}, "no field 'node'"),
+        ({"node": ...}, "missing or unknown fields node"),
+        ({"more": 1}, "missing or unknown fields more"),
     ],
 )
 def test_a_broken_file_is_named_and_left_out(tmp_path: Path, spoiled: object, problem: str) -> None:
@@ -115,6 +116,20 @@ def test_evidence_stays_inside_the_folder(tmp_path: Path) -> None:
     path = folder / "records" / f"{_key('clip-b')}.json"
     path.write_text(json.dumps(result(EXAMPLE[0], {"clip": "../secret.npz", "picture": "evidence/gone.png"})))
     assert read_run(folder).instances[0].evidence == {}
+
+
+def test_a_batch_without_results_is_empty(tmp_path: Path) -> None:
+    run = read_run(write_batch(tmp_path / "run", [], pending=["clip-a", "clip-b"]))
+    assert run.instances == ()
+    assert run.pending == ("video / clip-a", "video / clip-b")
+    assert run.commands == ("run_batch instances.csv",)
+
+
+def test_parts_are_not_shown_as_wholes(tmp_path: Path) -> None:
+    folder = write_batch(tmp_path / "run", EXAMPLE)
+    (folder / "records").rename(folder / "parts")
+    with pytest.raises(InputError, match="none of its 3 files"):
+        read_run(folder / "parts")
 
 
 def test_folders_without_results(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from stbp_milp.report.html.instance import WORDS, Instance
+from stbp_milp.report.html.instance import Instance
+from stbp_milp.results import WORDS
 
 MOST_GROUPS = 40
 

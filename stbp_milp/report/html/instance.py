@@ -17,8 +17,8 @@ from typing import Any
 
 from stbp_milp.errors import InputError
 from stbp_milp.report.comparison import as_fraction, says
+from stbp_milp.results import WORDS, InstanceResult, read_result
 
-WORDS = ("verified", "falsified", "unknown", "timeout", "memout", "error")
 DECIDED = ("verified", "falsified")
 
 _STEM = re.compile(r"^\d{8}T\d{9}Z-(?:(?P<label>.+)-)?[0-9a-f]{8}$")
@@ -63,20 +63,21 @@ class Instance:
         return self.word in DECIDED
 
 
-def read_instance(path: Path, folder: Path, specifications: Path | None = None) -> Instance:
+def read_instance(path: Path, folder: Path, batch: bool, specifications: Path | None = None) -> Instance:
     """The instance in the file `path` of the run in `folder`.
 
     Args:
+        batch: is it a batch's, with results instead of records?
         specifications: the folder that the paths of a batch's list are relative to.
 
     Raises:
         InputError: the file cannot be read, or holds no whole result of schema 1.
     """
-    entries = _entries(path)
+    read = read_result(path) if batch else _entries(path)
     try:
-        if "word" in entries:
-            return _of_batch(entries, folder, path, specifications)
-        return _of_record(entries, folder, path)
+        if isinstance(read, InstanceResult):
+            return _of_batch(read, folder, path, specifications)
+        return _of_record(read, folder, path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{path.name!r} is not a whole result ({what})") from error
@@ -128,31 +129,31 @@ def _of_record(record: dict[str, Any], folder: Path, path: Path) -> Instance:
     )
 
 
-def _of_batch(result: dict[str, Any], folder: Path, path: Path, specifications: Path | None) -> Instance:
+def _of_batch(result: InstanceResult, folder: Path, path: Path, specifications: Path | None) -> Instance:
     """The instance in a result that `run_batch.py` wrote; one that was killed has no record inside."""
-    listed, record = result["instance"], result["record"]
+    listed, record = result.instance, result.record
     name = f"{stem_of(listed['model'])} / {stem_of(listed['specification'])}"
     asked = _question(record) if record else _asked(listed, specifications)
     files = f"{listed['model_sha256']} {listed['specification_sha256']}"
     identities = {"files": files} | ({"question": _digest(record)} if record else {}) | {"name": name}
-    margin = result["margin"] or {"lower": "-inf", "upper": "inf"}
+    margin = result.margin or {"lower": "-inf", "upper": "inf"}
     kept = ("reason", "expected", "limits", "configuration", "attempt", "began", "node", "ended_by", "output")
     return Instance(
         name=name,
-        word=_word(result["word"]),
+        word=_word(result.word),
         question=asked,
         identities=identities,
         lower=_bound(margin["lower"]),
         upper=_bound(margin["upper"]),
-        seconds=_seconds(result["seconds"]),
-        memory=None if result["memory_bytes"] is None else int(result["memory_bytes"]),
-        decided_by=result["decided_by"],
-        evidence=_there(result["evidence"] or {}, folder),
+        seconds=_seconds(result.seconds),
+        memory=None if result.memory_bytes is None else int(result.memory_bytes),
+        decided_by=result.decided_by,
+        evidence=_there(result.evidence or {}, folder),
         set=record["set"] if record else None,
-        made_by={**result["versions"], **(record["machine"] if record else {}), "node": result["node"]},
+        made_by={**result.versions, **(record["machine"] if record else {}), "node": result.node},
         details=(_details(record) if record else {})
-        | {name: result.get(name) for name in kept}
-        | {"file": f"records/{path.name}", "stages": _stages(result["stage_seconds"]), "listed": listed},
+        | {name: getattr(result, name) for name in kept}
+        | {"file": f"records/{path.name}", "stages": _stages(result.stage_seconds), "listed": listed},
     )
 
 

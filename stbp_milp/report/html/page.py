@@ -24,8 +24,9 @@ from stbp_milp.files import prepare_folder, replace_file, write_new_file
 from stbp_milp.report.html import figures
 from stbp_milp.report.html.changes import Changes, Pair, compare_runs, slowest_first
 from stbp_milp.report.html.clips import Viewers, pack_all, pack_bytes
-from stbp_milp.report.html.instance import WORDS, Instance
+from stbp_milp.report.html.instance import Instance
 from stbp_milp.report.html.run import Run
+from stbp_milp.results import WORDS
 
 GENERATOR = "stbp-milp report"
 
@@ -88,7 +89,7 @@ def render(run: Run, changes: Changes | None, viewers: Viewers, home: Path) -> s
         words=WORDS,
         shares=figures.shares(instances),
         seconds=[instance.seconds for instance in instances],
-        median=median(instance.seconds for instance in instances),
+        median=median(instance.seconds for instance in instances) if instances else None,
         memory=max((instance.memory for instance in instances if instance.memory is not None), default=None),
         unexpected=[instance for instance in instances if _unexpected(instance)],
         groups=groups[: figures.MOST_GROUPS],

@@ -41,7 +41,7 @@ def read_run(folder: Path) -> Run:
     """The run in `folder`.
 
     Raises:
-        InputError: no such folder, or no result in it can be read.
+        InputError: no such folder, one that no run wrote to, or no result in it can be read.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {str(folder)!r}; give the folder that a run wrote its results to")
@@ -53,10 +53,10 @@ def read_run(folder: Path) -> Run:
     broken = []
     for path in paths:
         try:
-            read[path.stem] = read_instance(path, folder, specifications)
+            read[path.stem] = read_instance(path, folder, batch, specifications)
         except InputError as error:
             broken.append(str(error))
-    if not read:
+    if not read and (broken or not batch):
         problem = f"none of its {len(paths)} files can be read: {broken[0]}" if broken else "it holds no results"
         raise InputError(f"{str(folder)!r} cannot be shown, {problem}; give the folder that a run wrote its results to")
     position = {key: i for i, (key, _) in reversed(list(enumerate(order)))}
