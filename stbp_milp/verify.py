@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stbp_milp.attack import AttackConfiguration, Judge, attack
+from stbp_milp.attack import QUICK, THOROUGH, AttackConfiguration, Judge, attack
 from stbp_milp.bounds.ascent import OptimiserOptions
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import rounding_slack
@@ -184,7 +184,7 @@ class _Run:
             return self._falsified(found)
         # A look at the easy corners, so that bounds of a hopeless set are not waited for; the long attack comes after
         # the first bounds, which settle most of what holds.
-        self._attack(AttackConfiguration(restarts=2, refine_steps=10, screen_values=1 << 24), 0.02)
+        self._attack(QUICK, 0.02)
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
         try:
@@ -280,7 +280,7 @@ class _Run:
         search.add(roots)
         self.ledger.raise_lower(search.lower())
         if search.open:
-            self._attack(AttackConfiguration(), 0.1)
+            self._attack(THOROUGH, 0.1)
             if self._over():
                 return SearchEnd.EXPIRED
         pace = Pace(plan.most_at_once)

@@ -51,6 +51,11 @@ class AttackConfiguration:
     stop_below: float = 0.0
 
 
+THOROUGH = AttackConfiguration()
+QUICK = AttackConfiguration(restarts=2, refine_steps=10, screen_values=1 << 24)
+"""A look at the easy corners only."""
+
+
 @dataclass(frozen=True, eq=False)
 class AttackResult:
     """The best clip found.
@@ -89,7 +94,7 @@ def attack(
     property: Property,
     generator: torch.Generator,
     expired: Expired = never,
-    configuration: AttackConfiguration = AttackConfiguration(),
+    configuration: AttackConfiguration = THOROUGH,
 ) -> AttackResult:
     """Tries to break the property inside part 0 of the set (float64); ends at the first clip that does."""
     objective = Objective.of(network, property, torch.float32, configuration.batch_values)
@@ -108,7 +113,7 @@ def sweep(
     perturbation: PerturbationSet,
     property: Property,
     expired: Expired = never,
-    configuration: AttackConfiguration = AttackConfiguration(),
+    configuration: AttackConfiguration = THOROUGH,
 ) -> SweepResult:
     """Tries one corner of every part and target, meant for sets whose N parts have a single member each.
 

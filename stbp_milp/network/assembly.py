@@ -90,6 +90,8 @@ def convolution(
             "expected one channel axis and the 1, 2 or 3 axes of the kernel"
         )
     bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+    if bias.shape != weight.shape[:1]:
+        raise site.invalid(f"a bias of shape {tuple(bias.shape)} for {weight.shape[0]} channels")
     return site.emit(Convolution(weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups), x)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stbp_milp.attack import attack
+from stbp_milp.attack import THOROUGH, AttackConfiguration, attack
 from stbp_milp.network.graph import Network
 from stbp_milp.properties import Property
 from stbp_milp.sets import SetSpecification
@@ -21,6 +21,7 @@ def attacks_begin(
     property: Property,
     seed: int = 0,
     resolution: float = 1 / 512,
+    configuration: AttackConfiguration = THOROUGH,
 ) -> float | None:
     """The smallest radius (up to `resolution`) that an attack succeeds with; None if not even 1 is enough.
 
@@ -31,7 +32,7 @@ def attacks_begin(
     def broken(radius: float) -> bool:
         generator = torch.Generator().manual_seed(seed)
         perturbation = SetSpecification(text, radius).build(clip)
-        return attack(network, perturbation, property, generator).margin <= 0
+        return attack(network, perturbation, property, generator, configuration=configuration).margin <= 0
 
     low, high = 0.0, 1.0
     if not broken(high):

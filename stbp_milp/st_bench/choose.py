@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from stbp_milp.attack import QUICK, THOROUGH
 from stbp_milp.network.model import Model
 from stbp_milp.properties import Property, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
@@ -154,7 +155,8 @@ def label(question: Question, of: Material, labelling: Labelling, run: Verify = 
 def _question(slot: Slot, of: Material, clip: int, timeout: float) -> Question:
     tolerance = of.family.tolerance or None
     wanted = of.property(clip, slot.top_k, of.family.tolerance)
-    begins = attacks_begin(of.model.network, of.clips[clip].double(), slot.set, wanted)
+    effort = THOROUGH if of.name.size in ("S", "M") else QUICK  # a radius costs ten attacks
+    begins = attacks_begin(of.model.network, of.clips[clip].double(), slot.set, wanted, configuration=effort)
     epsilon = min(1.0, float(f"{slot.factor * (begins or 1.0):.3g}"))
     first = f"top {slot.top_k}, " if slot.top_k > 1 else ""
     return Question(

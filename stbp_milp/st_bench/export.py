@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from pathlib import Path
@@ -16,6 +17,11 @@ TEST_SEED = 777  # no training batch uses it
 
 def write_network(network: nn.Module, sample: Tensor, path: Path) -> None:
     """`network` in evaluation mode as one ONNX file, weights inside; `sample` is a batch of clips."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        # Without `optimize`, the exporter gives a convolution that has no bias one of a wrong shape.
+        if isinstance(module, nn.Conv3d) and module.bias is None:
+            module.bias = nn.Parameter(torch.zeros(module.out_channels))
     # The exporter tells of packages it does not find, and torch of a class it will rename: nothing for our reader.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -23,7 +23,7 @@ from torch import Tensor
 from stbp_milp.errors import InputError
 from stbp_milp.files import prepare_folder, write_new_file
 from stbp_milp.instances import write_specification
-from stbp_milp.interop.writer import count_boxes, write_vnnlib
+from stbp_milp.interop.writer import can_be_written, count_boxes, write_vnnlib
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.query import Query
 from stbp_milp.sets import SetSpecification
@@ -312,7 +312,7 @@ def _question_files(question: Question, own: Material, most_boxes: int, out: Pat
     wanted = own.property(question.clip, question.top_k, question.tolerance or 0.0)
     query = Query(own.model, clip, SetSpecification(question.set, question.epsilon), wanted)
     boxes = count_boxes(query)
-    written = boxes <= most_boxes
+    written = boxes <= most_boxes and can_be_written(query)
     if written and not (out / question.vnnlib_file).exists():
         write_vnnlib(query, out / question.vnnlib_file)
     return Row(question, own.model, boxes, written)

@@ -20,6 +20,7 @@ from torch import nn
 from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.network.model import load_model
 from stbp_milp.network.onnx_reader import read_onnx
+from stbp_milp.st_bench.export import write_network
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -277,3 +278,16 @@ def test_gz_equals_plain(tmp_path: Path) -> None:
     assert model.name == "model"
     own = [node.name for node in model.network.nodes if node.name != "x/view"]
     assert own == [node.name for node in read_onnx(path).nodes]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_convolution_without_a_bias_is_written_so_that_it_can_be_read(tmp_path: Path) -> None:
+    """The unoptimised exporter gives it a bias of a wrong shape; our writer does not, and our reader refuses that."""
+    torch.manual_seed(2)
+    layers = (nn.Conv3d(1, 2, 3, bias=False), nn.BatchNorm3d(2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    module = nn.Sequential(*layers).eval()
+    write_network(module, torch.rand(2, 1, 4, 4, 4), tmp_path / "ours.onnx")
+    agree(module, (1, 4, 4, 4), tmp_path / "ours.onnx")
+    assert layers[0].bias is None
+    with pytest.raises((InputError, UnsupportedLayerError), match="node_"):
+        read_onnx(export(module, (1, 4, 4, 4), tmp_path / "theirs.onnx", dynamo=True, optimize=False))
