@@ -18,6 +18,7 @@ from stbp_milp.query import Configuration
 from stbp_milp.sets import parse_set
 from stbp_milp.st_bench.adversary import climb
 from stbp_milp.st_bench.export import write_clips, write_network
+from stbp_milp.st_bench.networks import two_convolutions
 from stbp_milp.st_bench.training import Recipe, train
 
 LAYERS = (
@@ -111,16 +112,7 @@ def trained_on(volumes: Tensor, labels: Tensor, arguments: argparse.Namespace, c
 
 
 def network_of() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv3d(1, 4, 6, stride=4, padding=1),
-        nn.ReLU(),
-        nn.Conv3d(4, 8, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(512, 32),
-        nn.ReLU(),
-        nn.Linear(32, 2),
-    )
+    return two_convolutions(6, 4, 512, 2)
 
 
 def test_quality(scores: Tensor, labels: Tensor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ class Ledger:
 
     lower: float = -math.inf
     seconds: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     closed: dict[str, int] = field(default_factory=dict)
     _closed_lower: float = math.inf
     _leaves: list[Leaf] = field(default_factory=list)
@@ -47,9 +48,6 @@ class Ledger:
     def certificate(self, slack: float) -> Certificate:
         """Of a run that closed every piece."""
         return Certificate(self.lower, slack, dict(self.closed), tuple(self._leaves))
-
-    def count(self, name: str, by: int) -> None:
-        self.counts[name] = self.counts.get(name, 0) + by
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -216,7 +216,7 @@ class _Run:
             limit = self.deadline.within(share * self.configuration.timeout)
             network, property = self.query.model.network, self.query.property
             result = attack(network, self.set, property, generator, limit.expired, configuration)
-            self.ledger.count("attack trials", result.trials)
+            self.ledger.counts["attack trials"] += result.trials
             self.judge(result.clip.unsqueeze(0).to(torch.float64), "attack")
 
     def start(self) -> SearchEnd | _Start:

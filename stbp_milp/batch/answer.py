@@ -19,7 +19,7 @@ from torch import nn
 
 from stbp_milp.batch.folder import EVIDENCE
 from stbp_milp.batch.supervised import Tell
-from stbp_milp.batch.task import Task
+from stbp_milp.batch.task import Part, Task
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.interop import read_questions, record_of_all, verify_all
 from stbp_milp.memory import is_exhaustion
@@ -94,7 +94,8 @@ def cut(task: Task, tell: Tell) -> dict[str, Any]:
         boxed = isinstance(query.set, BoxSpecification)
         parts = 1 if boxed else len(divide(query.set.build(query.clip), wanted))
         depth = (wanted // parts).bit_length() - 1
-        neurons = [_neurons(task.of_part(i, parts), depth, parts) for i in range(parts)] if depth else [()] * parts
+        each = [task.of_part(i, parts) for i in range(parts)]
+        neurons = [_neurons(part, query, depth) if depth else () for part in each]
         return {"parts": parts, "neurons": plain(neurons)}
     except (InputError, SoundnessError) as error:
         return _refused(error)
@@ -107,13 +108,13 @@ def _refused(error: InputError | SoundnessError) -> dict[str, Any]:
     return {"word": "error", "reason": sentence}
 
 
-def _neurons(task: Task, depth: int, parts: int) -> tuple[Neuron, ...]:
+def _neurons(task: Task, whole: Query, depth: int) -> tuple[Neuron, ...]:
     """The neurons to cut one part by; a part that memory has no room for is not cut."""
-    (query,) = _queries(task)
+    assert task.part is not None
     configuration = _configuration(task)
     try:
-        seconds = _CUT * configuration.timeout / parts
-        return neurons_to_split(query, replace(configuration, timeout=seconds), depth)
+        seconds = _CUT * configuration.timeout / task.part.count
+        return neurons_to_split(_of_part(whole, task.part), replace(configuration, timeout=seconds), depth)
     except (MemoryError, RuntimeError) as error:
         if not is_exhaustion(error):
             raise
@@ -135,11 +136,15 @@ def _queries(task: Task) -> list[Query]:
     if task.part is None:
         return queries
     (query,) = queries
-    query = replace(query, phases=task.part.phases)
-    if task.part.count == 1:
-        return [query]
+    return [_of_part(query, task.part)]
+
+
+def _of_part(whole: Query, part: Part) -> Query:
+    query = replace(whole, phases=part.phases)
+    if part.count == 1:
+        return query
     assert isinstance(query.set, SetSpecification)
-    return [replace(query, set=replace(query.set, part=(task.part.index, task.part.count)))]
+    return replace(query, set=replace(query.set, part=(part.index, part.count)))
 
 
 def _configuration(task: Task) -> Configuration:

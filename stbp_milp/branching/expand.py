@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -93,7 +94,7 @@ class Expander:
     stages: Sequence[Stage] | None
     program: Program | None = None
     timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     promote: Callable[[list[Piece]], list[Piece]] | None = None
     realised: Realised = field(default_factory=Realised)
 
@@ -150,7 +151,7 @@ class Expander:
     def _split_set(self, pieces: list[Piece]) -> list[Piece]:
         batch = stack(pieces)
         parts, parents = self._parts(batch, self.bound(batch))
-        self.count("set splits", len(pieces))
+        self.counts["set splits"] += len(pieces)
         problem = batch.problem.with_inputs(parts)
         kept = batch.select(parents)
         bounds = preactivations(problem, self.options.bounding, kept.bounds)
@@ -171,7 +172,7 @@ class Expander:
                 remaining.append(piece)
                 continue
             lower = self.program(piece, self.deadline.within(self.options.program_seconds))
-            self.count("programs", 1)
+            self.counts["programs"] += 1
             piece = replace(piece, lower=max(piece.lower, lower), tried=piece.unstable, method="milp")
             (solved if piece.lower > self.target else remaining).append(piece)
         return solved, remaining
@@ -193,7 +194,7 @@ class Expander:
         if not both.problem.ideal:  # otherwise bounds of hidden layers are better already than one pass makes them
             # Layers up to the first split neuron keep their bounds.
             bounds = preactivations(both.problem, self.options.bounding, bounds, int(relu.min()) + 1)
-        self.count("relu splits", len(at))
+        self.counts["relu splits"] += len(at)
         parents = [pieces[i] for i in at.tolist()] * 2
         return self.children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search") + closed, stuck
 
@@ -204,7 +205,7 @@ class Expander:
         for piece in pieces:
             if self.program is not None:
                 lower = self.program(piece, self.deadline.within(self.options.program_seconds))
-                self.count("programs", 1)
+                self.counts["programs"] += 1
                 ended = replace(piece, lower=max(piece.lower, lower), method="milp")
             else:
                 (ended,) = self.children(
@@ -243,7 +244,7 @@ class Expander:
         found = optimise(
             batch.problem, bounds, rows, offset, settled, options, batch.duals, batch.phases, self.deadline.expired
         )
-        self.count("subproblems", batch.problem.parts)
+        self.counts["subproblems"] += batch.problem.parts
         lower = torch.where(nothing_left, torch.inf, torch.maximum(batch.lower, found.lower[:, 0]))
         items = [p.item for p in parents]
         worst: dict[Hashable, float] = {}
@@ -313,9 +314,6 @@ class Expander:
                 outputs = problem.select(still).values(points)[-1]
                 points = points[(outputs @ self.rows.T + self.offset <= 0).any(1)]
             self.witness(family.clips(points), stage)
-
-    def count(self, name: str, by: int) -> None:
-        self.counts[name] = self.counts.get(name, 0) + by
 
 
 def joined(first: Batch, second: Batch) -> Batch:

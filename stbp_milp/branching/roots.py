@@ -70,7 +70,7 @@ class Roots:
         bounds = preactivations(problem, replace(expander.options.bounding, deep="interval"))
         memory, expired = expander.options.bounding.memory_bytes, expander.deadline.expired
         found = bound_once(problem, bounds, expander.rows, expander.offset, memory_bytes=memory, expired=expired)
-        expander.count("subproblems", problem.parts)
+        expander.counts["subproblems"] += problem.parts
         open_ = self._open(found)
         more = optimiser.steps > 0 or expander.options.bounding.deep != "interval"
         if more and len(open_) and not expander.deadline.expired():
@@ -146,7 +146,7 @@ class Roots:
             if share.expired() or not options.tighten_steps or not len(items):
                 break
             bounds, found = self._improved(problem, bounds, found, items, tight, options.root, share)
-            self.expander.count("tightened", len(items))
+            self.expander.counts["tightened"] += len(items)
         return bounds, found
 
     # --- members --------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Roots:
         bounded = self._members_bounded(members, groups, method, OptimiserOptions(steps=0), None, keep=False)
         if not bounded and members.parts and not self._over():
             return None
-        self.expander.count("members bounded", len(bounded))
+        self.expander.counts["members bounded"] += len(bounded)
         open_ = [m for m, pieces in bounded.items() if any(p.lower <= self.expander.target for p in pieces)]
         if open_ and not self.expander.deadline.expired():
             # More effort for those that one cheap pass does not settle. Where time ends before all of them are
@@ -267,7 +267,7 @@ class Roots:
         found = bound_once(problem, bounds, expander.rows, expander.offset)
         if not bool((found.lower > expander.target).all()):
             return []
-        expander.count("groups settled", 1)
+        expander.counts["groups settled"] += 1
         light = replace(family, problem=expander.whole.problem)
         clauses = list(enumerate(found.lower[0].tolist()))
         return [

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stbp_milp.cli import shared
 from stbp_milp.cli.command import configure_logging, guarded
 from stbp_milp.cli.screen import console
 from stbp_milp.cli.shared import COUNT, FILE, POSITIVE
@@ -77,7 +78,7 @@ def _words(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 )
 @click.option("--steps", type=COUNT, help="Of training, instead of what the recipes say.")
 @click.option("--threads", type=COUNT, default=1, show_default=True)
-@click.help_option("--help", "-h")
+@shared.help_
 def _command(**given: Any) -> dict[str, Any]:
     return given
 

@@ -45,16 +45,19 @@ def count_boxes(query: Query) -> float:
 
 def can_be_written(query: Query) -> bool:
     """Has `write_vnnlib` room for all the boxes?"""
-    count = count_boxes(query)
-    return count <= MOST_BOXES and (count == 1 or count * query.clip.numel() <= _MOST_CONDITIONS)
+    return _fit(count_boxes(query), query.clip.numel())
+
+
+def _fit(count: float, size: int) -> bool:
+    return count <= MOST_BOXES and (count == 1 or count * size <= _MOST_CONDITIONS)
 
 
 def _members(query: Query, perturbation: PerturbationSet) -> NDArray[np.bool_]:
     """The voxels that stay in each member, among those that the set moves: `(members, C*T*H*W)`."""
-    count = count_boxes(query)
-    if not can_be_written(query):
+    count, size = float(perturbation.choice.members()[0]), query.clip.numel()
+    if not _fit(count, size):
         raise InputError(
-            f"the set {query.set.text!r} is a union of {count:.6g} boxes of {query.clip.numel()} inputs, too many for "
+            f"the set {query.set.text!r} is a union of {count:.6g} boxes of {size} inputs, too many for "
             "VNN-LIB; choose a smaller set, or keep our own specification"
         )
     channels = query.clip.shape[0]

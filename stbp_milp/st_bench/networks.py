@@ -21,15 +21,25 @@ C3D_WIDTHS = (64, 128, 256, 256, 512, 512, 512, 512)
 
 def video_network() -> nn.Module:
     """1,312 ReLUs on 1x8x16x16: what the benchmarks call network P."""
+    return two_convolutions(3, 2, 256, len(data.VIDEO_CLASSES))
+
+
+def two_convolutions(kernel: int, stride: int, features: int, outputs: int) -> nn.Sequential:
+    """Of one channel, to 4 and 8, then 32 hidden neurons.
+
+    Args:
+        kernel, stride: of the first convolution.
+        features: what the linear layers read.
+    """
     return nn.Sequential(
-        nn.Conv3d(1, 4, 3, stride=2, padding=1),
+        nn.Conv3d(1, 4, kernel, stride=stride, padding=1),
         nn.ReLU(),
         nn.Conv3d(4, 8, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(256, 32),
+        nn.Linear(features, 32),
         nn.ReLU(),
-        nn.Linear(32, len(data.VIDEO_CLASSES)),
+        nn.Linear(32, outputs),
     )
 
 

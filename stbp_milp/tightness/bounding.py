@@ -13,7 +13,7 @@ from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Preactivations, Problem
-from stbp_milp.query import Query
+from stbp_milp.query import Configuration, Query
 from stbp_milp.search import Deadline
 from stbp_milp.sets import VoxelBox
 
@@ -33,6 +33,10 @@ class Request:
     memory_bytes: int = 1 << 30
     threads: int = 1
     seed: int = 0
+
+    def configuration(self) -> Configuration:
+        """For the verifier, with the time that is left."""
+        return Configuration(self.deadline.remaining(), "auto", self.seed, self.threads, self.memory_bytes)
 
 
 @dataclass(frozen=True)

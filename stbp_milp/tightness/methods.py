@@ -23,7 +23,7 @@ from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.milp import PROOF_MARGIN, Encoded, InputRegion, encode
 from stbp_milp.network.normal_form import normal_form
-from stbp_milp.query import Configuration, Query
+from stbp_milp.query import Query
 from stbp_milp.tightness.bounding import (
     Found,
     Request,
@@ -145,9 +145,7 @@ def _search(request: Request) -> Found:
 
 
 def _complete(request: Request) -> Found:
-    left = request.deadline.remaining()
-    configuration = Configuration(left, "auto", request.seed, request.threads, request.memory_bytes)
-    outcome = verify(request.query, configuration)
+    outcome = verify(request.query, request.configuration())
     return Found(outcome.lower, outcome.upper, outcome.word == "verified", outcome.word)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from stbp_milp.query import Configuration
 from stbp_milp.tightness.bounding import Found, Request, margin
 from stbp_milp.verdict import Falsified, Unknown
 from stbp_milp.verify import verify
@@ -35,9 +34,7 @@ def searched_minimum(request: Request, upper: float) -> Found:
         at = upper - step
         rows, offset = _SCALE * asked.property.rows, _SCALE * (asked.property.offset - at)
         moved = replace(asked.property, rows=rows, offset=offset)
-        left = request.deadline.remaining()
-        configuration = Configuration(left, "auto", request.seed, request.threads, request.memory_bytes)
-        outcome = verify(replace(asked, property=moved), configuration)
+        outcome = verify(replace(asked, property=moved), request.configuration())
         searches += 1
         lower = max(lower, at + outcome.lower / _SCALE)
         if isinstance(outcome.verdict, Falsified):
