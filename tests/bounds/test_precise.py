@@ -276,6 +276,22 @@ def test_operands_that_cancel_everywhere_are_enough() -> None:
     assert float(found[1][-1]) <= 2.0**-111 * 0.03
 
 
+@pytest.mark.parametrize("x", [1.0, 1.5, -(2.0**7) - 2.0**-30, 3 * 2.0**5, 2.0**60 + 2.0**20])
+def test_values_that_float64_cannot_hold(x: float) -> None:
+    """2^-1080 x and its ReLU: rounded to a multiple of 2^-1074, and the bound says so."""
+    b = NetworkBuilder((1,))
+    name = "input"
+    for i in range(2):
+        factor, offset = (torch.tensor(v, dtype=torch.float64) for v in (2.0**-540, 0.0))
+        name = b.add(str(i), Scale(factor, offset), name)
+    net = b.build(b.add("relu", ReLU(), name))
+    clip = torch.tensor([[x]], dtype=torch.float64)
+    exact, _ = exact_values(net, clip)
+    for values, bounds in (precise_values(net, clip) or ((), ()), coarse(net, clip, 12, 9)):
+        assert_bounds_hold(exact, values, bounds)
+        assert float(bounds[2]) <= 2.0**-1070 + 2.0**-50 * float(values[2].abs())
+
+
 def test_a_network_in_float32_is_taken_as_stored() -> None:
     net, clip = deep(3)
     single = net.to(torch.float32)
