@@ -39,7 +39,6 @@ from solvers import Termination
 from stbp_milp.attack import AttackConfiguration, attack, representable
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots, exact
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.branching.piece import stack
@@ -74,7 +73,6 @@ class Source:
     epsilon: float
     property: Property
     set: PerturbationSet
-    slack: float
     stages: tuple[Stage, ...]
 
 
@@ -212,8 +210,7 @@ def source_of(
     model: Model, clip: Tensor, index: int, text: str, epsilon: float, property: Property, stages: tuple[Stage, ...]
 ) -> Source:
     perturbation = SetSpecification(text, epsilon).build(clip)
-    slack = rounding_slack(model.network, *perturbation.hull(), property.rows, property.offset)
-    return Source(text, index, epsilon, property, perturbation, slack, stages)
+    return Source(text, index, epsilon, property, perturbation, stages)
 
 
 def expander_of(model: Model, source: Source) -> Expander:
@@ -221,14 +218,14 @@ def expander_of(model: Model, source: Source) -> Expander:
     family = Family(Problem.of(model.network, source.set), source.set)
     forms, offset = source.property.forms()
     witness = _Seen(model, source.property)
-    return Expander(family, forms, offset, source.slack, ExpanderOptions(), Deadline.after(1e6), witness, source.stages)
+    return Expander(family, forms, offset, 0.0, ExpanderOptions(), Deadline.after(1e6), witness, source.stages)
 
 
 def open_members(expander: Expander, source: Source) -> list[Piece]:
     """Members and clauses that plain backward bounds leave open."""
     plain = replace(expander.options, root=OptimiserOptions(steps=0), tighten_steps=0)
     pieces = Roots(replace(expander, options=plain)).member_pieces(source.set.singletons(), "split")
-    return [piece for piece in pieces if piece.lower <= source.slack]
+    return [piece for piece in pieces if piece.lower <= 0.0]
 
 
 def optimised(expander: Expander, piece: Piece) -> Piece:
@@ -258,7 +255,7 @@ def chosen(
             continue
         point = broken(model, source, root) if group == GROUPS[2] else None
         piece: Piece | None = optimised(expander, root)
-        if piece.lower > source.slack or (point is None and group == GROUPS[2]):
+        if piece.lower > 0.0 or (point is None and group == GROUPS[2]):
             continue
         while piece is not None and piece.unstable > most and piece.splits < _SPLITS_AT_MOST:
             piece = open_child(expander, source, piece, point)
@@ -287,7 +284,7 @@ def open_child(expander: Expander, source: Source, piece: Piece, point: Tensor |
     """The worse child of those that stay open when one ReLU is split; with a point, the child it lies in."""
     if point is not None and piece.family.voxels is not None:
         return None
-    children = [child for child in expander([piece]).children if child.lower <= source.slack]
+    children = [child for child in expander([piece]).children if child.lower <= 0.0]
     if point is not None:
         values = piece.family.problem.network.values(point.unsqueeze(0))
         nodes = piece.family.problem.network.nodes
@@ -329,7 +326,7 @@ def solve(model: Model, subproblem: Subproblem, variant: Variant, seconds: float
     if candidate is not None:
         found = piece.family.clips(candidate.unsqueeze(0))
         breaks = original_breaks(model, source, clause, found)
-    word = "broken" if breaks else "proved" if bound - PROOF_MARGIN > source.slack else "undecided"
+    word = "broken" if breaks else "proved" if bound - PROOF_MARGIN > 0.0 else "undecided"
     return Answer(word, bound, took, said, breaks if said else None, result)
 
 

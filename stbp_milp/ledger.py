@@ -45,9 +45,9 @@ class Ledger:
         """The set's bound, given that of the pieces still open."""
         self.lower = max(self.lower, min(open_lower, self._closed_lower))
 
-    def certificate(self, slack: float) -> Certificate:
+    def certificate(self) -> Certificate:
         """Of a run that closed every piece."""
-        return Certificate(self.lower, slack, dict(self.closed), tuple(self._leaves))
+        return Certificate(self.lower, dict(self.closed), tuple(self._leaves))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -25,17 +25,15 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Why the property holds on the whole set: the leaves cover it and every bound exceeds the rounding slack.
+    """Why the property holds on the whole set: the leaves cover it and every bound is positive, rounding included.
 
     Attributes:
-        lower: proved lower bound of the margin over the whole set (the least of the leaves').
-        slack: what rounding can have added to a bound; `lower > slack`.
+        lower: proved lower bound of the margin over the whole set (the least of the leaves'); positive.
         closed: number of leaves closed by each stage.
         leaves: the first of the leaves (all of them up to a limit that keeps records small).
     """
 
     lower: float
-    slack: float
     closed: dict[str, int]
     leaves: tuple[Leaf, ...]
 

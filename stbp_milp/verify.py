@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from stbp_milp.attack import QUICK, THOROUGH, AttackConfiguration, Judge, attack
 from stbp_milp.bounds.ascent import OptimiserOptions
+from stbp_milp.bounds.precise import precise_values
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.bounds.rounding import rounding_slack
 from stbp_milp.branching import Expander, Family, Piece, Roots, hardest_neurons, within
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
@@ -48,6 +48,8 @@ from stbp_milp.verdict import (
 OnProgress = Callable[[Progress], None]
 
 _BESIDE = "no float32 values lie on some sides of the box; the property is broken by those nearest to it"
+_FLOAT32 = 1e-4  # what the original's margins are believed to, relative to its outputs
+_TARGET = 0.0  # bounds hold in spite of rounding, so a margin is proved when its bound is positive
 _PLACES_LISTED = 1 << 20  # patches with more positions are split by halves; with fewer, where that is measured to pay
 
 
@@ -150,7 +152,6 @@ class _Run:
     memory: int
     set: PerturbationSet
     judge: Judge
-    slack: float
     clean_outputs: tuple[float, ...]
     ledger: Ledger = field(default_factory=Ledger)
     short_of_memory: bool = False
@@ -162,8 +163,6 @@ class _Run:
         device = named_device(configuration.device)
         perturbation = query.set.build(query.clip).to(device)
         query = query.to(device)
-        lower, upper = perturbation.hull()
-        slack = rounding_slack(query.model.network, lower, upper, query.property.rows, query.property.offset)
         clean = query.model.predict(query.clip.to(torch.float32).numpy()[None])[0]
         return cls(
             query,
@@ -173,7 +172,6 @@ class _Run:
             affordable(device) if configuration.memory_bytes is None else configuration.memory_bytes,
             perturbation,
             Judge(query, perturbation),
-            slack,
             tuple(float(v) for v in clean),
         )
 
@@ -196,14 +194,9 @@ class _Run:
             self.short_of_memory, end = True, SearchEnd.GIVEN_UP
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
-        if contradict(self.ledger.lower, self.judge.least_asked):
-            raise SoundnessError(
-                f"the proved lower bound {self.ledger.lower:g} of the margin exceeds the margin "
-                f"{self.judge.least_asked:g} of a clip in the set; report this query"
-            )
         if end is SearchEnd.CLOSED:
             decided = max(self.ledger.closed, key=STAGES.index)
-            return self._outcome(Verified(self.ledger.certificate(self.slack)), decided)
+            return self._outcome(Verified(self.ledger.certificate()), decided)
         return self._outcome(Unknown(self._reason(end)), None)
 
     # --- stages ---------------------------------------------------------------------------------------------
@@ -233,7 +226,7 @@ class _Run:
                 family,
                 forms[open_clauses],
                 offset[open_clauses],
-                self.slack,
+                _TARGET,
                 plan.options,
                 self.deadline,
                 self.judge,
@@ -247,7 +240,7 @@ class _Run:
         with self.ledger.timed("union bound"):
             union = self._union(expander(clauses, None), family, plan)
         self.ledger.lower = min((piece.lower for piece in union), default=-math.inf)
-        proved = {piece.clause: piece for piece in union if piece.lower > self.slack}
+        proved = {piece.clause: piece for piece in union if piece.lower > _TARGET}
         for clause, piece in proved.items():
             self.ledger.close(piece, clause)
         open_clauses = [clause for clause in clauses if clause not in proved]
@@ -276,7 +269,7 @@ class _Run:
 
     def _search(self, start: _Start) -> SearchEnd:
         expand, roots, open_clauses, plan = start.expand, start.roots, start.open_clauses, start.plan
-        search: Search[Piece] = Search(self.slack, lambda piece: self.ledger.close(piece, open_clauses[piece.clause]))
+        search: Search[Piece] = Search(_TARGET, lambda piece: self.ledger.close(piece, open_clauses[piece.clause]))
         search.add(roots)
         self.ledger.raise_lower(search.lower())
         if search.open:
@@ -381,10 +374,35 @@ class _Run:
             return self._outcome(Unknown(_BESIDE), None)
         return self._outcome(Falsified(counterexample), counterexample.stage)
 
+    def _compare(self) -> None:
+        """Does what was proved fit what was seen, by our network and by the original? Asked at every ending.
+
+        Raises:
+            SoundnessError: no.
+        """
+        lower, seen, clip = self.ledger.lower, self.judge.least_asked, self.judge.least_clip
+        if lower > seen and clip is not None:
+            # The margin seen has rounding errors of its own: compute it once more, in several words.
+            network, property = self.query.model.network, self.query.property
+            precise = precise_values(network, clip.unsqueeze(0).to(self.set.clip))
+            if precise is None:
+                wrong = contradict(lower, seen)
+            else:
+                outputs, errors = precise[0][-1], precise[1][-1]
+                wrong = lower > float(property.margin(outputs)) + float((errors @ property.rows.abs().T).max())
+            if wrong:
+                raise _contradiction(lower, seen)
+        counterexample = self.judge.counterexample
+        if counterexample is not None:
+            tolerance = _FLOAT32 * (1 + max(abs(v) for v in counterexample.outputs))
+            if lower > counterexample.margin + tolerance:
+                raise _contradiction(lower, counterexample.margin)
+
     def _outcome(self, verdict: Verdict, decided_by: str | None) -> Outcome:
+        self._compare()
         return Outcome(
             verdict,
-            self.ledger.lower,
+            min(self.ledger.lower, self.judge.least),
             self.judge.least,
             self.clean_outputs,
             decided_by,
@@ -392,3 +410,10 @@ class _Run:
             dict(self.ledger.seconds),
             dict(self.ledger.counts),
         )
+
+
+def _contradiction(lower: float, seen: float) -> SoundnessError:
+    return SoundnessError(
+        f"the proved lower bound {lower:g} of the margin exceeds the margin {seen:g} of a clip in the set; report this "
+        "query"
+    )

@@ -64,7 +64,7 @@ def verified() -> Outcome:
         Leaf(0, {"patch": [2, 6, 6], "first": [0, 0, 0], "last": [1, 0, 0]}, 0, 0.4, "union bound"),
         Leaf(1, {"patch": [2, 6, 6], "first": [2, 0, 0], "last": [2, 0, 0]}, 3, float("inf"), "milp"),
     )
-    certificate = Certificate(0.4, 1e-6, {"union bound": 1, "milp": 1}, leaves)
+    certificate = Certificate(0.4, {"union bound": 1, "milp": 1}, leaves)
     seconds = {"attack": 0.5, "milp": 1.0}
     return Outcome(Verified(certificate), 0.4, 7.2, CLEAN_OUTPUTS, "milp", 1.5, seconds, {"programs": 1})
 

@@ -158,7 +158,7 @@ def agrees(outcome: Outcome, query: Query, least: float) -> None:
     assert outcome.upper >= least - 1e-4
     if isinstance(outcome.verdict, Verified):
         assert least > 0
-        assert outcome.verdict.certificate.lower > outcome.verdict.certificate.slack
+        assert outcome.verdict.certificate.lower > 0
         assert outcome.verdict.certificate.lower == outcome.lower
     elif isinstance(outcome.verdict, Falsified):
         example = outcome.verdict.counterexample

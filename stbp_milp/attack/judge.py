@@ -28,11 +28,13 @@ class Judge:
     Attributes:
         least: the smallest margin of a clip of the set.
         least_asked: the smallest of those that clearly have the phases the query asks about; no bound may exceed it.
+        least_clip: its clip.
     """
 
     def __init__(self, query: Query, perturbation: PerturbationSet) -> None:
         self._query, self._set = query, perturbation
         self.least = self.least_asked = math.inf
+        self.least_clip: Tensor | None = None
         self.counterexample: Counterexample | None = None
 
     @property
@@ -51,7 +53,9 @@ class Judge:
         if not inside:
             raise SoundnessError(f"a candidate of stage {stage!r} lies outside the perturbation set; report this query")
         self.least = min(self.least, margin)
-        self.least_asked = min([self.least_asked, *margins[self._asked_about(candidates)].tolist()])
+        asked = margins.masked_fill(~self._asked_about(candidates), math.inf)
+        if float(asked.min()) < self.least_asked:
+            self.least_asked, self.least_clip = float(asked.min()), candidates[int(asked.argmin())]
         if margin <= 0 or stage == CLEAN:
             self._ask_the_original(candidates[at].cpu(), stage)
 

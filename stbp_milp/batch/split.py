@@ -127,16 +127,15 @@ def _merged(parts: Sequence[InstanceResult]) -> dict[str, Any]:
     questions = {digest_of(_question(record)) for record in records if record is not None}
     if len(questions) != 1:
         raise SoundnessError("the parts answer different questions")
-    if any(not float(proof["lower"]) > float(proof["slack"]) for proof in proofs):
-        raise SoundnessError("the bound of a verified part does not exceed its rounding slack")
+    if any(not float(proof["lower"]) > 0.0 for proof in proofs):
+        raise SoundnessError("the bound of a verified part is not positive")
     weakest = min(proofs, key=lambda proof: float(proof["lower"]))
     certificate = {
         "lower": weakest["lower"],
-        "slack": weakest["slack"],
         "closed": _sum(proof["closed"] for proof in proofs),
         "leaves": [leaf for proof in proofs for leaf in proof["leaves"]][:_LEAVES_KEPT],
         "parts": [
-            {"key": part.key, "lower": proof["lower"], "slack": proof["slack"]}
+            {"key": part.key, "lower": proof["lower"]}
             | ({"phases": [list(phase) for phase in _part(part).phases]} if _part(part).phases else {})
             for part, proof in zip(parts, proofs, strict=True)
         ],

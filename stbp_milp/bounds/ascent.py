@@ -128,11 +128,12 @@ def climb_neurons(
     steps: int,
     expired: Callable[[], bool],
 ) -> Tensor:
-    """The best lower bounds `(N, M)` of forms `(N, M, *shape of node)` that ascent on their own slopes finds.
+    """The best lower bounds `(N, M)` of forms `(N, M, *shape of node)` on deviations that ascent on own slopes finds.
 
     Args:
+        problem: where rounding counts, with the sizes of all nodes up to `node`.
         earlier: bounds of the ReLUs below the node.
-        constant: the forms' clean values, `(N, M)`.
+        constant: what is added to every form, `(N, M)`.
     """
     light = problem.single()
     bracket = Bracket.of(light, {k: b.to(torch.float32) for k, b in earlier.items()})
@@ -140,14 +141,13 @@ def climb_neurons(
     if not first.slopes:
         return form.new_full(form.shape[:2], -torch.inf)
     ascent = Ascent.of(first, OptimiserOptions(slope_rate=0.2, decay=1.0))
-    own_form, own_constant = form.to(torch.float32), constant.to(torch.float32)
-    leader = ObjectiveBound(torch.full_like(own_constant, -torch.inf), torch.zeros_like(own_constant), {}, first)
+    own_form, none = form.to(torch.float32), constant.new_zeros(constant.shape, dtype=torch.float32)
+    leader = ObjectiveBound(torch.full_like(none, -torch.inf), torch.zeros_like(none), {}, first)
     with fast_convolutions(problem.network):
         for step in range(steps):
             with torch.enable_grad():
                 lines, duals = bracket.between(ascent.values), ascent.values
-                back = input_form(light.network, light.clean, lines, node, own_form, constant=own_constant)
-                value = back.lower(light.inputs)
+                value = input_form(light, lines, node, own_form, constant=none).lower(light.inputs)
                 total = value.sum()
             leader = better(leader, ObjectiveBound(value, leader.form, {}, duals))
             if step == steps - 1 or expired() or not total.requires_grad:
@@ -155,7 +155,7 @@ def climb_neurons(
             ascent.step(total, bracket)
     exact = Bracket.of(problem, earlier)
     lines = exact.between(exact.project(leader.duals))
-    return input_form(problem.network, problem.clean, lines, node, form, constant=constant).lower(problem.inputs)
+    return input_form(problem, lines, node, form, constant=constant).lower(problem.inputs)
 
 
 @contextmanager

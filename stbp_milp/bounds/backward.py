@@ -1,8 +1,9 @@
 """Backward linear bounds: a linear form on a node becomes a linear form on the input plus a constant.
 
-    <form, value(node)> >= <form, clean(node)> + <input_form, x - centre> + constant   for every x of the set,
+    <form, value(node)> >= <form, clean(node)> + <input_form, x - centre> + constant - error   for every x of the set,
 
-and the input's support function ends it: `min = ... - deviation(-input_form)`, exactly for that form and set.
+and the input's support function ends it: `min = ... - deviation(-input_form)`, exactly for that form and set. The error
+is what rounding can have done (`bounds.rounding`), for problems whose bounds are claimed.
 Affine layers transpose the form; a ReLU multiplies it by its lower slope where positive, its upper slope where
 negative (CROWN, Zhang et al. 2018), and adds `-sign * multiplier * z` for split neurons (beta-CROWN, Wang et al. 2021).
 """
@@ -10,15 +11,16 @@ negative (CROWN, Zhang et al. 2018), and adds `-sign * multiplier * z` for split
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ideal import through_planes
+from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.relaxation import Relaxation
-from stbp_milp.network.graph import Network
+from stbp_milp.bounds.rounding import terms
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.operations import reads, transpose
 from stbp_milp.sets import InputSet, inner
@@ -28,14 +30,24 @@ FORMS_ALIVE = 4  # copies of a batch of forms that a backward pass holds at once
 
 @dataclass(frozen=True, eq=False)
 class InputForm:
-    """`value >= constant + <form, x - centre>` on the set; form `(N, M, *input_shape)`, constant `(N, M)`."""
+    """`value >= constant + <form, x - centre> - error` on the set.
+
+    Attributes:
+        form: `(N, M, *input_shape)`; constant: `(N, M)`.
+        error: `(N, M)`; None where rounding is not counted.
+    """
 
     form: Tensor
     constant: Tensor
+    error: Tensor | None = None
 
     def lower(self, inputs: InputSet) -> Tensor:
-        """The least value over each set, `(N, M)`."""
-        return self.constant - inputs.deviation(-self.form)
+        """The least value over each set, `(N, M)`; never NaN where rounding is counted."""
+        lower = self.constant - inputs.deviation(-self.form)
+        if self.error is None:
+            return lower
+        lower = lower - self.error
+        return lower.masked_fill(lower.isnan(), -torch.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +60,7 @@ class Split:
 
 
 def input_form(
-    network: Network,
-    clean: Sequence[Tensor],
+    problem: Problem,
     relaxations: Mapping[int, Relaxation],
     node: int,
     form: Tensor,
@@ -61,54 +72,84 @@ def input_form(
     """Push forms `(N, M, *shape of node)` back to the input.
 
     Args:
-        clean: values of all nodes at the centre, each `(N or 1, *shape)`.
+        problem: where rounding counts, with sizes of all nodes up to `node`.
         relaxations: one for every ReLU node before `node`.
         multipliers: for ReLU nodes with split neurons the signed multiplier `sign * beta`, `(N, M, *shape)`: the bound
             holds where `sign * z >= 0`.
         record: if given, receives the form on every ReLU's output, for branching scores.
-        constant: the forms' clean values `(N, M)`, where they are not `<form, clean value of node>`.
+        constant: where the forms are on deviations: zeros, or what the caller adds to them, `(N, M)`. Otherwise the
+            forms' clean values are added.
         split: one neuron for every form whose phase is taken as known.
     """
+    network, rounding = problem.network, problem.rounding
     pending: dict[int, Tensor] = {node: form}
+    error: Tensor | None = None
+    if rounding is not None:
+        error = _cost(form, rounding.weight(node))
+        if constant is None:
+            error = error + _cost(form, rounding.errors[node])
     if constant is None:
-        constant = inner(form, clean[node])
+        constant = inner(form, problem.clean[node])
     for position in range(node, 0, -1):
         current = pending.pop(position, None)
         if current is None:
             continue
         layer, operands = network.nodes[position].layer, network.nodes[position].inputs
+        weight = None
+        if rounding is not None and position != node and terms(layer):
+            weight = rounding.weight(position)
         if isinstance(layer, ReLU):
             if record is not None:
                 record[position] = current.detach()
             own = None if multipliers is None else multipliers.get(position)
-            back, onto_input, gap = _through(current, relaxations[position], position, own, split, network.input_shape)
+            lines = relaxations[position]
+            if error is not None and rounding is not None:
+                if lines.error is not None:
+                    weight = lines.error if weight is None else lines.error + weight
+                if own is not None:
+                    error = error + _cost(own, rounding.of_multiplier(operands[0]))
+            back, onto_input, gap = _through(current, lines, position, own, split, network.input_shape)
             constant = constant + gap
             _accumulate(pending, operands[0], back)
             if onto_input is not None:
                 _accumulate(pending, 0, onto_input)
-            continue
-        for i, operand in enumerate(operands):
-            if reads(layer, i):
-                _accumulate(pending, operand, transpose(layer, i, current, network.nodes[operand].shape))
+        else:
+            for i, operand in enumerate(operands):
+                if reads(layer, i):
+                    _accumulate(pending, operand, transpose(layer, i, current, network.nodes[operand].shape))
+        if error is not None and weight is not None:
+            error = error + _cost(current, weight)
     if 0 not in pending:  # the node does not depend on the input
         pending[0] = form.new_zeros(*form.shape[:2], *network.input_shape)
-    return InputForm(pending[0], constant)
+    if error is not None and rounding is not None and node:
+        error = error + _cost(pending[0], rounding.weight(0))
+    return InputForm(pending[0], constant, error)
 
 
-def neuron_forms(network: Network, clean: Sequence[Tensor], node: int, neurons: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Single neurons of a node as forms: where to start a backward pass, the forms there, their clean values.
+def _cost(form: Tensor, weight: Tensor) -> Tensor:
+    """`|form| . weight`, `(N, M)`, for weights `(N or 1, *shape)`."""
+    return inner(form.abs(), weight)
+
+
+def neuron_forms(problem: Problem, node: int, neurons: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Single neurons of a node as forms on deviations: where to start a backward pass, the forms there, a constant.
 
     Args:
+        problem: where rounding counts, with the sizes of all nodes up to `node`.
         neurons: flat indices `(N, M)`.
 
-    Neurons of a matrix start as its rows, one layer further back: no product with unit vectors.
+    Neurons of a matrix start as its rows, one layer further back: no product with unit vectors. Rows that were composed
+    of several layers' are off by their own rounding, which is the constant `(N, M)`.
     """
+    network, rounding = problem.network, problem.rounding
     layer, shape = network.nodes[node].layer, network.nodes[node].shape
-    value = clean[node].flatten(1).expand(neurons.shape[0], -1).gather(1, neurons)
+    none = torch.zeros(neurons.shape, dtype=network.dtype, device=neurons.device)
     if isinstance(layer, Linear):
-        return network.nodes[node].inputs[0], layer.weight[neurons], value
-    unit = value.new_zeros(*neurons.shape, math.prod(shape)).scatter_(2, neurons.unsqueeze(-1), 1.0)
-    return node, unit.view(*neurons.shape, *shape), value
+        if rounding is not None and (layer.magnitude is not None or node in rounding.composed):
+            none = none - rounding.weight(node).flatten()[neurons]
+        return network.nodes[node].inputs[0], layer.weight[neurons], none
+    unit = none.new_zeros(*neurons.shape, math.prod(shape)).scatter_(2, neurons.unsqueeze(-1), 1.0)
+    return node, unit.view(*neurons.shape, *shape), none
 
 
 def _accumulate(pending: dict[int, Tensor], operand: int, form: Tensor) -> None:

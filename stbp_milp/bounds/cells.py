@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stbp_milp.bounds.crops import Region, crop_work, cropped, footprint
 from stbp_milp.bounds.problem import Problem
+from stbp_milp.bounds.rounding import Rounding
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Convolution, Linear
 from stbp_milp.sets import Patch, PerturbationSet, VoxelBox
@@ -79,7 +80,11 @@ def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> 
     lower, upper = (voxels.of(x.unsqueeze(0)) for x in (members.lower, members.upper))
     centre = clean[0].expand(len(moves), *clean[0].shape[1:])
     boxes = VoxelBox(centre, torch.where(moves, lower, centre), torch.where(moves, upper, centre))
-    return Problem(cropped(problem.network, regions), boxes, clean)
+    rounding = problem.rounding
+    if rounding is not None:  # a crop's sums have no more terms, and its values are the whole network's
+        errors = tuple(region.of(error) for region, error in zip(regions, rounding.errors, strict=True))
+        rounding = Rounding(rounding.gamma, errors)
+    return Problem(cropped(problem.network, regions), boxes, clean, rounding=rounding)
 
 
 def cell_neurons(network: Network, voxels: Region) -> dict[int, Tensor]:

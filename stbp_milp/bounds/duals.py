@@ -15,7 +15,7 @@ from torch import Tensor
 from stbp_milp.bounds.ideal import Planes, PlaneTerms, chord_shares
 from stbp_milp.bounds.interval import slope_range
 from stbp_milp.bounds.problem import Preactivations, Problem
-from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope, relax
+from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope
 
 Phases = Mapping[int, Tensor]
 """By ReLU node: +1 where a split made the neuron active, -1 inactive, 0 undecided; `(N, *shape)`, the bounds' dtype."""
@@ -75,7 +75,7 @@ class Bracket:
         clean = {relu: problem.clean[problem.network.nodes[relu].inputs[0]] for relu in bounds}
         ranges = {relu: slope_range(own) for relu, own in bounds.items()}
         return cls(
-            {relu: relax(own, clean[relu]) for relu, own in bounds.items()},
+            {relu: problem.relaxation(relu, own) for relu, own in bounds.items()},
             {relu: (least.unsqueeze(1), most.unsqueeze(1)) for relu, (least, most) in ranges.items()},
             {relu: PlaneTerms.of(ideal, bounds[relu], clean[relu]) for relu, ideal in problem.ideal.items()},
         )

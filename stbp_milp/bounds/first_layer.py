@@ -29,12 +29,14 @@ _INSERTION_LIMIT = 8  # more of the largest than this are found by sorting
 
 
 def first_layer(
-    network: Network, clean: Tensor, perturbation: PerturbationSet, node: int, chunk_bytes: int = CHUNK_BYTES
+    network: Network, perturbation: PerturbationSet, node: int, gamma: float, chunk_bytes: int = CHUNK_BYTES
 ) -> Interval | None:
-    """Exact bounds of `node`, `(N, *shape)`, or None if it is not scalings around one Conv3d on the clip.
+    """Exact bounds of the deviations of `node`, `(N, *shape)`, or None if it is not scalings around one Conv3d on the clip.
+
+    All gains are sums of numbers that are not negative, so rounding is relative.
 
     Args:
-        clean: the node's value at the centre, `(1, *shape)`.
+        gamma: of `bounds.rounding`.
         chunk_bytes: what the tap gains of one group of filters may take.
     """
     chain = _chain(network, node)
@@ -55,7 +57,7 @@ def first_layer(
             torch.where(positive, scale.factor * rise, -scale.factor * fall),
             torch.where(positive, scale.factor * fall, -scale.factor * rise),
         )
-    return Interval(clean - fall, clean + rise)
+    return Interval(-(1 + 2 * gamma) * fall, (1 + 2 * gamma) * rise)
 
 
 def _chain(network: Network, node: int) -> tuple[list[Scale], Convolution, list[Scale]] | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.problem import Preactivations, Problem
+from stbp_milp.bounds.rounding import Values, derived
 from stbp_milp.network.dense import DenseStage, dense_network
 from stbp_milp.network.normal_form import Stage
 
@@ -60,16 +61,21 @@ def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most
     relus = [stage.relu for stage in stages if stage.relu is not None]
     order = {0: 0}
     for relu in relus:
-        at = bounds[relu].undecided.flatten(1).any(0).nonzero().flatten().cpu().numpy()
+        # Undecided in some item, or decided differently in two.
+        both = (bounds[relu].lower < 0).any(0) & (bounds[relu].upper > 0).any(0)
+        at = both.flatten().nonzero().flatten().cpu().numpy()
         if len(at):
             left[relu], order[relu] = at, len(order)
     inputs = problem.clean[0][0].numel()
-    sizes = np.array([inputs, *(len(at) for at in left.values()), stages[-1].bias.size])
-    if sum(int(size * sizes[: i + 1].sum()) for i, size in enumerate(sizes[1:])) > most_entries:
+    counts = np.array([inputs, *(len(at) for at in left.values()), stages[-1].bias.size])
+    if sum(int(count * counts[: i + 1].sum()) for i, count in enumerate(counts[1:])) > most_entries:
         return None
     # Every source of the old network as an affine function of the input and of what is left.
     known: dict[int, dict[int, sp.csr_matrix]] = {0: {0: sp.identity(inputs, format="csr")}}
     constants: dict[int, np.ndarray] = {0: np.zeros(inputs)}
+    # What the terms of every source, and of every operand, add up to in magnitude on the sets.
+    reach = {0: np.maximum(*(_largest(side) for side in problem.inputs.hull()))}
+    sizes: dict[int | None, np.ndarray] = {}
     dense = []
     for stage in stages:
         terms: dict[int, sp.csr_matrix] = {}
@@ -79,6 +85,7 @@ def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most
             for basis, matrix in known[source].items():
                 product = (weight @ matrix).tocsr()
                 terms[basis] = terms[basis] + product if basis in terms else product
+        sizes[stage.relu] = stage.sizes(reach)
         if stage.relu is None:
             dense.append(_dense(terms, constant, order))
             break
@@ -88,6 +95,8 @@ def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most
         active = (bounds[stage.relu].lower >= 0).flatten(1).all(0).cpu().numpy().astype(float)
         active[at] = 0.0
         linear = sp.diags(active, format="csr")
+        reach[stage.relu] = active * sizes[stage.relu]
+        reach[stage.relu][at] = np.maximum(_largest(bounds[stage.relu].upper)[at], 0.0)
         known[stage.relu] = {basis: (linear @ matrix).tocsr() for basis, matrix in terms.items()}
         constants[stage.relu] = active * constant
         if len(at):
@@ -107,8 +116,23 @@ def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most
         )
         for relu, at in kept.items()
     }
-    folded = replace(problem, network=network, clean=tuple(network.values(problem.clean[0])), ideal=ideal)
-    return Folded(folded, neurons, kept)
+    assert problem.rounding is not None
+    values: dict[int, Values] = {0: (problem.clean[0], problem.rounding.errors[0])}
+    composed: dict[int, Tensor] = {}
+    outputs = np.arange(stages[-1].bias.size)
+    ends: list[tuple[int | None, int | None, np.ndarray]] = [(r, neurons[r][0], own) for r, own in left.items()]
+    for old_relu, new_relu, own in [*ends, (None, None, outputs)]:
+        old, new = problem.network.operand(old_relu), network.operand(new_relu)
+        clean, error = (x[old].flatten(1)[:, own] for x in (problem.clean, problem.rounding.errors))
+        values[new] = clean, error
+        composed[new] = torch.from_numpy(sizes[old_relu][own]).to(problem.device).unsqueeze(0)
+    all_clean, rounding = derived(network, problem.rounding, values, composed)
+    return Folded(replace(problem, network=network, clean=all_clean, rounding=rounding, ideal=ideal), neurons, kept)
+
+
+def _largest(values: Tensor) -> np.ndarray:
+    """The largest magnitude of every neuron in any item, flat."""
+    return np.asarray(values.abs().amax(0).flatten().cpu().numpy())
 
 
 def _dense(terms: dict[int, sp.csr_matrix], constant: np.ndarray, order: dict[int, int]) -> DenseStage:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.problem import Problem
+from stbp_milp.bounds.rounding import Values, derived
 from stbp_milp.network.dense import DenseStage, dense_network
-from stbp_milp.network.graph import Network
 from stbp_milp.network.normal_form import Stage
 from stbp_milp.sets import Choice, InputSet, Patch, PerturbationSet, VoxelBox
 
@@ -102,40 +102,54 @@ class Restrictor:
     def __init__(self, stages: Sequence[Stage], problem: Problem) -> None:
         self._stages, self._device = stages, problem.device
         self._members = problem.inputs
-        self._clean = {s: problem.clean[s].reshape(-1) for s in (0, *(t.relu for t in stages if t.relu is not None))}
-        self._operands = [problem.clean[_operand(problem.network, stage.relu)].reshape(-1) for stage in stages]
+        assert problem.rounding is not None
+        self._rounding = problem.rounding
+
+        def flat(node: int) -> Values:
+            return problem.clean[node].reshape(1, -1), self._rounding.errors[node].reshape(1, -1)
+
+        self._sources = {s: flat(s) for s in (0, *(t.relu for t in stages if t.relu is not None))}
+        self._operands = [flat(problem.network.operand(stage.relu)) for stage in stages]
         # Rows and columns are gathered from dense matrices where those are small.
-        self._dense = [
-            {s: self._on_device(w) for s, w in stage.weights.items() if np.prod(w.shape) <= _DENSE_ENTRIES}
-            for stage in stages
-        ]
+        self._dense: dict[int, Tensor] = {}
 
     def __call__(self, group: Group) -> Problem:
         """The restricted network on the boxes of the group's members."""
         order = {0: 0} | {stage.relu: i + 1 for i, stage in enumerate(self._stages) if stage.relu is not None}
-        dense = []
+        dense: list[DenseStage] = []
+        operands: list[Values] = []
         for i, stage in enumerate(self._stages):
             rows = None if stage.relu is None else group.neurons[stage.relu]
-            bias = self._operands[i] if rows is None else self._operands[i][rows]
-            weights = {}
-            for source in stage.weights:
-                weight = self._gather(i, source, rows, group.neurons[source])
-                bias = bias - weight @ self._clean[source][group.neurons[source]]
+            value, error = self._operands[i]
+            operands.append((value, error) if rows is None else (value[:, rows], error[:, rows]))
+            bias = operands[-1][0][0]
+            weights, magnitudes = {}, {}
+            for source, whole in stage.weights.items():
+                columns = group.neurons[source]
+                weight = self._gather(whole, rows, columns)
+                bias = bias - weight @ self._sources[source][0][0, columns]
                 weights[order[source]] = weight
-            dense.append(DenseStage(weights, bias))
-        network, _ = dense_network((len(group.neurons[0]),), dense)
+                if source in stage.magnitudes:
+                    magnitudes[order[source]] = self._gather(stage.magnitudes[source], rows, columns)
+            dense.append(DenseStage(weights, bias, magnitudes))
+        network, positions = dense_network((len(group.neurons[0]),), dense)
         boxes = _boxes(self._members, group)
-        return Problem(network, boxes, tuple(network.values(boxes.centre[:1])))
+        at = [network.operand(relu) for relu in (*positions[1:], None)]
+        known = dict(zip(at, operands, strict=True))
+        known[0] = boxes.centre[:1], torch.zeros_like(boxes.centre[:1])
+        clean, rounding = derived(network, self._rounding, known)
+        return Problem(network, boxes, clean, rounding=rounding)
 
-    def _gather(self, stage: int, source: int, rows: Tensor | None, columns: Tensor) -> Tensor:
-        """`weight[rows][:, columns]`, dense; None: all rows."""
-        if source in self._dense[stage]:
-            dense = self._dense[stage][source]
+    def _gather(self, matrix: sp.csr_matrix, rows: Tensor | None, columns: Tensor) -> Tensor:
+        """`matrix[rows][:, columns]`, dense; None: all rows."""
+        if np.prod(matrix.shape) <= _DENSE_ENTRIES:
+            if id(matrix) not in self._dense:
+                self._dense[id(matrix)] = self._on_device(matrix)
+            dense = self._dense[id(matrix)]
             if len(columns) == dense.shape[1]:
                 return dense if rows is None or len(rows) == len(dense) else dense[rows]
             return dense.index_select(1, columns) if rows is None else dense[rows.unsqueeze(1), columns]
-        part = self._stages[stage].weights[source]
-        part = part if rows is None else part[rows.cpu().numpy()]
+        part = matrix if rows is None else matrix[rows.cpu().numpy()]
         return self._on_device(part[:, columns.cpu().numpy()])
 
     def _on_device(self, matrix: sp.csr_matrix) -> Tensor:
@@ -267,10 +281,6 @@ def _boxes(members: InputSet, group: Group) -> VoxelBox:
         own = members.select(group.members)
         clip, lower, upper = (x.flatten(1)[:, voxels] for x in (own.centre, *own.hull()))
     return VoxelBox(clip.expand(moves.shape), torch.where(moves, lower, clip), torch.where(moves, upper, clip))
-
-
-def _operand(network: Network, relu: int | None) -> int:
-    return len(network.nodes) - 1 if relu is None else network.nodes[relu].inputs[0]
 
 
 def _pattern(weight: sp.csr_matrix) -> sp.csr_matrix:

@@ -1,7 +1,10 @@
-"""Interval arithmetic: the box around a node's values from the boxes around its operands'.
+"""Interval arithmetic: the box around a node's deviations from the clean values, from those of its operands.
 
-In deviations from the clean values, as backward passes: a layer's bias and what surrounds a crop of it do not matter,
-and a neuron that cannot move is bounded by its clean value exactly.
+In *deviations* `f_k(x) - f_k(c)`, as backward passes: a layer's bias and what surrounds a crop of it do not matter, and
+a neuron that cannot move has the deviation 0, exactly and at every depth, whatever rounding did to its clean value.
+
+Rounded outwards: an affine rule computes `L m +- |L| r` from middles m and radii r with an error of at most
+`gamma |L| (|m| + r)`, which the radius takes up (`bounds.rounding`).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from stbp_milp.network.layers import Maximum, ReLU, Reshape, Select
+from stbp_milp.network.layers import Linear, Maximum, ReLU, Reshape, Select
 from stbp_milp.network.operations import linear, reads
 
 
@@ -39,6 +42,32 @@ class Interval:
     def to(self, dtype: torch.dtype) -> Interval:
         return Interval(self.lower.to(dtype), self.upper.to(dtype))
 
+    def widened(self, by: Tensor | float) -> Interval:
+        return Interval(self.lower - by, self.upper + by)
+
+
+@dataclass(frozen=True, eq=False)
+class Clean:
+    """A node's computed clean value and how far it can be off, each `(N or 1, *shape)`.
+
+    The error has room for four roundings of the value, so sums with it need no bound of their own.
+    """
+
+    value: Tensor
+    error: Tensor
+
+    def values(self, deviations: Interval) -> Interval:
+        """The node's values, of its deviations."""
+        unit = 2 * torch.finfo(self.value.dtype).eps
+        below, above = self.error + unit * deviations.lower.abs(), self.error + unit * deviations.upper.abs()
+        return Interval(self.value + deviations.lower - below, self.value + deviations.upper + above)
+
+    def deviations(self, values: Interval) -> Interval:
+        """The node's deviations, of its values."""
+        unit = 2 * torch.finfo(self.value.dtype).eps
+        below, above = self.error + unit * values.lower.abs(), self.error + unit * values.upper.abs()
+        return Interval(values.lower - self.value - below, values.upper - self.value + above)
+
 
 def slope_range(bounds: Interval) -> tuple[Tensor, Tensor]:
     """Between which numbers a neuron's lower slope may be chosen, two `(N, *shape)`: [0, 1], or its own if decided."""
@@ -47,37 +76,64 @@ def slope_range(bounds: Interval) -> tuple[Tensor, Tensor]:
 
 
 @singledispatch
-def interval(layer: object, operands: Sequence[Interval], clean: Sequence[Tensor], value: Tensor) -> Interval:
-    """The layer's box.
+def interval(layer: object, operands: Sequence[Interval], clean: Sequence[Clean], gamma: float) -> Interval:
+    """The box of the layer's deviations.
 
     Args:
-        operands: their boxes, each `(N, *shape)`.
-        clean: their clean values, each `(N or 1, *shape)`.
-        value: the layer's clean value.
-
-    Affine layers: `value + L (c - clean) +- |L| r` with centre c and radius r.
+        operands: the boxes of their deviations, each `(N, *shape)`.
+        clean: their clean values.
+        gamma: of `bounds.rounding`.
     """
-    centre: Tensor = value
+    centre: Tensor | float = 0.0
     radius: Tensor | float = 0.0
-    for i, (operand, at) in enumerate(zip(operands, clean, strict=True)):
+    for i, operand in enumerate(operands):
         if reads(layer, i):
-            centre = centre + linear(layer, i, ((operand.lower + operand.upper) / 2).sub_(at))
-            radius = radius + linear(layer, i, (operand.upper - operand.lower).div_(2), absolute=True)
-    return Interval(centre - radius, centre + radius)
+            middle = (operand.lower + operand.upper).div_(2)
+            reach = (operand.upper - operand.lower).div_(2)
+            centre = centre + linear(layer, i, middle)
+            rounded = middle.abs_().add_(reach).mul_(2 * gamma)
+            if isinstance(layer, Linear) and layer.magnitude is not None:
+                radius = radius + linear(layer, i, reach, absolute=True) + rounded @ layer.magnitude.T
+            else:
+                radius = radius + linear(layer, i, reach.add_(rounded), absolute=True)
+    radius = (1 + 4 * gamma) * radius
+    assert isinstance(centre, Tensor)  # no layer reads nothing
+    # What overflows is not known: a bound is never NaN, which would compare as decided.
+    unknown = (centre.abs() + radius).isfinite().logical_not_()
+    lower, upper = centre - radius, centre + radius
+    return Interval(lower.masked_fill_(unknown, -torch.inf), upper.masked_fill_(unknown, torch.inf))
 
 
 @interval.register
-def _(layer: ReLU, operands: Sequence[Interval], clean: Sequence[Tensor], value: Tensor) -> Interval:
-    return Interval(operands[0].lower.clamp(min=0), operands[0].upper.clamp(min=0))
+def _(layer: ReLU, operands: Sequence[Interval], clean: Sequence[Clean], gamma: float) -> Interval:
+    """`relu(z + d) - relu(z)` for the clean operand z: between 0 and d, and monotone in z on either side of d = 0."""
+    (moved,), (at,) = operands, clean
+    least, most = at.value - at.error, at.value + at.error
+
+    def change(deviation: Tensor, rises_with_z: Tensor, sign: float) -> Tensor:
+        z = torch.where(rises_with_z, most, least)
+        bound = (z + deviation).clamp(min=0) - z.clamp(min=0)
+        bound = bound + sign * gamma * (z.abs() + deviation.abs())
+        return bound.clamp(deviation.clamp(max=0), deviation.clamp(min=0))
+
+    active = least + torch.minimum(moved.lower, torch.zeros_like(moved.lower)) >= 0
+    lower = torch.where(active, moved.lower, change(moved.lower, moved.lower < 0, -1.0))
+    upper = torch.where(active, moved.upper, change(moved.upper, moved.upper > 0, 1.0))
+    return Interval(lower, upper)
 
 
 @interval.register(Reshape)
 @interval.register(Select)
-def _(layer: Reshape | Select, operands: Sequence[Interval], clean: Sequence[Tensor], value: Tensor) -> Interval:
+def _(layer: Reshape | Select, operands: Sequence[Interval], clean: Sequence[Clean], gamma: float) -> Interval:
     return Interval(linear(layer, 0, operands[0].lower), linear(layer, 0, operands[0].upper))
 
 
 @interval.register
-def _(layer: Maximum, operands: Sequence[Interval], clean: Sequence[Tensor], value: Tensor) -> Interval:
-    first, second, _ = operands
-    return Interval(torch.maximum(first.lower, second.lower), torch.maximum(first.upper, second.upper))
+def _(layer: Maximum, operands: Sequence[Interval], clean: Sequence[Clean], gamma: float) -> Interval:
+    """No further than either operand moves; and the larger of their values, less the larger of their clean ones."""
+    first, second = operands[:2]
+    a, b = (at.values(box) for at, box in zip(clean, operands[:2], strict=False))
+    larger = Clean(torch.maximum(clean[0].value, clean[1].value), torch.maximum(clean[0].error, clean[1].error))
+    values = larger.deviations(Interval(torch.maximum(a.lower, b.lower), torch.maximum(a.upper, b.upper)))
+    moved = Interval(torch.minimum(first.lower, second.lower), torch.maximum(first.upper, second.upper))
+    return values.meet(moved)

@@ -7,6 +7,7 @@ from torch import Tensor
 from stbp_milp.bounds.interval import Interval, interval
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
+from stbp_milp.bounds.rounding import absolute_weight
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.operations import apply
 
@@ -20,18 +21,23 @@ def interval_bound(problem: Problem, rows: Tensor, offset: Tensor) -> Tensor:
     Args:
         rows: `(M, K)`; offset: `(M,)`.
     """
-    network, clean = problem.network, problem.clean
+    network, gamma = problem.network, problem.gamma
     bounds = preactivations(problem, BoundingOptions("interval"))
     last = len(network.nodes) - 1
-    values: dict[int, Interval] = {0: Interval(*problem.inputs.hull())}
+    lower, upper = problem.inputs.hull()
+    moved: dict[int, Interval] = {0: Interval(lower - problem.inputs.centre, upper - problem.inputs.centre)}
     for position, node in enumerate(network.nodes[1:], start=1):
+        operands, at = [moved[i] for i in node.inputs], [problem.at(i) for i in node.inputs]
         if isinstance(node.layer, ReLU):
-            values[position] = interval(node.layer, [bounds[position]], [], clean[position])
-            continue
-        layer, operands = node.layer, [clean[i] for i in node.inputs]
-        if position == last and isinstance(layer, Linear):
-            layer = Linear(rows @ layer.weight, rows @ layer.bias + offset)
-            return interval(layer, [values[i] for i in node.inputs], operands, apply(layer, operands)).lower
-        values[position] = interval(layer, [values[i] for i in node.inputs], operands, clean[position])
-    layer = Linear(rows, offset)
-    return interval(layer, [values[last]], [clean[last]], apply(layer, [clean[last]])).lower
+            operands = [at[0].deviations(bounds[position]).meet(operands[0])]
+        elif position == last and isinstance(node.layer, Linear):
+            weight, magnitude = rows @ node.layer.weight, rows.abs() @ absolute_weight(node.layer)
+            moves = interval(Linear(weight, offset, magnitude), operands, at, gamma)
+            break
+        moved[position] = interval(node.layer, operands, at, gamma)
+    else:
+        moves = interval(Linear(rows, offset), [moved[last]], [problem.at(last)], gamma)
+    clean = apply(Linear(rows, offset), [problem.clean[last]])
+    if problem.rounding is None:
+        return clean + moves.lower
+    return clean + moves.lower - (problem.rounding.errors[last] + 4 * gamma * problem.clean[last].abs()) @ rows.abs().T

@@ -80,6 +80,7 @@ def bound_once(
         expired: parts that time does not reach have no bound (minus infinity).
     """
     duals, phases = duals or Duals(), phases or {}
+    problem = problem.sized(bounds, len(problem.network.nodes) - 1)
     affordable = forms_at_once(problem, memory_bytes)
     if record or problem.parts * rows.shape[-2] <= affordable:
         lines, own_duals = _prepared(problem, bounds, duals)
@@ -125,6 +126,7 @@ def bound_splits(
     sign[:, count:] = -1.0
     split = Split(relu.repeat(1, 2), neuron.repeat(1, 2), sign)
     forms = rows.expand(-1, 2 * count, -1)
+    problem = problem.sized(bounds, len(problem.network.nodes) - 1)
     lines, duals = _prepared(problem, bounds, duals)
     lower = one_pass(problem, lines, forms, offset, duals, phases, split=split).lower
     return lower.view(problem.parts, 2, count).transpose(0, 1)
@@ -158,12 +160,15 @@ def one_pass(
     record: dict[int, Tensor] | None = None,
     split: Split | None = None,
 ) -> ObjectiveBound:
-    """The bound that these relaxations and multipliers give."""
+    """The bound that these relaxations and multipliers give; where rounding counts, with all sizes known."""
     multipliers = {relu: own * phases[relu].unsqueeze(1) for relu, own in duals.multipliers.items() if relu in phases}
     output = len(problem.network.nodes) - 1
     form = rows if rows.dim() == 3 else rows.expand(problem.parts, *rows.shape)
-    back = input_form(problem.network, problem.clean, lines, output, form, multipliers, record, split=split)
-    return ObjectiveBound(back.lower(problem.inputs) + offset, back.form, record or {}, duals)
+    back = input_form(problem, lines, output, form, multipliers, record, split=split)
+    lower = back.lower(problem.inputs) + offset
+    if problem.rounding is not None:
+        lower = lower - problem.gamma * offset.abs()
+    return ObjectiveBound(lower, back.form, record or {}, duals)
 
 
 @torch.no_grad()

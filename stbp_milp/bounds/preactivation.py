@@ -19,7 +19,7 @@ from stbp_milp.bounds.backward import FORMS_ALIVE, input_form, neuron_forms
 from stbp_milp.bounds.first_layer import first_layer
 from stbp_milp.bounds.interval import Interval, interval
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
-from stbp_milp.bounds.relaxation import Relaxation, relax
+from stbp_milp.bounds.relaxation import Relaxation
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape, Scale
 from stbp_milp.sets import PerturbationSet, VoxelBox
@@ -65,59 +65,74 @@ def preactivations(
     affine = network.affine_depth()
     below = multiplications(network)
     last_use = {i: position for position, node in enumerate(network.nodes) for i in node.inputs}
-    lower, upper = problem.inputs.hull()
-    values: dict[int, Interval] = {0: Interval(lower, upper)}
+    moved: dict[int, Interval] = {0: _hull(problem)}  # deviations of nodes that are still read
     bounds: dict[int, Interval] = {}
     relaxations: dict[int, Relaxation] = {}
     for position, node in enumerate(network.nodes[1:], start=1):
         if isinstance(node.layer, ReLU):
             operand = node.inputs[0]
+            clean = problem.at(operand)
             if known is not None and (position < fresh_from or (same_sets and affine[operand])):
                 own = known[position]
             else:
-                own = values[operand] if known is None else values[operand].meet(known[position])
+                own = clean.values(moved[operand])
+                own = own if known is None else own.meet(known[position])
+                closer = None
                 if affine[operand]:
-                    own = own.meet(_exact(problem, operand, own, options, below[operand]))
+                    closer = _exact(problem, operand, own, options, below[operand])
                 elif options.deep == "backward" and 2 * _most_undecided(own) * below[operand] <= options.work:
+                    problem = problem.sized(bounds, operand)
                     for earlier in bounds.keys() - relaxations.keys():
-                        relaxations[earlier] = relax(bounds[earlier], problem.clean[network.nodes[earlier].inputs[0]])
-                    own = _backward(problem, operand, own, relaxations, bounds, options, expired)
+                        relaxations[earlier] = problem.relaxation(earlier, bounds[earlier])
+                    closer = _backward(problem, operand, own.undecided, relaxations, bounds, options, expired)
+                if closer is not None:
+                    moved[operand] = moved[operand].meet(closer)
+                    own = own.meet(clean.values(closer))
             bounds[position] = own
-            values[operand] = own
-        operands = [values[i] for i in node.inputs]
-        values[position] = interval(
-            node.layer, operands, [problem.clean[i] for i in node.inputs], problem.clean[position]
-        )
+            moved[operand] = moved[operand].meet(clean.deviations(own))
+        operands = [moved[i] for i in node.inputs]
+        result = interval(node.layer, operands, [problem.at(i) for i in node.inputs], problem.gamma)
+        if problem.rounding is not None and position in problem.rounding.composed:
+            result = result.widened(2 * problem.gamma * problem.rounding.composed[position])
+        moved[position] = result
         for i in node.inputs:
             if last_use[i] == position:
-                values.pop(i, None)
+                moved.pop(i, None)
     return bounds
 
 
-def empty(bounds: Preactivations, parts: int, tolerance: float = 1e-9) -> Tensor:
+def _hull(problem: Problem) -> Interval:
+    """The box of the inputs' deviations; its sides are differences, so rounding is relative."""
+    lower, upper = problem.inputs.hull()
+    centre = problem.inputs.centre
+    return Interval((1 + 2 * problem.gamma) * (lower - centre), (1 + 2 * problem.gamma) * (upper - centre))
+
+
+def empty(bounds: Preactivations, parts: int) -> Tensor:
     """`(N,)` bool: the bounds of some neuron contradict its phase, so no input of the item's set remains.
 
-    The tolerance is relative to the neuron's magnitude, 1 at least: bounds of a neuron that cannot move meet in one
-    number, and rounding may cross them. Says nothing where no phase was fixed.
+    Both bounds hold in spite of rounding, so where they cross there is nothing between them. Without a phase that was
+    fixed, a crossing is a contradiction between bounding methods.
     """
-    crossed = [
-        b.lower - b.upper > tolerance * (1 + torch.maximum(b.lower.abs(), b.upper.abs())) for b in bounds.values()
-    ]
-    return torch.stack([c.flatten(1).any(1) for c in crossed]).any(0)
+    crossed = [(b.lower > b.upper).flatten(1).any(1) for b in bounds.values()]
+    return torch.stack(crossed).any(0) if crossed else torch.zeros(parts, dtype=torch.bool)
 
 
-def _exact(problem: Problem, operand: int, own: Interval, options: BoundingOptions, below: int) -> Interval:
-    """Bounds of an affine function of the input: the closed form, or every row's support (intervals beyond `work`)."""
+def _exact(problem: Problem, operand: int, own: Interval, options: BoundingOptions, below: int) -> Interval | None:
+    """Deviations of an affine function of the input: the closed form, or every row's support.
+
+    None where intervals are exact, and where the supports would cost more than `work`.
+    """
     if isinstance(problem.inputs, VoxelBox) and _one_mixing_layer(problem.network, operand):
-        return own  # intervals are exact for one linear form over a box
+        return None  # one linear form over a box
     if isinstance(problem.inputs, PerturbationSet):
-        closed = first_layer(problem.network, problem.clean[operand], problem.inputs, operand, options.memory_bytes)
+        closed = first_layer(problem.network, problem.inputs, operand, problem.gamma, options.memory_bytes)
         if closed is not None:
             return closed
     if 2 * own.lower[0].numel() * below > options.work:
-        return own
-    everything = Interval(torch.full_like(own.lower, -1.0), torch.full_like(own.upper, 1.0))
-    return _backward(problem, operand, everything, {}, {}, options, lambda: False, exact=True)
+        return None
+    everything = torch.ones_like(own.lower, dtype=torch.bool)
+    return _backward(problem.sized({}, operand), operand, everything, {}, {}, options, lambda: False)
 
 
 def _one_mixing_layer(network: Network, node: int) -> bool:
@@ -135,20 +150,20 @@ def _one_mixing_layer(network: Network, node: int) -> bool:
 def _backward(
     problem: Problem,
     operand: int,
-    own: Interval,
+    wanted: Tensor,
     relaxations: dict[int, Relaxation],
     earlier: Preactivations,
     options: BoundingOptions,
     expired: Callable[[], bool],
-    exact: bool = False,
-) -> Interval:
-    """`own` with every undecided neuron bounded by a backward pass of its own (`exact`: and nothing else counts)."""
-    lower, upper = own.lower.flatten(1).clone(), own.upper.flatten(1).clone()
-    undecided = own.undecided.flatten(1)
-    counts = undecided.sum(1)
+) -> Interval | None:
+    """Deviations of a node, the `wanted` neurons `(N, *shape)` bounded by backward passes, the others by nothing."""
+    flat = wanted.flatten(1)
+    counts = flat.sum(1)
     most = int(counts.max())
     if not most:
-        return own
+        return None
+    lower = torch.full(flat.shape, -torch.inf, dtype=problem.network.dtype, device=problem.device)
+    upper = torch.full_like(lower, torch.inf)
     largest = max(node_size(problem.network, i) for i in range(operand + 1))
     per_row = FORMS_ALIVE * largest
     if options.slope_steps and earlier:  # slopes, their gradients and Adam's two moments, and the graph
@@ -157,29 +172,24 @@ def _backward(
     affordable = max(1, options.memory_bytes // (2 * per_row * lower.element_size()))
     items_at_once = max(1, min(problem.parts, affordable // most))
     rows_at_once = min(most, affordable)
-    # The undecided neurons of every item come first in its order; items with fewer pad with neurons that are decided.
-    order = undecided.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    # The wanted neurons of every item come first in its order; items with fewer pad with neurons that are not.
+    order = flat.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
     for items in torch.split(torch.arange(problem.parts, device=problem.device), items_at_once):
         part = problem if items_at_once >= problem.parts else problem.select(items)
         lines = relaxations if items_at_once >= problem.parts else {k: r.select(items) for k, r in relaxations.items()}
         for neurons in torch.split(order[items, : int(counts[items].max())], rows_at_once, dim=1):
-            if expired() and not exact:
+            if expired():
                 break  # intervals hold for the rest
-            node, form, clean = neuron_forms(part.network, part.clean, operand, neurons)
-            form, clean = torch.cat([form, -form], 1), torch.cat([clean, -clean], 1)
-            value = input_form(part.network, part.clean, lines, node, form, constant=clean).lower(part.inputs)
+            node, form, constant = neuron_forms(part, operand, neurons)
+            form, constant = torch.cat([form, -form], 1), torch.cat([constant, constant], 1)
+            value = input_form(part, lines, node, form, constant=constant).lower(part.inputs)
             if options.slope_steps and earlier and not expired():
                 below = earlier if items_at_once >= problem.parts else select_preactivations(earlier, items)
-                value = torch.maximum(
-                    value, climb_neurons(part, below, node, form, clean, options.slope_steps, expired)
-                )
-            low, high = value[:, : neurons.shape[1]], -value[:, neurons.shape[1] :]
-            if not exact:
-                low = torch.maximum(low, lower[items].gather(1, neurons))
-                high = torch.minimum(high, upper[items].gather(1, neurons))
-            lower[items] = lower[items].scatter(1, neurons, low)
-            upper[items] = upper[items].scatter(1, neurons, high)
-    return Interval(lower.view_as(own.lower), upper.view_as(own.upper))
+                better = climb_neurons(part, below, node, form, constant, options.slope_steps, expired)
+                value = torch.maximum(value, better)
+            lower[items] = lower[items].scatter(1, neurons, value[:, : neurons.shape[1]])
+            upper[items] = upper[items].scatter(1, neurons, -value[:, neurons.shape[1] :])
+    return Interval(lower.view(wanted.shape), upper.view(wanted.shape))
 
 
 def _most_undecided(bounds: Interval) -> int:

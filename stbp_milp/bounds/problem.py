@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ideal import IdealNeurons, ideal_neurons
-from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.interval import Clean, Interval
+from stbp_milp.bounds.relaxation import Relaxation, relax
+from stbp_milp.bounds.rounding import Rounding, rounded, size
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import ReLU
 from stbp_milp.network.operations import linear, reads
@@ -28,17 +30,47 @@ class Problem:
         inputs: N sets.
         clean: the value of every node at the centre, each `(N or 1, *shape)`; of a crop, those in the whole network.
         ideal: of first-layer ReLUs, the neurons with an ideal relaxation, where the inputs are boxes.
+        rounding: what rounding can do to bounds; None where bounds are a guide only, which nobody claims.
     """
 
     network: Network
     inputs: InputSet
     clean: tuple[Tensor, ...]
     ideal: Mapping[int, IdealNeurons] = field(default_factory=dict)
+    rounding: Rounding | None = None
 
     @classmethod
     def of(cls, network: Network, inputs: InputSet) -> Problem:
         with torch.no_grad():
-            return cls(network, inputs, tuple(network.values(inputs.centre)))
+            clean, rounding = rounded(network, inputs.centre)
+            return cls(network, inputs, clean, rounding=rounding)
+
+    @property
+    def gamma(self) -> float:
+        """Of `bounds.rounding`."""
+        return 0.0 if self.rounding is None else self.rounding.gamma
+
+    def at(self, node: int) -> Clean:
+        """A node's clean value."""
+        value = self.clean[node]
+        return Clean(value, value.new_zeros(()) if self.rounding is None else self.rounding.errors[node])
+
+    @torch.no_grad()
+    def sized(self, bounds: Preactivations, upto: int) -> Self:
+        """With sizes of the nodes up to `upto`, which lie above no ReLU without bounds; those known already stay."""
+        if self.rounding is None or upto in self.rounding.sizes:
+            return self
+        sizes, hull = dict(self.rounding.sizes), self.inputs.hull()
+        for position in range(len(sizes), upto + 1):
+            upper = bounds[position].upper if position in bounds else None
+            sizes[position] = size(self.network, position, self.clean, self.rounding, sizes, hull, upper)
+        return replace(self, rounding=replace(self.rounding, sizes=sizes))
+
+    def relaxation(self, relu: int, bounds: Interval) -> Relaxation:
+        """A ReLU's two lines; where rounding counts, sizes up to its operand are known."""
+        operand = self.network.nodes[relu].inputs[0]
+        lines = relax(bounds, self.clean[operand])
+        return lines if self.rounding is None else replace(lines, error=self.rounding.of_relu(operand, bounds))
 
     @torch.no_grad()
     def values(self, points: Tensor) -> list[Tensor]:
@@ -73,16 +105,19 @@ class Problem:
             return self
         clean = tuple(value if value.shape[0] == 1 else value[index] for value in self.clean)
         ideal = {relu: neurons.select(index) for relu, neurons in self.ideal.items()}
-        return replace(self, inputs=self.inputs.select(index), clean=clean, ideal=ideal)
+        rounding = None if self.rounding is None else self.rounding.select(index)
+        return replace(self, inputs=self.inputs.select(index), clean=clean, ideal=ideal, rounding=rounding)
 
     def with_inputs(self, inputs: InputSet) -> Self:
         """Other sets around the same clean inputs."""
-        return replace(self, inputs=inputs)
+        rounding = None if self.rounding is None else replace(self.rounding, sizes={})
+        return replace(self, inputs=inputs, rounding=rounding)
 
     def single(self) -> Self:
-        """The same in float32."""
+        """The same in float32, as a guide."""
         return replace(
             self,
+            rounding=None,
             network=self.network.single,
             inputs=self.inputs.to(torch.float32),
             clean=tuple(value.to(torch.float32) for value in self.clean),

@@ -28,6 +28,7 @@ class Relaxation:
         upper_gap: the upper line at the clean value, less the clean output, `(N, *shape)`.
         clean, output: the clean operand and output, `(N or 1, *shape)`.
         planes: of some neurons, upper bounds over the input that take the place of their upper lines.
+        error: what rounding costs a unit of a form on the ReLU, `(N, *shape)`; None where it is not counted.
     """
 
     lower_slope: Tensor
@@ -36,10 +37,13 @@ class Relaxation:
     clean: Tensor
     output: Tensor
     planes: Planes | None = None
+    error: Tensor | None = None
 
     def select(self, items: Tensor) -> Relaxation:
         clean, output = (x if x.shape[0] == 1 else x[items] for x in (self.clean, self.output))
-        return Relaxation(self.lower_slope[items], self.upper_slope[items], self.upper_gap[items], clean, output)
+        error = None if self.error is None else self.error[items]
+        lines = (self.lower_slope[items], self.upper_slope[items], self.upper_gap[items])
+        return Relaxation(*lines, clean, output, error=error)
 
 
 def adaptive_slope(bounds: Interval) -> Tensor:

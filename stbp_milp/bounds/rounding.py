@@ -1,55 +1,272 @@
-"""What rounding can have added to a bound: computed once per query and recorded with every proof.
+"""What rounding can have done to a bound: computed for every bound that is claimed, and subtracted from it.
 
-A computed inner product of n terms errs by at most `gamma_n * |a| . |b|`, with `gamma_n = n u / (1 - n u)` and u the
-unit roundoff; through a chain of them the errors add up to `gamma_N |L_k| ... |L_1| |x|` with N the sum of the
-lengths (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., sections 3.1 and 3.5). One pass over absolute
-values gives that product; slopes of relaxations lie in [0, 1] and their intercepts within the bounds, so backward
-passes obey the same estimate, with a factor for the forward bounds they use. Forward bounds are the computed clean
-value plus a deviation from it, two such chains of which neither enters the other.
+The verified function `f` is the network over the real numbers, with the weights, factors and offsets that its layers
+hold. Its bounds are computed in floating point. A computed inner product of n terms errs by at most
+`gamma_n |a| . |b|` with `gamma_n = n u / (1 - n u)`, u the unit roundoff, in whatever order it is added up (Higham,
+Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1). Below, `gamma` belongs to the number of terms of
+all layers together, of the input, and some more, so it is at least twice the gamma of any single sum.
+
+Notation: c is the clean input, `c_k` the computed clean value of node k, `E_k >= |c_k - f_k(c)|` (*errors*);
+`d_k(x) = f_k(x) - f_k(c)` the deviation; `S_k` bounds, for all x of the sets, `|c_k| + E_k` and the sum of the sizes of
+the terms that make up node k, `sum_i |L_i| |f_i(x)| + |b|` (*sizes*; of the input and of ReLUs, the value itself). All
+of it is taken before cancellation, so a node that is the difference of two large numbers has a large size.
+
+Theorem (backward passes). Let `A_k` be the forms that a backward pass *computed* on the nodes, from a form A on node n
+down to `A_0` on the input, and t the constant it computed. Then for all x of the sets (and phases)
+
+    A . f_n(x) >= t + A_0 . (x - c) - |A_n| . E_n - sum over nodes k of 4 gamma |A_k| . S_k
+                  - sum over ReLUs of |A_k| . (E_z + 4 gamma (S_z + |l| + |u|)), over undecided neurons
+                  - sum over ReLUs of |m| . (E_z + 4 gamma S_z),
+
+with z the ReLU's operand, [l, u] its bounds, and m the multipliers of split neurons. (For a form on deviations, which
+has no constant of its own, `|A_n| . E_n` is left out.)
+
+Proof. An affine node: `d_k = sum_i L_i d_i` holds exactly, and the computed transpose differs from `L_i^T A_k` by at most
+`gamma/2 |L_i|^T |A_k|`, which changes the form's value by at most `gamma/2 |A_k| . |L_i| |d_i| <= gamma |A_k| . S_k`, as
+`|d_i| <= 2 S_i`: the clean input is in the sets. Adding forms where branches meet rounds by `u |A_i|` each, worth at most
+`2 u |A_i| . S_i`. A decided ReLU passes the form or drops it: its deviation is that of its operand, or none. An
+undecided one lies between two lines whose computed slope and intercept are each off by a few u of |l| + |u|, or below a
+plane whose constant is a sum of terms of together at most 4 S_z (`bounds.ideal`); the gap at `c_k` is not the one at
+`f_k(c)`, by at most E_z, as all slopes are in [0, 1]; the product of form and slope rounds by `u |A_k| . 2 S_k`. Split
+neurons: `s z(x) >= 0` for the true z, so `- m (z_c + d)` is off by E_z and by the rounding of the product and the sum
+with the form. The constant is a sum of inner products with numbers no larger than those sizes, each of fewer terms than
+gamma counts. 4 gamma instead of the 2 to 3 that add up covers this sum's own rounding. The input's support function is
+a sum of gains, each not negative, or a middle and a radius of sides of at most S_0 (`sets`): the node 0 of the sum.
+
+Intervals and closed forms round relative to the deviations (`bounds.interval`), so what does not move is bounded
+exactly, at every depth; clean values whose errors would spoil every bound are computed in several words
+(`bounds.precise`). Networks derived from others (restricted, folded, cropped) keep the clean values and errors of the
+whole. Where their matrices are products whose entries can cancel, `Linear.magnitude` holds what the entries' terms add
+up to without their signs, or `Rounding.composed` what the rows' terms do on the sets.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import singledispatch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.precise import precise_values
 from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import Convolution, Linear, ReLU
+from stbp_milp.network.layers import Add, Convolution, Input, Linear, Maximum, ReLU, Reshape, Scale, Select
 from stbp_milp.network.operations import apply, linear, reads
 
-_PASSES = 8.0  # forward, backward, concretisation and the bounds of hidden layers, twice over for safety
+SAFETY = 4.0  # times gamma, in the theorem
+_FEW = 64  # operations besides inner products
+_GOOD = 2.0**-34  # relative errors of clean values, beyond which they are computed in several words
+_PRECISE_WORK = 2.0**33  # multiplications that this may take
+
+Values = tuple[Tensor, Tensor]
+"""Computed values and bounds of their errors."""
 
 
-def rounding_slack(network: Network, lower: Tensor, upper: Tensor, rows: Tensor, offset: Tensor) -> float:
-    """How far a bound of `rows @ output + offset` can be off by rounding.
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """What the theorem needs of a problem.
+
+    Attributes:
+        gamma: of the number of terms.
+        errors: bounds of |computed clean value - exact clean value|, of every node, `(N or 1, *shape)`.
+        composed: by node, what a layer composed of others was rounded relative to, `(1, *shape)`.
+        sizes: by node, `(1, *shape)`, of as many nodes as bounds are known for.
+    """
+
+    gamma: float
+    errors: tuple[Tensor, ...]
+    composed: Mapping[int, Tensor] = field(default_factory=dict)
+    sizes: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def select(self, items: Tensor) -> Rounding:
+        return replace(self, errors=tuple(e if e.shape[0] == 1 else e[items] for e in self.errors))
+
+    def weight(self, node: int) -> Tensor:
+        """`4 gamma S` of a node, `(1, *shape)`."""
+        return SAFETY * self.gamma * self.sizes[node]
+
+    def of_relu(self, operand: int, bounds: Interval) -> Tensor:
+        """What a unit of a form on a ReLU costs besides, `(N, *shape)`: nothing where the ReLU is decided."""
+        reach = bounds.upper.abs().maximum(bounds.lower.abs()).mul_(2 * SAFETY * self.gamma)
+        return (self.errors[operand] + self.weight(operand) + reach).mul_(bounds.undecided)
+
+    def of_multiplier(self, operand: int) -> Tensor:
+        """What a unit of a split neuron's multiplier costs, `(N or 1, *shape)`."""
+        return self.errors[operand] + self.weight(operand)
+
+
+def rounded(network: Network, centre: Tensor) -> tuple[tuple[Tensor, ...], Rounding]:
+    """Clean values of all nodes at `centre` `(N, *input_shape)`, and how far they can be off."""
+    own = gamma(network, centre.dtype)
+    clean, errors = values_with_errors(network, own, {0: (centre, torch.zeros_like(centre))})
+    bad = any(_is_bad(*pair) for pair in zip(clean, errors, strict=True))
+    if bad and centre.shape[0] == 1 and centre.dtype == torch.float64:
+        precise = precise_values(network, centre, _PRECISE_WORK)
+        if precise is not None:
+            clean, errors = precise[0], tuple(map(_with_room, precise[0], precise[1]))
+    return clean, Rounding(own, errors)
+
+
+def derived(
+    network: Network, whole: Rounding, known: Mapping[int, Values], composed: Mapping[int, Tensor] | None = None
+) -> tuple[tuple[Tensor, ...], Rounding]:
+    """Clean values and errors of a network that was made of parts of another, whose values are known where it matters.
 
     Args:
-        lower, upper: the box of the inputs, `(1, *shape)`.
+        known: the clean values of some nodes and their errors; of the input, of all operands of ReLUs, and of the last.
     """
-    magnitudes = [torch.maximum(lower.abs(), upper.abs())]
-    terms = magnitudes[0].numel()
-    for node in network.nodes[1:]:
-        layer, operands = node.layer, node.inputs
-        if isinstance(layer, ReLU):
-            magnitudes.append(magnitudes[operands[0]])
+    own = whole.gamma + gamma(network, known[0][0].dtype)  # the matrices are products of the whole network's
+    clean, errors = values_with_errors(network, own, known)
+    return clean, Rounding(own, errors, composed or {})
+
+
+def values_with_errors(
+    network: Network, gamma: float, known: Mapping[int, Values]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The values of a forward pass, each `(N, *shape)`, and bounds of their errors; `known` ones as they are.
+
+    `E_k = sum_i |L_i| (E_i + gamma |c_i|) + gamma |b|` (twice that), and room for four roundings of the value.
+    """
+    values: list[Tensor] = []
+    errors: list[Tensor] = []
+    for position, node in enumerate(network.nodes):
+        if position in known:
+            value, error = known[position]
+        elif isinstance(node.layer, ReLU):
+            value, error = values[node.inputs[0]].clamp(min=0), errors[node.inputs[0]]
         else:
-            constant = apply(layer, [torch.zeros_like(magnitudes[i]) for i in operands]).abs()
-            reached = [
-                linear(layer, k, magnitudes[i], absolute=True) for k, i in enumerate(operands) if reads(layer, k)
-            ]
-            magnitudes.append(sum(reached, constant))
-        terms += _length(layer)
-    largest = float((magnitudes[-1] @ rows.abs().T + offset.abs()).max())
-    unit = torch.finfo(network.dtype).eps / 2
-    gamma = terms * unit / (1 - terms * unit)
-    return _PASSES * gamma * max(largest, math.ulp(1.0))
+            operands = [values[i] for i in node.inputs]
+            value = apply(node.layer, operands)
+            error = 2 * gamma * constant_size(network, position, value)
+            for k, i in enumerate(node.inputs):
+                if reads(node.layer, k):
+                    error = error + absolute(node.layer, k, errors[i] + 2 * gamma * operands[k].abs())
+            error = _with_room(value, (1 + 2 * gamma) * error)
+        values.append(value)
+        errors.append(error)
+    return tuple(values), tuple(errors)
 
 
-def _length(layer: object) -> int:
-    """Terms of the longest inner product of a layer, forward or transposed, and a few elementwise operations."""
-    if isinstance(layer, Convolution):
-        taps = layer.weight[0, 0].numel()
-        return taps * max(layer.weight.shape[1], layer.weight.shape[0] // layer.groups) + 6
-    return max(layer.weight.shape[-2:]) + 6 if isinstance(layer, Linear) else 6
+def size(
+    network: Network,
+    position: int,
+    clean: Sequence[Tensor],
+    rounding: Rounding,
+    known: Mapping[int, Tensor],
+    hull: tuple[Tensor, Tensor],
+    upper: Tensor | None,
+) -> Tensor:
+    """The size of one node, `(1, *shape)`.
+
+    Args:
+        known: the sizes of its operands.
+        hull: the box of the inputs, two `(N, *shape)`.
+        upper: of a ReLU, the upper bounds of its operand, `(N, *shape)`.
+    """
+    node = network.nodes[position]
+    least = (clean[position].abs() + rounding.errors[position]).amax(0, keepdim=True)
+    if position == 0:
+        own = torch.maximum(hull[0].abs(), hull[1].abs()).amax(0, keepdim=True)
+    elif isinstance(node.layer, ReLU):
+        assert upper is not None
+        own = upper.amax(0, keepdim=True).clamp(min=0)
+    else:
+        own = constant_size(network, position, least)
+        for k, i in enumerate(node.inputs):
+            if reads(node.layer, k):
+                own = own + absolute(node.layer, k, known[i])
+        if position in rounding.composed:
+            own = own + rounding.composed[position]
+        own = (1 + rounding.gamma) * own
+    return torch.maximum(own, least)
+
+
+def absolute(layer: object, operand: int, x: Tensor) -> Tensor:
+    """`|L| x`, with the sizes of entries before they cancelled."""
+    return (
+        F.linear(x, absolute_weight(layer)) if isinstance(layer, Linear) else linear(layer, operand, x, absolute=True)
+    )
+
+
+def absolute_weight(layer: Linear) -> Tensor:
+    """`|W|`, with the sizes of entries before they cancelled."""
+    return layer.weight.abs() if layer.magnitude is None else layer.magnitude
+
+
+def constant_size(network: Network, position: int, like: Tensor) -> Tensor:
+    """`|b|` of an affine node, `(1, *shape)`, on the device and in the type of `like`."""
+    layer, shape = network.nodes[position].layer, network.nodes[position].shape
+    if isinstance(layer, Convolution | Linear):
+        return layer.bias.abs().view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
+    if isinstance(layer, Scale):
+        return layer.offset.abs().expand(1, *shape)
+    if isinstance(layer, Reshape | Select | Add | Maximum):
+        return like.new_zeros(1, *shape)
+    raise NotImplementedError(f"constant_size: no rule for layer {type(layer).__name__}")
+
+
+def gamma(network: Network, dtype: torch.dtype) -> float:
+    """`n u / (1 - n u)` for the terms of all layers, of the input and a few more; infinite where there are too many."""
+    unit = torch.finfo(dtype).eps / 2
+    count = _FEW + math.prod(network.input_shape) + sum(terms(node.layer) for node in network.nodes)
+    return count * unit / (1 - count * unit) if 2 * count * unit < 1 else math.inf
+
+
+def _with_room(value: Tensor, error: Tensor) -> Tensor:
+    return error + 2 * torch.finfo(value.dtype).eps * value.abs()
+
+
+def _is_bad(value: Tensor, error: Tensor) -> bool:
+    return not bool(error.max() <= _GOOD * value.abs().max())
+
+
+# --- how many terms ---------------------------------------------------------------------------------------
+
+
+@singledispatch
+def terms(layer: object) -> int:
+    """Terms of the layer's longest inner product, forward or transposed."""
+    raise NotImplementedError(f"terms: no rule for layer {type(layer).__name__}")
+
+
+@terms.register(Input)
+@terms.register(Reshape)
+def _(layer: Input | Reshape) -> int:
+    return 0
+
+
+@terms.register
+def _(layer: Convolution) -> int:
+    taps = layer.weight[0, 0].numel()
+    return taps * max(layer.weight.shape[1], layer.weight.shape[0] // layer.groups) + 2
+
+
+@terms.register
+def _(layer: Linear) -> int:
+    return max(layer.weight.shape[-2:]) + 2
+
+
+@terms.register
+def _(layer: Scale) -> int:
+    return 4
+
+
+@terms.register
+def _(layer: Select) -> int:
+    """An entry that is read often has as many terms in the transpose."""
+    return 1 + int(torch.bincount(layer.index).max()) if len(layer.index) else 1
+
+
+@terms.register
+def _(layer: Add) -> int:
+    return 2 * len(layer.coefficients)
+
+
+@terms.register(ReLU)
+@terms.register(Maximum)
+def _(layer: ReLU | Maximum) -> int:
+    return 8

@@ -115,7 +115,7 @@ def _verdict(outcomes: Sequence[Outcome]) -> tuple[Verdict, Outcome]:
         room = _LEAVES_KEPT - len(leaves)
         leaves += [replace(leaf, part=leaf.part | {"question": question}) for leaf in certificate.leaves[:room]]
     tightest = min(certificates, key=lambda certificate: certificate.lower)
-    return Verified(Certificate(tightest.lower, tightest.slack, dict(closed), tuple(leaves))), least
+    return Verified(Certificate(tightest.lower, dict(closed), tuple(leaves))), least
 
 
 def questions_key(queries: Sequence[Query], configuration: Configuration) -> str:

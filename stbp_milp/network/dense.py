@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from stbp_milp.network.layers import Add, Input, Layer, Linear, ReLU, Reshape
 class DenseStage:
     """`z = sum_s weights[s] @ x_s + bias`, read by a ReLU unless it is the last stage.
 
-    `weights` are by source, `(n, size of the source)`: 0 is the input, i + 1 the ReLU of stage i.
+    `weights` are by source, `(n, size of the source)`: 0 is the input, i + 1 the ReLU of stage i. `magnitudes` as in
+    `Linear`, of some of them.
     """
 
     weights: Mapping[int, Tensor]
     bias: Tensor
+    magnitudes: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def dense_network(input_shape: tuple[int, ...], stages: Sequence[DenseStage]) -> tuple[Network, tuple[int, ...]]:
@@ -38,10 +40,10 @@ def dense_network(input_shape: tuple[int, ...], stages: Sequence[DenseStage]) ->
     for i, stage in enumerate(stages):
         name, size = f"stage {i}", len(stage.bias)
         none = torch.zeros_like(stage.bias)
-        linear = [
-            add(f"{name}/{j}", Linear(weight, none if j else stage.bias), (sources[source],), size)
-            for j, (source, weight) in enumerate(stage.weights.items())
-        ]
+        linear = []
+        for j, (source, weight) in enumerate(stage.weights.items()):
+            layer = Linear(weight, none if j else stage.bias, stage.magnitudes.get(source))
+            linear.append(add(f"{name}/{j}", layer, (sources[source],), size))
         node = linear[0] if len(linear) == 1 else add(f"{name}/sum", Add((1.0,) * len(linear)), tuple(linear), size)
         if i + 1 < len(stages):
             sources.append(add(f"{name}/relu", ReLU(), (node,), size))

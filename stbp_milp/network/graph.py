@@ -55,6 +55,10 @@ class Network:
         """Positions of the ReLU nodes."""
         return tuple(i for i, node in enumerate(self.nodes) if isinstance(node.layer, ReLU))
 
+    def operand(self, relu: int | None) -> int:
+        """The node that a ReLU reads; of None, the network's output."""
+        return len(self.nodes) - 1 if relu is None else self.nodes[relu].inputs[0]
+
     def values(self, clips: Tensor) -> list[Tensor]:
         """The value of every node, each `(N, *node.shape)`, for clips `(N, *input_shape)`."""
         values = [clips]

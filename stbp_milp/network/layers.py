@@ -34,10 +34,15 @@ class Convolution:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """`W x + b` on a flat node."""
+    """`W x + b` on a flat node.
+
+    `magnitude`: of a matrix that was composed of others, the sums of its entries' terms without their signs, `(out, in)`;
+    None where nothing can have cancelled. Its rounding is relative to that.
+    """
 
     weight: Tensor  # (out, in)
     bias: Tensor  # (out,)
+    magnitude: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,8 @@ affine function of sources; composing the layers' matrices along the graph gives
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,41 +22,85 @@ from stbp_milp.network.operations import apply, matrix, reads
 class Stage:
     """`z = sum_s weights[s] @ x_s + bias`, flat, in float64.
 
-    `relu` is the position of the ReLU node that reads z, or None for the network's output.
+    `relu` is the position of the ReLU node that reads z, or None for the network's output. Where entries of a matrix are
+    sums that can have cancelled, `magnitudes` holds the sums of their terms' magnitudes: they are rounded relative to
+    those, and the bias to `bias_magnitude`.
     """
 
     relu: int | None
     weights: dict[int, sp.csr_matrix]  # source node position -> (n, size of the source)
     bias: np.ndarray  # (n,)
+    magnitudes: dict[int, sp.csr_matrix] = field(default_factory=dict)
+    bias_magnitude: np.ndarray | None = None
+
+    def magnitude(self, source: int) -> sp.csr_matrix:
+        return self.magnitudes[source] if source in self.magnitudes else abs(self.weights[source])
+
+    def sizes(self, reach: Mapping[int, np.ndarray]) -> np.ndarray:
+        """What the terms of every row add up to in magnitude, `(n,)`, for sources of at most these magnitudes."""
+        total = np.abs(self.bias) if self.bias_magnitude is None else self.bias_magnitude
+        return sum((self.magnitude(source) @ reach[source] for source in self.weights), total)
 
 
 def normal_form(network: Network) -> tuple[Stage, ...]:
     """One stage per ReLU in topological order, then the output's."""
     double = network.to(torch.float64).to(torch.device("cpu"))
-    maps: dict[int, dict[int, sp.csr_matrix]] = {}
-    offsets: dict[int, np.ndarray] = {}
+    maps: dict[int, dict[int, _Composed]] = {}
+    offsets: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # and their magnitudes
     stages: list[Stage] = []
+
+    def stage(relu: int | None, node: int) -> Stage:
+        weights = {source: own.matrix for source, own in maps[node].items()}
+        magnitudes = {source: own.magnitude for source, own in maps[node].items() if own.magnitude is not None}
+        return Stage(relu, weights, offsets[node][0], magnitudes, offsets[node][1])
+
     for position, node in enumerate(double.nodes):
         size = int(np.prod(node.shape))
         if position == 0 or isinstance(node.layer, ReLU):
             if position:
-                operand = node.inputs[0]
-                stages.append(Stage(position, maps[operand], offsets[operand]))
-            maps[position] = {position: sp.identity(size, format="csr")}
-            offsets[position] = np.zeros(size)
+                stages.append(stage(position, node.inputs[0]))
+            maps[position] = {position: _Composed(sp.identity(size, format="csr"))}
+            offsets[position] = np.zeros(size), np.zeros(size)
             continue
         # The constant part is the layer applied to the operands' constants: no rule of its own.
-        constants = [torch.from_numpy(offsets[i]).reshape(1, *double.nodes[i].shape) for i in node.inputs]
-        offsets[position] = apply(node.layer, constants).reshape(-1).numpy()
-        combined: dict[int, sp.csr_matrix] = {}
+        constants = [torch.from_numpy(offsets[i][0]).reshape(1, *double.nodes[i].shape) for i in node.inputs]
+        constant = apply(node.layer, constants).reshape(-1).numpy()
+        own_constant = apply(node.layer, [torch.zeros_like(c) for c in constants]).reshape(-1).numpy()
+        size_of_constant = np.abs(own_constant)
+        combined: dict[int, _Composed] = {}
         for operand, i in enumerate(node.inputs):
             if not reads(node.layer, operand):
                 continue
             own = matrix(node.layer, operand, double.nodes[i].shape, node.shape)
+            size_of_constant = size_of_constant + abs(own) @ offsets[i][1]
             for source, earlier in maps[i].items():
-                product = (own @ earlier).tocsr()
-                combined[source] = combined[source] + product if source in combined else product
+                product = earlier.then(own)
+                combined[source] = combined[source].plus(product) if source in combined else product
         maps[position] = combined
-    last = len(double.nodes) - 1
-    stages.append(Stage(None, maps[last], offsets[last]))
+        offsets[position] = constant, size_of_constant
+    stages.append(stage(None, len(double.nodes) - 1))
     return tuple(stages)
+
+
+@dataclass(frozen=True, eq=False)
+class _Composed:
+    """A product of matrices, and what its entries' terms add up to in magnitude; None where each has one term."""
+
+    matrix: sp.csr_matrix
+    magnitude: sp.csr_matrix | None = None
+
+    def then(self, own: sp.csr_matrix) -> _Composed:
+        single = np.diff(own.indptr).max(initial=0) <= 1 or _most_in_a_column(self.matrix) <= 1
+        if single and self.magnitude is None:
+            return _Composed((own @ self.matrix).tocsr())
+        return _Composed((own @ self.matrix).tocsr(), (abs(own) @ self._size()).tocsr())
+
+    def plus(self, other: _Composed) -> _Composed:
+        return _Composed((self.matrix + other.matrix).tocsr(), (self._size() + other._size()).tocsr())
+
+    def _size(self) -> sp.csr_matrix:
+        return abs(self.matrix) if self.magnitude is None else self.magnitude
+
+
+def _most_in_a_column(matrix: sp.csr_matrix) -> int:
+    return int(np.bincount(matrix.indices, minlength=1).max())

@@ -24,7 +24,7 @@ def result(task: Task, word: str = "verified", **changes: Any) -> InstanceResult
     return replace(one, word=word, reason=None, seconds=1.0, **changes)
 
 
-def record(lower: float, slack: float = 0.01, **changes: Any) -> dict[str, Any]:
+def record(lower: float, **changes: Any) -> dict[str, Any]:
     """A verified part's."""
     leaf = {"clause": 0, "part": {}, "phases": 0, "lower": lower, "method": "split"}
     return {
@@ -38,5 +38,5 @@ def record(lower: float, slack: float = 0.01, **changes: Any) -> dict[str, Any]:
         "margin": {"lower": lower, "upper": lower + 1},
         "seconds": 2.0,
         "counts": {"subproblems": 5},
-        "certificate": {"lower": lower, "slack": slack, "closed": {"split": 2}, "leaves": [leaf, leaf]},
+        "certificate": {"lower": lower, "closed": {"split": 2}, "leaves": [leaf, leaf]},
     } | changes

@@ -1,6 +1,6 @@
 """The whole's result from those of its parts.
 
-By hand: parts with bounds 0.5 (slack 0.01) and 0.2 (slack 0.02) make a whole with bound 0.2 and slack 0.02, its leaves
+By hand: parts with bounds 0.5 and 0.2 make a whole with bound 0.2, its leaves
 those of both.
 """
 
@@ -32,7 +32,7 @@ def part(index: int, word: str = "verified", count: int = 2, whole: Task = WHOLE
     lower, decided = 0.5 - 0.3 * index, word in ("verified", "falsified")
     fields = {
         "margin": {"lower": lower, "upper": 3.0},
-        "record": record(lower, 0.01 * (index + 1), set=asked(index, count)) if decided else None,
+        "record": record(lower, set=asked(index, count)) if decided else None,
         "reason": None if decided else f"because of {index}",
     }
     return replace(result(whole.of_part(index, count), word), **(fields | changes))
@@ -46,7 +46,7 @@ def test_certificates_make_the_wholes() -> None:
     assert whole.part is None
     assert whole.record is not None
     certificate = whole.record["certificate"]
-    assert (certificate["lower"], certificate["slack"]) == (pytest.approx(0.2), 0.02)
+    assert certificate["lower"] == pytest.approx(0.2)
     assert certificate["closed"] == {"split": 4}
     assert [leaf["lower"] for leaf in certificate["leaves"]] == pytest.approx([0.5, 0.5, 0.2, 0.2])
     assert [entry["key"] for entry in certificate["parts"]] == whole.parts
@@ -81,7 +81,7 @@ def test_one_counterexample_is_enough() -> None:
         [part(0), part(1, record=None)],
         [part(0), part(1, record=record(0.2, set=asked(1), certificate=None))],
         [part(0), part(1, record=record(0.2, set=asked(1), clip={"sha256": "another"}))],
-        [part(0), part(1, record=record(0.2, slack=0.3, set=asked(1)))],
+        [part(0), part(1, record=record(-0.2, set=asked(1)))],
         [part(0), part(1, record=record(0.2, set=asked(0)))],
         [part(0), part(1, part={"index": 1, "whole": WHOLE.key})],
         [part(0), part(1, part=None)],
@@ -96,7 +96,7 @@ def test_one_counterexample_is_enough() -> None:
         "no record",
         "no proof",
         "another clip",
-        "within slack",
+        "not positive",
         "a record of another part",
         "no number of parts",
         "no part",

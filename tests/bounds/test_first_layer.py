@@ -35,7 +35,7 @@ def test_difference_of_frames_by_hand(text: str, reach: float) -> None:
     b.add("z", Convolution(weight, torch.zeros(1).double(), (1,) * 3, ((0, 0),) * 3, (1,) * 3), "input")
     net = b.build(b.add("out", Reshape((1,)), "z"))
     perturbation = SetSpecification(text, 0.1).build(torch.full((1, 2, 1, 1), 0.5, dtype=torch.float64))
-    found = first_layer(net, net.values(perturbation.centre)[1], perturbation, 1)
+    found = first_layer(net, perturbation, 1, 0.0)
     assert found is not None
     assert found.lower.item() == pytest.approx(-reach)
     assert found.upper.item() == pytest.approx(reach)
@@ -82,10 +82,11 @@ def rows_of(net: Network) -> Tensor:
 
 
 def closed_form(net: Network, node: int, perturbation: PerturbationSet, **options: int) -> tuple[Tensor, Tensor]:
-    found = first_layer(net, net.values(perturbation.centre)[node], perturbation, node, **options)
+    found = first_layer(net, perturbation, node, 0.0, **options)
     assert found is not None
     assert found.lower.shape == (perturbation.parts, *net.nodes[node].shape)
-    return found.lower.flatten(1), found.upper.flatten(1)
+    clean = net.values(perturbation.centre)[node]
+    return (clean + found.lower).flatten(1), (clean + found.upper).flatten(1)
 
 
 @each_set
@@ -160,9 +161,9 @@ def test_other_layers_have_no_closed_form() -> None:
     b = NetworkBuilder((2, 2, 2, 2))
     b.add("flat", Reshape((16,)), "input")
     dense = b.build(b.add("dense", Linear(torch.ones(3, 16).double(), torch.zeros(3).double()), "flat"))
-    assert first_layer(dense, dense(perturbation.centre), perturbation, 2) is None
+    assert first_layer(dense, perturbation, 2, 0.0) is None
     b = NetworkBuilder((2, 2, 2, 2))
     weight = torch.ones(2, 1, 1, 1, 1, dtype=torch.float64)
     b.add("grouped", Convolution(weight, torch.zeros(2).double(), (1,) * 3, ((0, 0),) * 3, (1,) * 3, groups=2), "input")
     grouped = b.build(b.add("out", Reshape((16,)), "grouped"))
-    assert first_layer(grouped, grouped.values(perturbation.centre)[1], perturbation, 1) is None
+    assert first_layer(grouped, perturbation, 1, 0.0) is None

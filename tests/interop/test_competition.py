@@ -65,7 +65,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize(
     ("verdict", "seconds", "word"),
     [
-        (Verified(Certificate(1.0, 0.0, {}, ())), 1.0, "unsat"),
+        (Verified(Certificate(1.0, {}, ())), 1.0, "unsat"),
         (Unknown("out of time after 60 s"), 60.0, "timeout"),
         (Unknown("out of memory: the limit of 4 GiB has no room"), 5.0, "unknown"),
     ],

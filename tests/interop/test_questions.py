@@ -161,7 +161,7 @@ def outcome(verdict: Verified | Falsified | Unknown, lower: float, upper: float)
 
 
 HOLDS = [
-    outcome(Verified(Certificate(bound, 1e-9, {"split": 2}, (Leaf(0, {"patch": [1]}, 0, bound, "split"),))), bound, 4.0)
+    outcome(Verified(Certificate(bound, {"split": 2}, (Leaf(0, {"patch": [1]}, 0, bound, "split"),))), bound, 4.0)
     for bound in (0.5, 0.25)
 ]
 BROKEN = outcome(Falsified(Counterexample(torch.zeros(1, 1, 1, 2), (0.0,), -1.0, "attack")), -math.inf, -1.0)

@@ -62,7 +62,7 @@ def record(made: Made, files: dict[str, str] | None = None) -> dict[str, Any]:
         "seconds": made.seconds,
         "stage_seconds": {"attack": made.seconds / 4, "split": made.seconds / 2},
         "counts": {"subproblems": 12, "attack trials": 345},
-        "certificate": {"lower": made.lower, "slack": 1e-9, "closed": {"split": 3, "milp": 0}, "leaves": []}
+        "certificate": {"lower": made.lower, "closed": {"split": 3, "milp": 0}, "leaves": []}
         if made.word == "verified"
         else None,
         "counterexample": found if made.word == "falsified" else None,

@@ -49,8 +49,9 @@ def test_first_layer_is_the_closed_form_of_every_clip(text: str) -> None:
     network = read_module(nn.Sequential(layer, nn.Flatten()), clips.shape[1:])
     for i, clip in enumerate(clips):
         problem = Problem.of(network, SetSpecification(text, 0.2).build(clip))
-        truth = first_layer(network, problem.clean[1], problem.inputs, 1)
-        assert isinstance(truth, Interval)
+        moves = first_layer(network, problem.inputs, 1, 0.0)
+        assert isinstance(moves, Interval)
+        truth = Interval(problem.clean[1] + moves.lower, problem.clean[1] + moves.upper)
         torch.testing.assert_close(made.lower[i : i + 1], truth.lower, atol=1e-12, rtol=0)
         torch.testing.assert_close(made.upper[i : i + 1], truth.upper, atol=1e-12, rtol=0)
 

@@ -162,7 +162,7 @@ def test_what_is_not_settled_is_not_asked(material: Material) -> None:
         return Outcome(Unknown("out of time"), -1.0, 1.0, (0.0,), None, 1.0)
 
     def proved(query: Query, configuration: Configuration) -> Outcome:
-        return Outcome(Verified(Certificate(1.0, 0.0, {}, ())), 1.0, 2.0, (0.0,), "split", 0.5)
+        return Outcome(Verified(Certificate(1.0, {}, ())), 1.0, 2.0, (0.0,), "split", 0.5)
 
     assert question_for(slot, material, "7", 30.0, Labelling(60.0, settled_within=2.0), open_) is None
     assert limits == [8.0, 8.0, 8.0]

@@ -228,7 +228,7 @@ def _details(record: Mapping[str, Any]) -> dict[str, Any]:
         | {"stage": found["stage"]}
         if found
         else None,
-        "certificate": {name: certificate[name] for name in ("lower", "slack", "closed")} if certificate else None,
+        "certificate": {name: certificate[name] for name in ("lower", "closed")} if certificate else None,
     }
 
 

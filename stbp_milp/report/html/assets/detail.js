@@ -99,7 +99,7 @@ function effort(row, known) {
   return make("div", {}, make("h3", {}, "Effort"), bars.length ? make("div", { class: "stages" }, bars) : null, listedPairs([
     term("work", work),
     term("closed", known.certificate && Object.entries(known.certificate.closed).filter(([, pieces]) => pieces).map(([stage, pieces]) => `${count(pieces)} by ${stage}`).join(", ")),
-    term("rounding", known.certificate && `at most ${number(known.certificate.slack)}, below the proved ${number(known.certificate.lower)}`),
+    term("rounding", known.certificate && `subtracted from the proved ${number(known.certificate.lower)}`),
     term("memory", row.memory != null ? size(row.memory) : null),
     term("limits", [limits.timeout && duration(limits.timeout), limits.memory_bytes && size(limits.memory_bytes)].filter(Boolean).join(", ")),
     term("ended by", known.ended_by && known.ended_by !== "itself" ? known.ended_by : null),
