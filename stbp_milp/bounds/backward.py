@@ -81,13 +81,9 @@ def input_form(
             forms' clean values are added.
         split: one neuron for every form whose phase is taken as known.
     """
-    network, rounding = problem.network, problem.rounding
+    network = problem.network
     pending: dict[int, Tensor] = {node: form}
-    error: Tensor | None = None
-    if rounding is not None:
-        error = _cost(form, rounding.weight(node))
-        if constant is None:
-            error = error + _cost(form, rounding.errors[node])
+    error = _cost_of_start(problem, node, form, constant is None)
     if constant is None:
         constant = inner(form, problem.clean[node])
     for position in range(node, 0, -1):
@@ -95,35 +91,57 @@ def input_form(
         if current is None:
             continue
         layer, operands = network.nodes[position].layer, network.nodes[position].inputs
-        weight = None
-        if rounding is not None and position != node and terms(layer):
-            weight = rounding.weight(position)
+        own = None if multipliers is None else multipliers.get(position)
+        if error is not None:
+            error = error + _cost_of_node(problem, position, current, relaxations.get(position), own, position == node)
         if isinstance(layer, ReLU):
             if record is not None:
                 record[position] = current.detach()
-            own = None if multipliers is None else multipliers.get(position)
-            lines = relaxations[position]
-            if error is not None and rounding is not None:
-                if lines.error is not None:
-                    weight = lines.error if weight is None else lines.error + weight
-                if own is not None:
-                    error = error + _cost(own, rounding.of_multiplier(operands[0]))
-            back, onto_input, gap = _through(current, lines, position, own, split, network.input_shape)
+            back, onto_input, gap = _through(current, relaxations[position], position, own, split, network.input_shape)
             constant = constant + gap
             _accumulate(pending, operands[0], back)
             if onto_input is not None:
                 _accumulate(pending, 0, onto_input)
-        else:
-            for i, operand in enumerate(operands):
-                if reads(layer, i):
-                    _accumulate(pending, operand, transpose(layer, i, current, network.nodes[operand].shape))
-        if error is not None and weight is not None:
-            error = error + _cost(current, weight)
+            continue
+        for i, operand in enumerate(operands):
+            if reads(layer, i):
+                _accumulate(pending, operand, transpose(layer, i, current, network.nodes[operand].shape))
     if 0 not in pending:  # the node does not depend on the input
         pending[0] = form.new_zeros(*form.shape[:2], *network.input_shape)
-    if error is not None and rounding is not None and node:
-        error = error + _cost(pending[0], rounding.weight(0))
+    if error is not None and problem.rounding is not None and node:
+        error = error + _cost(pending[0], problem.rounding.weight(0))
     return InputForm(pending[0], constant, error)
+
+
+def _cost_of_start(problem: Problem, node: int, form: Tensor, of_values: bool) -> Tensor | None:
+    """What rounding can do to a form on a node, of values or deviations, `(N, M)`; None where it is not counted."""
+    rounding = problem.rounding
+    if rounding is None:
+        return None
+    weight = rounding.weight(node)
+    return _cost(form, weight + rounding.errors[node] if of_values else weight)
+
+
+def _cost_of_node(
+    problem: Problem,
+    position: int,
+    form: Tensor,
+    lines: Relaxation | None,
+    multiplier: Tensor | None,
+    first: bool,
+) -> Tensor | float:
+    """What rounding can do to a form that passes a node, `(N, M)`; its size is counted already at the `first`."""
+    rounding, layer = problem.rounding, problem.network.nodes[position].layer
+    assert rounding is not None
+    weights = []
+    if not first and terms(layer):
+        weights.append(rounding.weight(position))
+    if isinstance(layer, ReLU) and lines is not None and lines.error is not None:
+        weights.append(lines.error)
+    cost = _cost(form, sum(weights[1:], weights[0])) if weights else 0.0
+    if multiplier is None:
+        return cost
+    return cost + _cost(multiplier, rounding.of_multiplier(problem.network.operand(position)))
 
 
 def _cost(form: Tensor, weight: Tensor) -> Tensor:

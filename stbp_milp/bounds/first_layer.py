@@ -31,7 +31,7 @@ _INSERTION_LIMIT = 8  # more of the largest than this are found by sorting
 def first_layer(
     network: Network, perturbation: PerturbationSet, node: int, gamma: float, chunk_bytes: int = CHUNK_BYTES
 ) -> Interval | None:
-    """Exact bounds of the deviations of `node`, `(N, *shape)`, or None if it is not scalings around one Conv3d on the clip.
+    """Exact bounds of the deviations of `node`, `(N, *shape)`; None unless it is scalings around a Conv3d on the clip.
 
     All gains are sums of numbers that are not negative, so rounding is relative.
 

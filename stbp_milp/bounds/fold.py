@@ -72,36 +72,36 @@ def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most
         return None
     # Every source of the old network as an affine function of the input and of what is left.
     known: dict[int, dict[int, sp.csr_matrix]] = {0: {0: sp.identity(inputs, format="csr")}}
-    constants: dict[int, np.ndarray] = {0: np.zeros(inputs)}
+    sources = {0: _flat(problem.clean[0][:1])}  # the clean values of what is left
     # What the terms of every source, and of every operand, add up to in magnitude on the sets.
     reach = {0: np.maximum(*(_largest(side) for side in problem.inputs.hull()))}
     sizes: dict[int | None, np.ndarray] = {}
     dense = []
     for stage in stages:
         terms: dict[int, sp.csr_matrix] = {}
-        constant = stage.bias.copy()
         for source, weight in stage.weights.items():
-            constant = constant + weight @ constants[source]
             for basis, matrix in known[source].items():
                 product = (weight @ matrix).tocsr()
                 terms[basis] = terms[basis] + product if basis in terms else product
         sizes[stage.relu] = stage.sizes(reach)
+        clean = _flat(problem.clean[problem.network.operand(stage.relu)][:1])
         if stage.relu is None:
-            dense.append(_dense(terms, constant, order))
+            dense.append(_dense(terms, clean, sources, order))
             break
         at = left.get(stage.relu, np.zeros(0, dtype=np.int64))
         if len(at):
-            dense.append(_dense({basis: matrix[at] for basis, matrix in terms.items()}, constant[at], order))
+            rows = {basis: matrix[at] for basis, matrix in terms.items()}
+            dense.append(_dense(rows, clean[at], sources, order))
+            sources[stage.relu] = np.maximum(clean[at], 0.0)
         active = (bounds[stage.relu].lower >= 0).flatten(1).all(0).cpu().numpy().astype(float)
         active[at] = 0.0
         linear = sp.diags(active, format="csr")
         reach[stage.relu] = active * sizes[stage.relu]
         reach[stage.relu][at] = np.maximum(_largest(bounds[stage.relu].upper)[at], 0.0)
         known[stage.relu] = {basis: (linear @ matrix).tocsr() for basis, matrix in terms.items()}
-        constants[stage.relu] = active * constant
         if len(at):
             ones = (np.ones(len(at)), (at, np.arange(len(at))))
-            known[stage.relu][stage.relu] = sp.csr_matrix(ones, shape=(constant.size, len(at)))
+            known[stage.relu][stage.relu] = sp.csr_matrix(ones, shape=(clean.size, len(at)))
     network, positions = dense_network(problem.network.input_shape, dense)
     network = network.to(problem.device)
     neurons = {relu: (positions[order[relu]], torch.from_numpy(at).to(problem.device)) for relu, at in left.items()}
@@ -123,8 +123,8 @@ def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most
     ends: list[tuple[int | None, int | None, np.ndarray]] = [(r, neurons[r][0], own) for r, own in left.items()]
     for old_relu, new_relu, own in [*ends, (None, None, outputs)]:
         old, new = problem.network.operand(old_relu), network.operand(new_relu)
-        clean, error = (x[old].flatten(1)[:, own] for x in (problem.clean, problem.rounding.errors))
-        values[new] = clean, error
+        at_clean, error = (x[old].flatten(1)[:, own] for x in (problem.clean, problem.rounding.errors))
+        values[new] = at_clean, error
         composed[new] = torch.from_numpy(sizes[old_relu][own]).to(problem.device).unsqueeze(0)
     all_clean, rounding = derived(network, problem.rounding, values, composed)
     return Folded(replace(problem, network=network, clean=all_clean, rounding=rounding, ideal=ideal), neurons, kept)
@@ -135,6 +135,14 @@ def _largest(values: Tensor) -> np.ndarray:
     return np.asarray(values.abs().amax(0).flatten().cpu().numpy())
 
 
-def _dense(terms: dict[int, sp.csr_matrix], constant: np.ndarray, order: dict[int, int]) -> DenseStage:
+def _dense(
+    terms: dict[int, sp.csr_matrix], clean: np.ndarray, sources: dict[int, np.ndarray], order: dict[int, int]
+) -> DenseStage:
+    """With the bias that gives the clean value at the clean values of its sources."""
     weights = {order[basis]: torch.from_numpy(matrix.toarray()) for basis, matrix in terms.items()}
-    return DenseStage(weights, torch.from_numpy(constant))
+    bias = clean - sum(matrix @ sources[basis] for basis, matrix in terms.items())
+    return DenseStage(weights, torch.from_numpy(bias))
+
+
+def _flat(values: Tensor) -> np.ndarray:
+    return np.asarray(values.flatten().cpu().numpy())

@@ -21,10 +21,10 @@ down to `A_0` on the input, and t the constant it computed. Then for all x of th
 with z the ReLU's operand, [l, u] its bounds, and m the multipliers of split neurons. (For a form on deviations, which
 has no constant of its own, `|A_n| . E_n` is left out.)
 
-Proof. An affine node: `d_k = sum_i L_i d_i` holds exactly, and the computed transpose differs from `L_i^T A_k` by at most
-`gamma/2 |L_i|^T |A_k|`, which changes the form's value by at most `gamma/2 |A_k| . |L_i| |d_i| <= gamma |A_k| . S_k`, as
-`|d_i| <= 2 S_i`: the clean input is in the sets. Adding forms where branches meet rounds by `u |A_i|` each, worth at most
-`2 u |A_i| . S_i`. A decided ReLU passes the form or drops it: its deviation is that of its operand, or none. An
+Proof. An affine node: `d_k = sum_i L_i d_i` holds exactly, and the computed transpose differs from `L_i^T A_k` by at
+most `gamma/2 |L_i|^T |A_k|`, which changes the form's value by at most `gamma/2 |A_k| . |L_i| |d_i|`, that is
+`gamma |A_k| . S_k`, as `|d_i| <= 2 S_i`: the clean input is in the sets. Adding forms where branches meet rounds by
+`u |A_i|` each, worth at most `2 u |A_i| . S_i`. A decided ReLU passes the form or drops it: its deviation is that of its operand, or none. An
 undecided one lies between two lines whose computed slope and intercept are each off by a few u of |l| + |u|, or below a
 plane whose constant is a sum of terms of together at most 4 S_z (`bounds.ideal`); the gap at `c_k` is not the one at
 `f_k(c)`, by at most E_z, as all slopes are in [0, 1]; the product of form and slope rounds by `u |A_k| . 2 S_k`. Split
@@ -108,6 +108,8 @@ def rounded(network: Network, centre: Tensor) -> tuple[tuple[Tensor, ...], Round
         precise = precise_values(network, centre, _PRECISE_WORK)
         if precise is not None:
             clean, errors = precise[0], tuple(map(_with_room, precise[0], precise[1]))
+            relus = {relu: _after_relu(clean, errors, network.operand(relu)) for relu in network.relus}
+            errors = tuple(relus.get(node, error) for node, error in enumerate(errors))
     return clean, Rounding(own, errors)
 
 
@@ -137,7 +139,7 @@ def values_with_errors(
         if position in known:
             value, error = known[position]
         elif isinstance(node.layer, ReLU):
-            value, error = values[node.inputs[0]].clamp(min=0), errors[node.inputs[0]]
+            value, error = values[node.inputs[0]].clamp(min=0), _after_relu(values, errors, node.inputs[0])
         else:
             operands = [values[i] for i in node.inputs]
             value = apply(node.layer, operands)
@@ -187,9 +189,9 @@ def size(
 
 def absolute(layer: object, operand: int, x: Tensor) -> Tensor:
     """`|L| x`, with the sizes of entries before they cancelled."""
-    return (
-        F.linear(x, absolute_weight(layer)) if isinstance(layer, Linear) else linear(layer, operand, x, absolute=True)
-    )
+    if isinstance(layer, Linear):
+        return F.linear(x, absolute_weight(layer))
+    return linear(layer, operand, x, absolute=True)
 
 
 def absolute_weight(layer: Linear) -> Tensor:
@@ -218,6 +220,11 @@ def gamma(network: Network, dtype: torch.dtype) -> float:
 
 def _with_room(value: Tensor, error: Tensor) -> Tensor:
     return error + 2 * torch.finfo(value.dtype).eps * value.abs()
+
+
+def _after_relu(values: Sequence[Tensor], errors: Sequence[Tensor], operand: int) -> Tensor:
+    """A ReLU that is inactive whatever its operand's error has no error."""
+    return errors[operand].masked_fill(values[operand] + errors[operand] <= 0, 0.0)
 
 
 def _is_bad(value: Tensor, error: Tensor) -> bool:

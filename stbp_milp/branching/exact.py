@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers import Preference
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching.piece import Piece, stack
-from stbp_milp.milp import InputRegion, cut_rounds, encode, minimum, sign_limits, tighten
+from stbp_milp.milp import Accuracy, InputRegion, cut_rounds, encode, minimum, sign_limits, tighten
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.search import Deadline
 
@@ -48,6 +48,7 @@ def solve_piece(
     """Tighten, then minimise the piece's clause, the largest of `rows (R, K) @ output + offset (R,)`.
 
     Returns the solver's dual bound (infinity where the phases leave no input) and a candidate `(*input_shape)`.
+    Where the program's numbers are so large that their rounding reaches a solver's tolerances, no solver is asked.
     """
     batch = stack([piece])
     whole = piece.family.voxels is None and not piece.family.folded
@@ -55,10 +56,11 @@ def solve_piece(
     region = InputRegion.of(piece.inputs)
     boxes = {relu: (_flat(b.lower), _flat(b.upper)) for relu, b in piece.bounds.items()}
     phases = {relu: _flat(p).astype(int) for relu, p in piece.phases.items()}
-    tightened = tighten(stages, region, boxes, options.tighten_share * deadline.remaining(), phases)
+    accuracy = _accuracy(batch.problem, stages, whole)
+    tightened = tighten(stages, region, boxes, options.tighten_share * deadline.remaining(), phases, accuracy)
     if tightened.empty:
         return float("inf"), None
-    encoded = encode(stages, region, tightened.boxes, _flat(rows).reshape(rows.shape), _flat(offset), phases)
+    encoded = encode(stages, region, tightened.boxes, _flat(rows).reshape(rows.shape), _flat(offset), phases, accuracy)
     limits = sign_limits(deadline.remaining(), options.memory_bytes, options.threads, options.seed)
     proved = -math.inf
     if options.cut_rounds:
@@ -70,10 +72,33 @@ def solve_piece(
             if done == 1:
                 encoded = stronger
         limits = replace(limits, seconds=deadline.remaining())
+    if not encoded.trusted:
+        return proved, None
     start = _descend(batch.problem, rows.mean(0))
     result = minimum(encoded, options.solver, limits, start.cpu().numpy())
     candidate = None if result.candidate is None else torch.from_numpy(result.candidate).to(rows.device)
     return max(proved, result.dual_bound), candidate
+
+
+def _accuracy(problem: Problem, stages: Sequence[Stage], whole: bool) -> Accuracy:
+    """Biases of networks that were made of parts of another hold clean values, and are off by their errors."""
+    if whole or problem.rounding is None:
+        return Accuracy(problem.gamma)
+    errors = {
+        relu: _flat(problem.rounding.errors[problem.network.operand(relu)]) for relu in (None, *problem.network.relus)
+    }
+    sources = {0: _flat(problem.rounding.errors[0])} | {
+        r: _flat(problem.rounding.errors[r]) for r in problem.network.relus
+    }
+    own = {
+        stage.relu: errors[stage.relu] + sum(stage.magnitude(source) @ sources[source] for source in stage.weights)
+        for stage in stages
+    }
+    if problem.rounding.composed:  # what was composed of several layers is off by its own rounding as well
+        for stage in stages:
+            size = problem.rounding.composed.get(problem.network.operand(stage.relu))
+            own[stage.relu] = own[stage.relu] + (0.0 if size is None else 4 * problem.gamma * _flat(size))
+    return Accuracy(problem.gamma, own)
 
 
 def _descend(problem: Problem, row: Tensor, steps: int = 10) -> Tensor:

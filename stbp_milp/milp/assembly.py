@@ -12,13 +12,30 @@ from solvers import MixedIntegerProgram
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """`matrix @ columns + constant`, one expression a row; columns added later do not occur in it."""
+    """`matrix @ columns + constant`, one expression a row; columns added later do not occur in it.
+
+    Attributes:
+        size: what its terms added up to in magnitude before any cancelled, when it was composed.
+        error: how far it can be off the value it stands for, at the columns' true values.
+    """
 
     matrix: sp.csr_matrix  # (n, columns when it was made)
     constant: np.ndarray  # (n,)
+    size: np.ndarray  # (n,)
+    error: np.ndarray  # (n,)
+
+    @classmethod
+    def exact(cls, matrix: sp.csr_matrix, constant: np.ndarray) -> Affine:
+        """An expression that is what it stands for: of columns by definition, not of the network's numbers."""
+        none = np.zeros(constant.size)
+        return cls(matrix, constant, none, none)
 
     def select(self, index: np.ndarray) -> Affine:
-        return Affine(self.matrix[index], self.constant[index])
+        return Affine(self.matrix[index], self.constant[index], self.size[index], self.error[index])
+
+    def beside(self, matrix: sp.csr_matrix) -> Affine:
+        """The same numbers over another matrix, to which columns were added."""
+        return Affine(matrix, self.constant, self.size, self.error)
 
 
 class Assembly:
@@ -26,6 +43,7 @@ class Assembly:
 
     def __init__(self) -> None:
         self.columns = 0
+        self.largest_error = 0.0  # of the rows so far
         self._rows = 0
         self._boxes: list[tuple[np.ndarray, np.ndarray, bool]] = []
         self._blocks: list[tuple[sp.csr_matrix, np.ndarray, np.ndarray]] = []
@@ -37,9 +55,13 @@ class Assembly:
         return np.arange(first, self.columns)
 
     def add_rows(self, affine: Affine, lower: float | np.ndarray, upper: float | np.ndarray) -> np.ndarray:
-        """The positions of new rows `lower <= affine <= upper`."""
+        """The positions of new rows `lower <= affine <= upper`, wider by the expression's error."""
         count = affine.constant.size
-        sides = [np.broadcast_to(np.asarray(side, dtype=float), count) - affine.constant for side in (lower, upper)]
+        sides = [
+            np.broadcast_to(np.asarray(side, dtype=float), count) - affine.constant + sign * affine.error
+            for side, sign in ((lower, -1.0), (upper, 1.0))
+        ]
+        self.largest_error = max(self.largest_error, float(affine.error.max(initial=0.0)))
         first, self._rows = self._rows, self._rows + count
         self._blocks.append((affine.matrix, sides[0], sides[1]))
         return np.arange(first, self._rows)
@@ -64,7 +86,7 @@ class Assembly:
         return total.tocsr()
 
     def interval(self, affine: Affine) -> tuple[np.ndarray, np.ndarray]:
-        """The range of every expression over the columns' boxes, rounding included.
+        """The range of what every expression stands for over the columns' boxes, rounding included.
 
         A sum of terms that are all zero has no rounding error: `-relu(..)` keeps the upper bound 0.
         """
@@ -77,7 +99,12 @@ class Assembly:
         largest = positive @ upper + negative @ lower + affine.constant
         below = positive @ np.abs(lower) - negative @ np.abs(upper) + np.abs(affine.constant)
         above = positive @ np.abs(upper) - negative @ np.abs(lower) + np.abs(affine.constant)
-        return smallest - rounding * below, largest + rounding * above
+        return smallest - rounding * below - affine.error, largest + rounding * above + affine.error
+
+    def reach(self) -> np.ndarray:
+        """The largest magnitude of every column, `(columns,)`."""
+        lower, upper = self._box()
+        return np.maximum(-lower, upper)
 
     def program(self, cost: np.ndarray, offset: float) -> MixedIntegerProgram:
         lower, upper = self._box()

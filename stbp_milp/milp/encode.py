@@ -9,13 +9,15 @@ With `z` a neuron's pre-activation in `[l, u]` and `y = max(z, 0)`:
   without binaries the last two become the chord `y <= u (z - l) / (u - l)`, their projection.
 
 Bounds that arrive are widened outwards by `SLACK` before use; bounds that the columns' own boxes imply are met with
-them. Only the cone of influence of the objective is encoded.
+them. Rows that hold the network's numbers are wider by their own rounding error, so that the network over the real
+numbers satisfies them (`Accuracy`): what dual bounds and crossings show is then true of it. Only the cone of influence
+of the objective is encoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,9 +30,31 @@ from stbp_milp.network.normal_form import Stage
 
 SLACK = 1e-6  # bounds move outwards by SLACK * (1 + |bound|): solvers keep their rows to about as much
 _NEARLY = 4 * SLACK  # a relaxation this thin needs no binary
+_SAFETY = 4.0  # times gamma, as in `bounds.rounding`
+_DIFFERENCE = 2.0**-50  # relative error of a few sums
+_TRUSTED = 0.1 * SLACK  # rows whose rounding is larger leave a solver no room for its own
 
 Boxes = Mapping[int, tuple[np.ndarray, np.ndarray]]  # ReLU node position -> bounds of its operand, each (size,)
 Phases = Mapping[int, np.ndarray]  # ReLU node position -> (size,) int: 1 active, -1 inactive, 0 undecided
+
+
+@dataclass(frozen=True, eq=False)
+class Accuracy:
+    """How far rows `weights @ sources + bias` of a normal form can be off the network over the real numbers.
+
+    Attributes:
+        gamma: relative to what the terms of a row add up to in magnitude; see `bounds.rounding`.
+        errors: by ReLU (None: of the output), what they are off besides, `(size,)`; none where a ReLU is missing.
+    """
+
+    gamma: float
+    errors: Mapping[int | None, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stages: Sequence[Stage]) -> Accuracy:
+        """For matrices that come straight from a network's layers, of the usual lengths."""
+        terms = sum(weight.shape[0] + weight.shape[1] for stage in stages for weight in stage.weights.values())
+        return cls(float(np.finfo(float).eps) * (64 + terms))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +87,7 @@ class Encoded:
     neurons: tuple[NeuronColumns, ...]
     split: bool  # were phases fixed beyond what the bounds say?
     empty: bool  # the fixed phases contradict the bounds: no input remains
+    trusted: bool  # is all rounding well below the tolerances of solvers? Otherwise only dual bounds count.
     value_column: int  # the column that dominates several rows; -1 with one row
     form: np.ndarray  # (R, K)
     offset: np.ndarray  # (R,)
@@ -84,6 +109,7 @@ def encode(
     form: np.ndarray,
     offset: np.ndarray | float,
     phases: Phases | None = None,
+    accuracy: Accuracy | None = None,
 ) -> Encoded:
     """Minimise `max over rows of form @ f(x) + offset` over the region.
 
@@ -94,23 +120,25 @@ def encode(
         form: (K,), or (R, K) for the largest of several rows.
         offset: a number, or (R,).
         phases: decisions of a branching; they become rows, unlike signs that the bounds show.
+        accuracy: of the normal form, where it is not a whole network's own.
 
     Raises:
         SoundnessError: bounds contradict each other although no phase was fixed.
     """
     form = np.atleast_2d(np.asarray(form, dtype=float))
     offset = np.broadcast_to(np.asarray(offset, dtype=float), form.shape[0])
-    encoder = _Encoder(stages, region, boxes, phases or {}, binaries=True)
+    encoder = _Encoder(stages, region, boxes, phases or {}, accuracy or Accuracy.of(stages), binaries=True)
     targets = encoder.targets(len(stages) - 1, sp.csr_matrix(form), offset)
     assembly = encoder.assembly
     value_column = -1
     if form.shape[0] == 1:
-        cost, constant = assembly.widened(targets.matrix).toarray()[0], float(targets.constant[0])
+        cost = assembly.widened(targets.matrix).toarray()[0]
+        constant = float(targets.constant[0] - targets.error[0])
     else:
         lower, upper = assembly.interval(targets)
         value_column = int(assembly.add_columns(lower.max(keepdims=True), upper.max(keepdims=True))[0])
         value = assembly.terms((np.full(form.shape[0], value_column), -1.0))
-        assembly.add_rows(Affine(assembly.sum(targets.matrix, value), targets.constant), -np.inf, 0.0)
+        assembly.add_rows(targets.beside(assembly.sum(targets.matrix, value)), -np.inf, 0.0)
         cost, constant = np.zeros(assembly.columns), 0.0
         cost[value_column] = 1.0
     return Encoded(
@@ -123,6 +151,7 @@ def encode(
         tuple(encoder.neurons),
         encoder.split,
         encoder.empty,
+        max(assembly.largest_error, float(targets.error.max())) <= _TRUSTED,
         value_column,
         form,
         np.array(offset),
@@ -136,13 +165,14 @@ def relax(
     target: int,
     rows: np.ndarray,
     phases: Phases | None = None,
+    accuracy: Accuracy | None = None,
 ) -> Relaxed:
     """The linear relaxation below `rows` of `stages[target]`, which become the targets."""
     size = stages[target].bias.size
-    encoder = _Encoder(stages, region, boxes, phases or {}, binaries=False)
+    encoder = _Encoder(stages, region, boxes, phases or {}, accuracy or Accuracy.of(stages), binaries=False)
     targets = encoder.targets(target, sp.identity(size, format="csr")[rows], np.zeros(rows.size))
     program = encoder.assembly.program(np.zeros(encoder.assembly.columns), 0.0)
-    return Relaxed(program, Affine(encoder.assembly.widened(targets.matrix), targets.constant), encoder.empty)
+    return Relaxed(program, targets.beside(encoder.assembly.widened(targets.matrix)), encoder.empty)
 
 
 def widen(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,13 +184,20 @@ class _Encoder:
     """One pass from the input to the targets. `sources` maps a node position to its value over the columns."""
 
     def __init__(
-        self, stages: tuple[Stage, ...], region: InputRegion, boxes: Boxes, phases: Phases, binaries: bool
+        self,
+        stages: tuple[Stage, ...],
+        region: InputRegion,
+        boxes: Boxes,
+        phases: Phases,
+        accuracy: Accuracy,
+        binaries: bool,
     ) -> None:
         self.assembly = Assembly()
         self.neurons: list[NeuronColumns] = []
         self.split = any(bool(np.any(phase)) for phase in phases.values())
         self.empty = False
         self._stages, self._region, self._phases, self._binaries = stages, region, phases, binaries
+        self._accuracy = accuracy
         self._boxes = {relu: widen(*box) for relu, box in boxes.items()}
         self._sources: dict[int, Affine] = {}
         self._uses: dict[int, np.ndarray] = {}
@@ -174,7 +211,7 @@ class _Encoder:
         self._encode_input()
         for earlier in self._stages[:target]:
             self._encode_relu(earlier)
-        return self._value(weights, combination @ stage.bias + offset)
+        return self._value(stage, combination, offset)
 
     def _count_uses(self, target: int, weights: dict[int, sp.csr_matrix]) -> None:
         """For every source entry the number of encoded rows that read it; zero is outside the cone of influence."""
@@ -215,7 +252,8 @@ class _Encoder:
         )
         constant = region.centre.copy()
         constant[self.entries] = 0.0
-        self._sources[0] = Affine(matrix, constant)
+        reach = np.maximum(np.abs(region.lower), np.abs(region.upper))
+        self._sources[0] = Affine(matrix, constant, reach, np.zeros(constant.size))
 
     def _encode_choice(self) -> None:
         """`c - (c - l) (cover z) <= x <= c + (u - c) (cover z)` for every entry that moves."""
@@ -226,30 +264,39 @@ class _Encoder:
         first = int(self.choice_columns[0]) if count else assembly.columns
         left = sp.csr_matrix((choice.rows.shape[0], first))
         rows = sp.hstack([left, choice.rows], format="csr")
-        assembly.add_rows(Affine(rows, np.zeros(rows.shape[0])), choice.row_lower, choice.row_upper)
+        assembly.add_rows(Affine.exact(rows, np.zeros(rows.shape[0])), choice.row_lower, choice.row_upper)
         centre = region.centre[self.entries]
         up, down = region.upper[self.entries] - centre, centre - region.lower[self.entries]
         cover = choice.cover[self.entries % choice.cover.shape[0]]
         cover = sp.hstack([sp.csr_matrix((cover.shape[0], first)), cover], format="csr")
         for reach, low, high in ((-up, -np.inf, 0.0), (down, 0.0, np.inf)):
             rows = assembly.sum(assembly.terms((self.entry_columns, 1.0)), sp.diags(reach, format="csr") @ cover)
-            assembly.add_rows(Affine(rows, -centre), low, high)
+            size = np.abs(centre) + np.abs(reach)
+            assembly.add_rows(Affine(rows, -centre, size, _DIFFERENCE * size), low, high)
 
-    def _value(self, weights: dict[int, sp.csr_matrix], constant: np.ndarray) -> Affine:
+    def _value(self, stage: Stage, combination: sp.csr_matrix, offset: np.ndarray) -> Affine:
+        """`combination @ (the stage's value) + offset` over the columns."""
+        constant, absolute = combination @ stage.bias + offset, abs(combination)
+        bias = np.abs(stage.bias) if stage.bias_magnitude is None else stage.bias_magnitude
+        size = absolute @ bias + np.abs(offset)
+        error = np.zeros(constant.size)
+        if stage.relu in self._accuracy.errors:
+            error = error + absolute @ self._accuracy.errors[stage.relu]
         matrix = sp.csr_matrix((constant.size, self.assembly.columns))
-        for source, weight in weights.items():
-            value = self._sources[source]
+        for source, own in stage.weights.items():
+            value, weight, magnitude = self._sources[source], combination @ own, absolute @ stage.magnitude(source)
             matrix = matrix + weight @ self.assembly.widened(value.matrix)
             constant = constant + weight @ value.constant
+            size, error = size + magnitude @ value.size, error + magnitude @ value.error
         matrix = matrix.tocsr()
         matrix.eliminate_zeros()
-        return Affine(matrix, constant)
+        return Affine(matrix, constant, size, error + _SAFETY * self._accuracy.gamma * size)
 
     def _encode_relu(self, stage: Stage) -> None:
         assert stage.relu is not None
         phase = self._phase(stage)
         index = np.flatnonzero(((self._uses[stage.relu] > 0) & ~self._inactive(stage)) | (phase != 0))
-        value = self._value({source: matrix[index] for source, matrix in stage.weights.items()}, stage.bias[index])
+        value = self._value(stage, sp.identity(stage.bias.size, format="csr")[index], np.zeros(index.size))
         phase = phase[index]
         lower, upper = self._bounds(stage.relu, index, value)
         crossed = lower > upper
@@ -280,7 +327,7 @@ class _Encoder:
         pre[own] = assembly.add_columns(lower[own], upper[own])
         minus = assembly.terms((pre[own], -1.0))
         defined = value.select(own)
-        definition[own] = assembly.add_rows(Affine(assembly.sum(defined.matrix, minus), defined.constant), 0.0, 0.0)
+        definition[own] = assembly.add_rows(defined.beside(assembly.sum(defined.matrix, minus)), 0.0, 0.0)
         excess[nearly_active] = assembly.add_columns(np.zeros(nearly_active.sum()), -lower[nearly_active])
         positive = unstable | nearly_inactive
         post[positive] = assembly.add_columns(np.zeros(positive.sum()), upper[positive])
@@ -311,13 +358,13 @@ class _Encoder:
 
     def _relate(self, z: np.ndarray, y: np.ndarray, b: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
         assembly, none = self.assembly, np.zeros(z.size)
-        assembly.add_rows(Affine(assembly.terms((y, 1.0), (z, -1.0)), none), 0.0, np.inf)
+        assembly.add_rows(Affine.exact(assembly.terms((y, 1.0), (z, -1.0)), none), 0.0, np.inf)
         if self._binaries:
-            assembly.add_rows(Affine(assembly.terms((y, 1.0), (b, -upper)), none), -np.inf, 0.0)
-            assembly.add_rows(Affine(assembly.terms((y, 1.0), (z, -1.0), (b, -lower)), lower), -np.inf, 0.0)
-        else:
+            assembly.add_rows(Affine.exact(assembly.terms((y, 1.0), (b, -upper)), none), -np.inf, 0.0)
+            assembly.add_rows(Affine.exact(assembly.terms((y, 1.0), (z, -1.0), (b, -lower)), lower), -np.inf, 0.0)
+        else:  # the bounds were widened by far more than the rounding of the chord
             slope = upper / (upper - lower)
-            assembly.add_rows(Affine(assembly.terms((y, 1.0), (z, -slope)), slope * lower), -np.inf, 0.0)
+            assembly.add_rows(Affine.exact(assembly.terms((y, 1.0), (z, -slope)), slope * lower), -np.inf, 0.0)
 
     def _post_activation(
         self,
@@ -339,7 +386,14 @@ class _Encoder:
         matrix = sp.csr_matrix(
             (np.concatenate(data), (np.concatenate(rows), np.concatenate(columns))), shape=(size, self.assembly.columns)
         )
-        offset = np.zeros(size)
+        offset, magnitude, error = np.zeros(size), np.zeros(size), np.zeros(size)
         offset[index[substituted]] = value.constant[substituted]
         offset[index[constant]] = np.maximum(value.constant[constant], 0.0)
-        return Affine(matrix, offset)
+        reach = self.assembly.reach()
+        for position in (post, excess):
+            present = position >= 0
+            magnitude[index[present]] += reach[position[present]]
+        kept = substituted | constant
+        magnitude[index[kept]] += value.size[kept]
+        error[index[kept]] = value.error[kept]
+        return Affine(matrix, offset, magnitude, error)

@@ -15,12 +15,12 @@ import numpy as np
 
 from solvers import LinearRelaxation
 from stbp_milp.errors import SoundnessError
-from stbp_milp.milp.encode import SLACK, Boxes, Phases, Relaxed, relax
+from stbp_milp.milp.encode import SLACK, Accuracy, Boxes, Phases, Relaxed, relax
 from stbp_milp.milp.region import InputRegion
 from stbp_milp.network.normal_form import Stage
 
 _LOG = logging.getLogger(__name__)
-_ROUNDING = 1e-9  # of composing the layers' matrices in float64, relative and absolute
+_DIFFERENCE = 2.0**-50  # relative error of a few sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ def tighten(
     boxes: Boxes,
     seconds: float,
     phases: Phases | None = None,
+    accuracy: Accuracy | None = None,
 ) -> Tightened:
     """Shrink the boxes of unstable neurons from the second layer on; stops where it is when the time is over.
 
@@ -48,7 +49,7 @@ def tighten(
         region: the inputs.
         boxes: bounds `(size,)` of every ReLU's operand, valid on the region (and the phases).
         seconds: wall-clock limit.
-        phases: decisions of a branching, as in `encode`.
+        phases, accuracy: decisions of a branching, and of the normal form, as in `encode`.
 
     Raises:
         SoundnessError: a relaxation contradicts the bounds although no phase was fixed.
@@ -69,7 +70,7 @@ def tighten(
         rows = np.flatnonzero((lower < 0) & (upper > 0))
         if not rows.size:
             continue
-        relaxed = relax(stages, region, current, target, rows, phases)
+        relaxed = relax(stages, region, current, target, rows, phases, accuracy)
         empty = empty or relaxed.empty
         new_lower, new_upper = _bounds(relaxed, lower[rows], upper[rows], deadline)
         crossed = new_lower > new_upper
@@ -104,8 +105,8 @@ def _bounds(relaxed: Relaxed, lower: np.ndarray, upper: np.ndarray, deadline: fl
             left = deadline - time.monotonic()
             if left <= 0:
                 return lower, upper
-            bound = relaxation.minimum(sign * cost, left) + sign * constant
-            bound -= _ROUNDING * (1 + abs(bound))
+            least = relaxation.minimum(sign * cost, left)
+            bound = least + sign * constant - relaxed.targets.error[i] - _DIFFERENCE * (abs(least) + abs(constant))
             if sign > 0:
                 lower[i] = max(lower[i], bound)
             else:

@@ -36,8 +36,8 @@ class Convolution:
 class Linear:
     """`W x + b` on a flat node.
 
-    `magnitude`: of a matrix that was composed of others, the sums of its entries' terms without their signs, `(out, in)`;
-    None where nothing can have cancelled. Its rounding is relative to that.
+    `magnitude`: of a matrix that was composed of others, what its entries' terms add up to without their signs,
+    `(out, in)`; None where nothing can have cancelled. Its rounding is relative to that.
     """
 
     weight: Tensor  # (out, in)

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 import torch
 
 from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import ReLU
+from stbp_milp.network.layers import Layer, Linear, ReLU
 from stbp_milp.network.operations import apply, matrix, reads
 
 
@@ -22,9 +22,9 @@ from stbp_milp.network.operations import apply, matrix, reads
 class Stage:
     """`z = sum_s weights[s] @ x_s + bias`, flat, in float64.
 
-    `relu` is the position of the ReLU node that reads z, or None for the network's output. Where entries of a matrix are
-    sums that can have cancelled, `magnitudes` holds the sums of their terms' magnitudes: they are rounded relative to
-    those, and the bias to `bias_magnitude`.
+    `relu` is the position of the ReLU node that reads z, or None for the network's output. Where entries of a matrix
+    are sums that can have cancelled, `magnitudes` holds the sums of their terms' magnitudes: they are rounded relative
+    to those, and the bias to `bias_magnitude`.
     """
 
     relu: int | None
@@ -71,8 +71,8 @@ def normal_form(network: Network) -> tuple[Stage, ...]:
         for operand, i in enumerate(node.inputs):
             if not reads(node.layer, operand):
                 continue
-            own = matrix(node.layer, operand, double.nodes[i].shape, node.shape)
-            size_of_constant = size_of_constant + abs(own) @ offsets[i][1]
+            own = _Composed(matrix(node.layer, operand, double.nodes[i].shape, node.shape), _magnitude(node.layer))
+            size_of_constant = size_of_constant + own.size() @ offsets[i][1]
             for source, earlier in maps[i].items():
                 product = earlier.then(own)
                 combined[source] = combined[source].plus(product) if source in combined else product
@@ -89,17 +89,24 @@ class _Composed:
     matrix: sp.csr_matrix
     magnitude: sp.csr_matrix | None = None
 
-    def then(self, own: sp.csr_matrix) -> _Composed:
-        single = np.diff(own.indptr).max(initial=0) <= 1 or _most_in_a_column(self.matrix) <= 1
-        if single and self.magnitude is None:
-            return _Composed((own @ self.matrix).tocsr())
-        return _Composed((own @ self.matrix).tocsr(), (abs(own) @ self._size()).tocsr())
+    def then(self, own: _Composed) -> _Composed:
+        single = np.diff(own.matrix.indptr).max(initial=0) <= 1 or _most_in_a_column(self.matrix) <= 1
+        product = (own.matrix @ self.matrix).tocsr()
+        if single and self.magnitude is None and own.magnitude is None:
+            return _Composed(product)
+        return _Composed(product, (own.size() @ self.size()).tocsr())
 
     def plus(self, other: _Composed) -> _Composed:
-        return _Composed((self.matrix + other.matrix).tocsr(), (self._size() + other._size()).tocsr())
+        return _Composed((self.matrix + other.matrix).tocsr(), (self.size() + other.size()).tocsr())
 
-    def _size(self) -> sp.csr_matrix:
+    def size(self) -> sp.csr_matrix:
         return abs(self.matrix) if self.magnitude is None else self.magnitude
+
+
+def _magnitude(layer: Layer) -> sp.csr_matrix | None:
+    if isinstance(layer, Linear) and layer.magnitude is not None:
+        return sp.csr_matrix(layer.magnitude.numpy())
+    return None
 
 
 def _most_in_a_column(matrix: sp.csr_matrix) -> int:
