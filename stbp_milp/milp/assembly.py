@@ -104,7 +104,8 @@ class Assembly:
     def reach(self) -> np.ndarray:
         """The largest magnitude of every column, `(columns,)`."""
         lower, upper = self._box()
-        return np.maximum(-lower, upper)
+        reach: np.ndarray = np.maximum(-lower, upper)
+        return reach
 
     def program(self, cost: np.ndarray, offset: float) -> MixedIntegerProgram:
         lower, upper = self._box()

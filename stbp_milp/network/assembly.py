@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 
 import numpy as np
 import torch
@@ -123,14 +124,28 @@ def batch_norm(
     bias: Tensor | None,
     epsilon: float,
 ) -> Value:
+    """`weight (x - mean) / sqrt(variance + epsilon) + bias` as one scaling, its factor and offset correctly rounded.
+
+    In 60 digits, because `bias - mean * factor` can cancel.
+    """
     channels = (-1,) + (1,) * (len(x.shape) - 1)
-    factor = (variance + epsilon).rsqrt()
-    if weight is not None:
-        factor = factor * weight
-    offset = -mean * factor
-    if bias is not None:
-        offset = offset + bias
+    weight = torch.ones_like(mean) if weight is None else weight
+    bias = torch.zeros_like(mean) if bias is None else bias
+    parameters = torch.stack([own.to(torch.float64) for own in (mean, variance, weight, bias)], 1)
+    if bool(parameters.isfinite().all()) and float(variance.min()) + epsilon > 0:
+        exact = [_scaling(*map(Decimal, row), Decimal(epsilon)) for row in parameters.tolist()]
+        factor, offset = torch.tensor(exact, dtype=torch.float64).unbind(1)
+    else:  # what is infinite or undefined stays so
+        factor = (variance + epsilon).rsqrt() * weight
+        offset = bias - mean * factor
     return site.emit(Scale(factor.reshape(channels), offset.reshape(channels)), x)
+
+
+def _scaling(mean: Decimal, variance: Decimal, weight: Decimal, bias: Decimal, epsilon: Decimal) -> tuple[float, float]:
+    with localcontext() as context:
+        context.prec = 60
+        factor = weight / (variance + epsilon).sqrt()
+        return float(factor), float(bias - mean * factor)
 
 
 def mean(site: Site, x: Value, axes: Sequence[int], keep: bool) -> Value:
