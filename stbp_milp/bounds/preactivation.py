@@ -17,6 +17,8 @@ from torch import Tensor
 from stbp_milp.bounds.ascent import climb_neurons
 from stbp_milp.bounds.backward import FORMS_ALIVE, input_form, neuron_forms
 from stbp_milp.bounds.first_layer import first_layer
+from stbp_milp.bounds.forward import ForwardForms, moved_voxels
+from stbp_milp.bounds.forward import memory as forward_memory
 from stbp_milp.bounds.interval import Interval, interval
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
 from stbp_milp.bounds.relaxation import Relaxation
@@ -62,34 +64,19 @@ def preactivations(
         same_sets: the known bounds are of these very sets, so those of affine functions of the input are exact.
     """
     network = problem.network
-    affine = network.affine_depth()
-    below = multiplications(network)
     last_use = {i: position for position, node in enumerate(network.nodes) for i in node.inputs}
+    layers = _Layers(problem, options, expired)
     moved: dict[int, Interval] = {0: _hull(problem)}  # deviations of nodes that are still read
-    bounds: dict[int, Interval] = {}
-    relaxations: dict[int, Relaxation] = {}
     for position, node in enumerate(network.nodes[1:], start=1):
         if isinstance(node.layer, ReLU):
             operand = node.inputs[0]
-            clean = problem.at(operand)
-            if known is not None and (position < fresh_from or (same_sets and affine[operand])):
-                own = known[position]
+            before = None if known is None else known[position]
+            if before is not None and (position < fresh_from or (same_sets and layers.affine[operand])):
+                own = before
             else:
-                own = clean.values(moved[operand])
-                own = own if known is None else own.meet(known[position])
-                closer = None
-                if affine[operand]:
-                    closer = _exact(problem, operand, own, options, below[operand])
-                elif options.deep == "backward" and 2 * _most_undecided(own) * below[operand] <= options.work:
-                    problem = problem.sized(bounds, operand)
-                    for earlier in bounds.keys() - relaxations.keys():
-                        relaxations[earlier] = problem.relaxation(earlier, bounds[earlier])
-                    closer = _backward(problem, operand, own.undecided, relaxations, bounds, options, expired)
-                if closer is not None:
-                    moved[operand] = moved[operand].meet(closer)
-                    own = own.meet(clean.values(closer))
-            bounds[position] = own
-            moved[operand] = moved[operand].meet(clean.deviations(own))
+                own, moved[operand] = layers.bounded(operand, moved[operand], before)
+            layers.bounds[position] = own
+            moved[operand] = moved[operand].meet(problem.at(operand).deviations(own))
         operands = [moved[i] for i in node.inputs]
         result = interval(node.layer, operands, [problem.at(i) for i in node.inputs], problem.gamma)
         if problem.rounding is not None and position in problem.rounding.composed:
@@ -98,7 +85,49 @@ def preactivations(
         for i in node.inputs:
             if last_use[i] == position:
                 moved.pop(i, None)
-    return bounds
+    return layers.bounds
+
+
+class _Layers:
+    """What bounding one ReLU's operand after the other has built up. Mutable, for one pass through a network."""
+
+    def __init__(self, problem: Problem, options: BoundingOptions, expired: Callable[[], bool]) -> None:
+        self._problem, self._options, self._expired = problem, options, expired
+        self.affine = problem.network.affine_depth()
+        self.bounds: dict[int, Interval] = {}
+        self._below = multiplications(problem.network)
+        self._relaxations: dict[int, Relaxation] = {}
+        columns = len(moved_voxels(problem))
+        self._columns = columns if forward_memory(problem, columns) <= options.memory_bytes else math.inf
+        self._forward: ForwardForms | None = None
+
+    def bounded(self, operand: int, moved: Interval, known: Interval | None) -> tuple[Interval, Interval]:
+        """The values and the deviations of a ReLU's operand, given its deviations by intervals and what is known."""
+        problem, options = self._problem, self._options
+        clean = problem.at(operand)
+
+        def values() -> Interval:
+            own = clean.values(moved)
+            return own if known is None else own.meet(known)
+
+        if self.affine[operand]:
+            closer = _exact(problem, operand, moved, options, self._below[operand])
+            moved = moved if closer is None else moved.meet(closer)
+        elif options.deep == "backward" and not self._expired():
+            if _most_undecided(values()) > 2 * self._columns:  # all neurons at the cost of a few
+                self._forward = self._forward or ForwardForms(problem)
+                moved = moved.meet(self._forward.deviations(operand, self.bounds))
+            undecided = values().undecided
+            if 2 * int(undecided.flatten(1).sum(1).max()) * self._below[operand] <= options.work:
+                closer = self._backward(operand, undecided)
+                moved = moved if closer is None else moved.meet(closer)
+        return values(), moved
+
+    def _backward(self, operand: int, wanted: Tensor) -> Interval | None:
+        self._problem = self._problem.sized(self.bounds, operand)
+        for relu in self.bounds.keys() - self._relaxations.keys():
+            self._relaxations[relu] = self._problem.relaxation(relu, self.bounds[relu])
+        return _backward(self._problem, operand, wanted, self._relaxations, self.bounds, self._options, self._expired)
 
 
 def _hull(problem: Problem) -> Interval:

@@ -69,8 +69,9 @@ class Problem:
     def relaxation(self, relu: int, bounds: Interval) -> Relaxation:
         """A ReLU's two lines; where rounding counts, sizes up to its operand are known."""
         operand = self.network.nodes[relu].inputs[0]
-        lines = relax(bounds, self.clean[operand])
-        return lines if self.rounding is None else replace(lines, error=self.rounding.of_relu(operand, bounds))
+        clean = self.clean[operand]
+        lines = relax(bounds, clean)
+        return lines if self.rounding is None else replace(lines, error=self.rounding.of_relu(operand, clean, bounds))
 
     @torch.no_grad()
     def values(self, points: Tensor) -> list[Tensor]:

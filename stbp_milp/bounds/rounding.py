@@ -15,23 +15,25 @@ Theorem (backward passes). Let `A_k` be the forms that a backward pass *computed
 down to `A_0` on the input, and t the constant it computed. Then for all x of the sets (and phases)
 
     A . f_n(x) >= t + A_0 . (x - c) - |A_n| . E_n - sum over nodes k of 4 gamma |A_k| . S_k
-                  - sum over ReLUs of |A_k| . (E_z + 4 gamma (S_z + |l| + |u|)), over undecided neurons
+                  - sum over ReLUs of |A_k| . (E_z + 4 gamma (S_z + |l| + |u|)), where not decided
                   - sum over ReLUs of |m| . (E_z + 4 gamma S_z),
 
-with z the ReLU's operand, [l, u] its bounds, and m the multipliers of split neurons. (For a form on deviations, which
-has no constant of its own, `|A_n| . E_n` is left out.)
+with z the ReLU's operand, [l, u] its bounds, and m the multipliers of split neurons; a neuron counts as decided where
+its bounds and its clean value have one sign. (For a form on deviations, which has no constant of its own,
+`|A_n| . E_n` is left out.)
 
 Proof. An affine node: `d_k = sum_i L_i d_i` holds exactly, and the computed transpose differs from `L_i^T A_k` by at
 most `gamma/2 |L_i|^T |A_k|`, which changes the form's value by at most `gamma/2 |A_k| . |L_i| |d_i|`, that is
 `gamma |A_k| . S_k`, as `|d_i| <= 2 S_i`: the clean input is in the sets. Adding forms where branches meet rounds by
-`u |A_i|` each, worth at most `2 u |A_i| . S_i`. A decided ReLU passes the form or drops it: its deviation is that of its operand, or none. An
-undecided one lies between two lines whose computed slope and intercept are each off by a few u of |l| + |u|, or below a
-plane whose constant is a sum of terms of together at most 4 S_z (`bounds.ideal`); the gap at `c_k` is not the one at
-`f_k(c)`, by at most E_z, as all slopes are in [0, 1]; the product of form and slope rounds by `u |A_k| . 2 S_k`. Split
-neurons: `s z(x) >= 0` for the true z, so `- m (z_c + d)` is off by E_z and by the rounding of the product and the sum
-with the form. The constant is a sum of inner products with numbers no larger than those sizes, each of fewer terms than
-gamma counts. 4 gamma instead of the 2 to 3 that add up covers this sum's own rounding. The input's support function is
-a sum of gains, each not negative, or a middle and a radius of sides of at most S_0 (`sets`): the node 0 of the sum.
+`u |A_i|` each, worth at most `2 u |A_i| . S_i`. A decided ReLU passes the form or drops it: its deviation is that of
+its operand, or none. Any other lies between two lines whose computed slope and intercept are each off by a few u of
+|l| + |u|, or below a plane whose constant is a sum of terms of together at most 4 S_z (`bounds.ideal`); the gap at
+`c_k` is not the one at `f_k(c)`, by at most E_z, as all slopes are in [0, 1]; the product of form and slope rounds by
+`u |A_k| . 2 S_k`. Split neurons: `s z(x) >= 0` for the true z, so `- m (z_c + d)` is off by E_z and by the rounding of
+the product and the sum with the form. The constant is a sum of inner products with numbers no larger than those sizes,
+each of fewer terms than gamma counts. 4 gamma instead of the 2 to 3 that add up covers this sum's own rounding. The
+input's support function is a sum of gains, each not negative, or a middle and a radius of sides of at most S_0
+(`sets`): the node 0 of the sum.
 
 Intervals and closed forms round relative to the deviations (`bounds.interval`), so what does not move is bounded
 exactly, at every depth; clean values whose errors would spoil every bound are computed in several words
@@ -89,10 +91,15 @@ class Rounding:
         """`4 gamma S` of a node, `(1, *shape)`."""
         return SAFETY * self.gamma * self.sizes[node]
 
-    def of_relu(self, operand: int, bounds: Interval) -> Tensor:
-        """What a unit of a form on a ReLU costs besides, `(N, *shape)`: nothing where the ReLU is decided."""
+    def of_relu(self, operand: int, clean: Tensor, bounds: Interval) -> Tensor:
+        """What a unit of a form on a ReLU costs besides, `(N, *shape)`.
+
+        Nothing where the ReLU is decided, for the clean input too: then its deviation is its operand's, or none.
+        """
+        error = self.errors[operand]
         reach = bounds.upper.abs().maximum(bounds.lower.abs()).mul_(2 * SAFETY * self.gamma)
-        return (self.errors[operand] + self.weight(operand) + reach).mul_(bounds.undecided)
+        exact = ((bounds.lower >= 0) & (clean >= error)) | ((bounds.upper <= 0) & (clean <= -error))
+        return (error + self.weight(operand) + reach).masked_fill_(exact, 0.0)
 
     def of_multiplier(self, operand: int) -> Tensor:
         """What a unit of a split neuron's multiplier costs, `(N or 1, *shape)`."""

@@ -133,7 +133,7 @@ def batch_norm(
     bias = torch.zeros_like(mean) if bias is None else bias
     parameters = torch.stack([own.to(torch.float64) for own in (mean, variance, weight, bias)], 1)
     if bool(parameters.isfinite().all()) and float(variance.min()) + epsilon > 0:
-        exact = [_scaling(*map(Decimal, row), Decimal(epsilon)) for row in parameters.tolist()]
+        exact = [_scaling([Decimal(number) for number in row], Decimal(epsilon)) for row in parameters.tolist()]
         factor, offset = torch.tensor(exact, dtype=torch.float64).unbind(1)
     else:  # what is infinite or undefined stays so
         factor = (variance + epsilon).rsqrt() * weight
@@ -141,7 +141,8 @@ def batch_norm(
     return site.emit(Scale(factor.reshape(channels), offset.reshape(channels)), x)
 
 
-def _scaling(mean: Decimal, variance: Decimal, weight: Decimal, bias: Decimal, epsilon: Decimal) -> tuple[float, float]:
+def _scaling(parameters: Sequence[Decimal], epsilon: Decimal) -> tuple[float, float]:
+    mean, variance, weight, bias = parameters
     with localcontext() as context:
         context.prec = 60
         factor = weight / (variance + epsilon).sqrt()

@@ -142,9 +142,8 @@ class SetSpecification:
             )
         voxels = (clip.shape[1], clip.shape[2], clip.shape[3])
         choice = parse_set(self.text, voxels)
-        whole = PerturbationSet(
-            clip, (clip - self.epsilon).clamp(min=low), (clip + self.epsilon).clamp(max=high), choice
-        )
+        lower, upper = _around(clip, self.epsilon)
+        whole = PerturbationSet(clip, lower.clamp(min=low), upper.clamp(max=high), choice)
         return whole if self.part is None else self._part(whole, *self.part)
 
     def _part(self, whole: PerturbationSet, index: int, count: int) -> PerturbationSet:
@@ -152,6 +151,21 @@ class SetSpecification:
         if len(parts) != count or not 0 <= index < count:
             raise InputError(f"part {index} of {count} of set {self.text!r} is asked for; it has {len(parts)} parts")
         return parts[index]
+
+
+def _around(clip: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """`clip - epsilon` and `clip + epsilon`, rounded outwards: the real interval lies between them.
+
+    What a sum in floating point leaves out is a number itself, and can be computed (Knuth's two-sum).
+    """
+    sides = []
+    for step, outwards in ((-epsilon, -torch.inf), (epsilon, torch.inf)):
+        side = clip + step
+        part = side - clip
+        left_out = (clip - (side - part)) + (step - part)
+        short = left_out < 0 if step < 0 else left_out > 0
+        sides.append(torch.where(short, torch.nextafter(side, torch.full_like(side, outwards)), side))
+    return sides[0], sides[1]
 
 
 @dataclass(frozen=True, eq=False)
