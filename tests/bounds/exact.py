@@ -30,8 +30,7 @@ def _value(layer: object, operands: list[Vector]) -> Vector:
             rows = [[Fraction(w) for w in row] for row in layer.weight.tolist()]
             constants = [Fraction(b) for b in layer.bias.tolist()]
             return [
-                sum((w * v for w, v in zip(row, first, strict=True)), b)
-                for row, b in zip(rows, constants, strict=True)
+                sum((w * v for w, v in zip(row, first, strict=True)), b) for row, b in zip(rows, constants, strict=True)
             ]
         case ReLU():
             return [max(v, Fraction(0)) for v in first]
@@ -43,7 +42,9 @@ def _value(layer: object, operands: list[Vector]) -> Vector:
             factor, offset = (_flat(x, len(first)) for x in (layer.factor, layer.offset))
             return [f * v + o for f, v, o in zip(factor, first, offset, strict=True)]
         case Add():
-            scaled = [[Fraction(c) * v for v in operand] for c, operand in zip(layer.coefficients, operands, strict=True)]
+            scaled = [
+                [Fraction(c) * v for v in operand] for c, operand in zip(layer.coefficients, operands, strict=True)
+            ]
             return [sum(terms, Fraction(0)) for terms in zip(*scaled, strict=True)]
         case Maximum():
             return [max(a, b) for a, b in zip(operands[0], operands[1], strict=True)]
@@ -51,7 +52,9 @@ def _value(layer: object, operands: list[Vector]) -> Vector:
 
 
 def _flat(x: Tensor, size: int) -> Vector:
-    return [Fraction(v) for v in x.expand(size).tolist()] if x.dim() <= 1 else [Fraction(v) for v in x.flatten().tolist()]
+    return (
+        [Fraction(v) for v in x.expand(size).tolist()] if x.dim() <= 1 else [Fraction(v) for v in x.flatten().tolist()]
+    )
 
 
 def exact_form(row: Tensor, values: Vector) -> Fraction:
