@@ -6,8 +6,10 @@ Nothing here uses the package's choices. A set is a list of masks `(T, H, W)`: t
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -130,8 +132,14 @@ def random_clip(seed: int, channels: int, voxels: Voxels) -> Tensor:
 
 
 def radius(clip: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The box of a clip in the data domain [0, 1]."""
-    return (clip - epsilon).clamp(min=0), (clip + epsilon).clamp(max=1)
+    """The box of a clip in the data domain [0, 1]: the smallest float64 numbers that hold the real interval."""
+    lower, upper = clip - epsilon, clip + epsilon
+    for side, sign in ((lower, -1), (upper, 1)):
+        flat = side.view(-1)
+        for i, (own, centre) in enumerate(zip(flat.tolist(), clip.flatten().tolist(), strict=True)):
+            if sign * Fraction(own) < sign * (Fraction(centre) + sign * Fraction(epsilon)):
+                flat[i] = math.nextafter(own, sign * math.inf)
+    return lower.clamp(min=0), upper.clamp(max=1)
 
 
 def boxes(text: str, clip: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

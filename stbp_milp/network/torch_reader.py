@@ -1,7 +1,10 @@
 """Reads a torch module by symbolic tracing (torch.fx).
 
 Every node of the traced graph becomes a value (a node of the network), a constant tensor, or a plain Python object
-such as a size; `torch_rules` says what the operators mean.
+such as a size; `torch_rules` says what the operators mean. What tracing cannot see is refused by `torch_admission`.
+
+An in-place operator changes every tensor that shares its operand's memory. The reader follows which nodes may do so:
+those with the same numbers get the new ones; other views of the memory become stale, and reading one is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor, fx, nn
 from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.network.assembly import Site, Value
 from stbp_milp.network.graph import Network, NetworkBuilder
+from stbp_milp.network.torch_admission import attributes, changed, check_module
 from stbp_milp.network.torch_rules import FUNCTION_RULES, module_rule, no_rule
 
 
@@ -26,10 +30,14 @@ def read_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     The module is copied first: its weights, its training flag and its device stay as they are.
 
     Raises:
-        UnsupportedLayerError: an operator has no rule, or the forward method branches on its input.
-        InputError: shapes do not fit, or the module does not map one tensor to one flat tensor.
+        UnsupportedLayerError: an operator has no rule, or the module does what tracing cannot follow: it branches on
+            its input, has hooks, or changes itself.
+        InputError: shapes do not fit, a weight is not finite, or the module does not map one tensor to one flat tensor.
     """
-    whole = _Whole(private_copy(module).cpu())
+    own = private_copy(module).cpu()
+    check_module(own)
+    whole = _Whole(own)
+    before = attributes(own)
     try:
         traced = fx.symbolic_trace(whole)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
@@ -37,6 +45,11 @@ def read_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
             f"cannot trace {type(module).__name__}: {error}. The forward method must apply the same operators to "
             "every input; export the module to ONNX and load that instead"
         ) from error
+    if remembered := changed(before, attributes(own)):
+        raise UnsupportedLayerError(
+            f"the forward method of {type(module).__name__} changes its attribute {remembered!r}, so "
+            "that its answers may depend on what it was asked before; give a module whose forward method changes nothing"
+        )
     builder = NetworkBuilder(input_shape)
     with torch.no_grad():
         return builder.build(_Reader(traced, builder).output(tuple(input_shape)).name)
@@ -74,9 +87,17 @@ class _Reader:
         self._traced = traced
         self._builder = builder
         self._results: dict[fx.Node, Any] = {}
+        self._sharing: dict[fx.Node, set[fx.Node]] = {}  # nodes whose tensors may share memory
+        self._stale: set[fx.Node] = set()
 
     def output(self, input_shape: tuple[int, ...]) -> Value:
         for node in self._traced.graph.nodes:
+            for operand in node.all_input_nodes:
+                if operand in self._stale:
+                    raise UnsupportedLayerError(
+                        f"node {node.name!r} reads a view of a tensor that an in-place operator has changed since; use "
+                        "the operator that makes a new tensor (inplace=False, x = x + y instead of x += y)"
+                    )
             if node.op == "placeholder":
                 self._results[node] = Value("input", input_shape)
             elif node.op == "output":
@@ -107,17 +128,55 @@ class _Reader:
             site = Site(self._builder, name, f"node {name!r} ({type(leaf).__name__})")
             result: Any = _apply_module(site, leaf, args, kwargs)
             in_place = bool(getattr(leaf, "inplace", False))
+            shares = isinstance(leaf, _SHARING_MODULES)
         else:
             called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
             site = Site(self._builder, node.name, f"node {node.name!r} ({called})")
             result = _call(site, node, called, args, kwargs)
-            in_place = called in _IN_PLACE or bool(node.kwargs.get("inplace", False))
-        if in_place and node.args and isinstance(node.args[0], fx.Node):
-            # Later readers of the operand see the new value, as they do in torch.
-            self._results[node.args[0]] = result
+            in_place = called in _IN_PLACE or _inplace_argument(node, args, kwargs)
+            shares = called in _SHARING
+        if isinstance(result, Value) and (in_place or shares):
+            self._share(site, node, result, in_place)
         return result
 
+    def _share(self, site: Site, node: fx.Node, result: Value, in_place: bool) -> None:
+        """The node's tensor lies in its operand's memory; in place, what lay there before is overwritten."""
+        operand = node.all_input_nodes[0] if node.all_input_nodes else None
+        before = None if operand is None else self._results[operand]
+        if operand is None or not isinstance(before, Value):
+            raise site.unsupported("changes a constant of the module in place; expected an operand that is computed")
+        sharing = self._sharing.setdefault(operand, {operand})
+        if in_place and result != before:
+            for other in sharing:
+                if self._results[other] == before:
+                    self._results[other] = result
+                else:
+                    self._stale.add(other)
+        sharing.add(node)
+        self._sharing[node] = sharing
 
+
+def _inplace_argument(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    rule = FUNCTION_RULES.get(node.target)
+    if rule is None or "inplace" not in inspect.signature(rule).parameters:
+        return False
+    return bool(inspect.signature(rule).bind(None, *args, **kwargs).arguments.get("inplace", False))
+
+
+_SHARING_MODULES = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_SHARING = {
+    *("flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous", "detach", "float", "double"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d"),
+}
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "relu_", "add_", "sub_", "mul_", "div_"}
 
 
