@@ -58,7 +58,7 @@ def _check_calls(name: str, part: nn.Module) -> None:
     ]
     if replaced or type(part).__call__ is not nn.Module.__call__:
         raise UnsupportedLayerError(
-            f"{name} replaces its method {(replaced or ['__call__'])[0]!r}; define a class with a forward method instead"
+            f"{name} replaces its method {(replaced or ['__call__'])[0]!r}; define a class with a forward method"
         )
 
 
@@ -75,7 +75,7 @@ def _check_weights(name: str, part: nn.Module) -> None:
             )
         if tensor.is_floating_point() and tensor.dtype not in _EXACT_ENOUGH:
             raise InputError(
-                f"{name} computes in {str(tensor.dtype).removeprefix('torch.')}, whose few digits no proof over the real "
+                f"{name} computes in {str(tensor.dtype).removeprefix('torch.')}, whose few digits no proof about real "
                 "numbers describes; give the module in float32, as in model.float()"
             )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

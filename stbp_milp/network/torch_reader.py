@@ -47,8 +47,8 @@ def read_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
         ) from error
     if remembered := changed(before, attributes(own)):
         raise UnsupportedLayerError(
-            f"the forward method of {type(module).__name__} changes its attribute {remembered!r}, so "
-            "that its answers may depend on what it was asked before; give a module whose forward method changes nothing"
+            f"the forward method of {type(module).__name__} changes its attribute {remembered!r}, so that "
+            "its answers may depend on what it was asked before; give a module whose forward method changes nothing"
         )
     builder = NetworkBuilder(input_shape)
     with torch.no_grad():
