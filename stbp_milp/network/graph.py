@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.errors import InputError
-from stbp_milp.network.layers import Add, Input, Layer, Maximum, ReLU, Scale
+from stbp_milp.network.layers import Add, Affine, Input, Layer, Maximum, ReLU, Scale
 from stbp_milp.network.operations import apply
 
 
@@ -82,11 +82,29 @@ class Network:
         """The same network in float32; made once."""
         return self.to(torch.float32)
 
+    def part(self, node: int) -> Network:
+        """The network whose output is `node` `(*shape)`: that node, all that it is computed from, and the input."""
+        needed = {0}
+        pending = [node]
+        while pending:
+            position = pending.pop()
+            if position not in needed:
+                needed.add(position)
+                pending += self.nodes[position].inputs
+        order = sorted(needed)
+        position_of = {old: new for new, old in enumerate(order)}
+        return Network(
+            tuple(
+                replace(self.nodes[i], inputs=tuple(position_of[operand] for operand in self.nodes[i].inputs))
+                for i in order
+            )
+        )
+
     def affine_depth(self) -> tuple[bool, ...]:
-        """For every node: is it an affine function of the input (no ReLU in between)?"""
+        """For every node: is it an affine function of the input (nothing but affine layers in between)?"""
         affine: list[bool] = []
         for node in self.nodes:
-            own = not isinstance(node.layer, ReLU)
+            own = isinstance(node.layer, Input | Affine)
             affine.append(own and all(affine[i] for i in node.inputs))
         return tuple(affine)
 
