@@ -145,7 +145,8 @@ class NetworkBuilder:
         """Add `layer` reading the named nodes, which must be there already.
 
         Raises:
-            InputError: an operand does not exist, the name is taken or the operands' shapes do not fit.
+            InputError: an operand does not exist, the name is taken, the operands' shapes do not fit, or a weight is
+                not finite.
         """
         if name in self._graph:
             raise InputError(f"two nodes are named {name!r}; give every node of the model its own name")
@@ -154,6 +155,7 @@ class NetworkBuilder:
             raise InputError(
                 f"node {name!r} reads {missing[0]!r}, which no earlier node produces; export the model again"
             )
+        _check_finite(name, layer)
         shape = _shape_after(name, layer, [self.shape(i) for i in inputs])
         self._graph.add_node(name, layer=layer, inputs=inputs, shape=shape)
         self._graph.add_edges_from((i, name) for i in inputs)
@@ -182,6 +184,19 @@ class NetworkBuilder:
     def _node(self, name: str, position: dict[str, int]) -> Node:
         entry = self._graph.nodes[name]
         return Node(name, entry["layer"], tuple(position[i] for i in entry["inputs"]), entry["shape"])
+
+
+def _check_finite(name: str, layer: Layer) -> None:
+    for f in fields(layer):
+        value = getattr(layer, f.name)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            wrong = int((~value.isfinite()).sum())
+            if wrong:
+                raise InputError(
+                    f"node {name!r} ({type(layer).__name__}) has {wrong} of {value.numel()} values in its {f.name} that "
+                    "are NaN or infinite; expected finite numbers: check the training of the model, and give a channel "
+                    "that a bias of -inf switches off a large negative bias instead"
+                )
 
 
 _SAME_SHAPE = (Scale, Add, ReLU, Maximum)  # torch would broadcast what the linear rules cannot
