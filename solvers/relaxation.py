@@ -72,9 +72,15 @@ class LinearRelaxation:
         """
         return dual_bound(self._program, cost, self._duals(cost, seconds))
 
-    def point(self) -> np.ndarray:
-        """Where the last run ended, `(n,)`: a vertex of the relaxation when it ended in time."""
-        return np.array(self._highs.getSolution().col_value)
+    def point(self) -> np.ndarray | None:
+        """Where the last run ended, `(n,)`: a vertex of the relaxation when it ended in time.
+
+        None where the solver has no point: out of time before its first one, or after a failure.
+        """
+        solution = self._highs.getSolution()
+        point = np.array(solution.col_value)
+        usable = solution.value_valid and point.size == self._columns.size and np.isfinite(point).all()
+        return point if usable else None
 
     def _duals(self, cost: np.ndarray, seconds: float) -> np.ndarray:
         began = time.monotonic()

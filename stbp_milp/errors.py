@@ -1,5 +1,7 @@
 """What can go wrong, told to the user: every message says what arrived, what was expected, what to do."""
 
+from typing import Any
+
 _CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
 
 
@@ -13,6 +15,19 @@ class InputError(StbpError, ValueError):
 
 class UnsupportedLayerError(InputError):
     """The model holds an operator that no bounding rule exists for."""
+
+
+class InternalError(StbpError, RuntimeError):
+    """A fault of this package's own code (command line: exit code 70).
+
+    Attributes:
+        outcome: what the run knew when it happened, an `Outcome` without a verdict, or with the counterexample that
+            it had found already; None where the run had not begun.
+    """
+
+    def __init__(self, message: str, outcome: Any = None) -> None:
+        super().__init__(message)
+        self.outcome = outcome
 
 
 class SoundnessError(StbpError, AssertionError):

@@ -7,6 +7,7 @@ when the property holds. Every bound in this package is a lower bound of rows or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -97,9 +98,14 @@ def top_k(label: int, k: int, classes: int) -> Property:
 
 def within_tolerance(reference: Tensor, tolerance: float) -> Property:
     """Every output stays within +-tolerance (in the output's unit) of `reference` (K,)."""
-    if not tolerance > 0:
+    if not 0 < tolerance < math.inf:
         raise InputError(
-            f"the tolerance is {tolerance}; expected a positive number in the unit of the network's output"
+            f"the tolerance is {tolerance}; expected a positive, finite number in the unit of the network's output"
+        )
+    if not bool(reference.isfinite().all()):
+        raise InputError(
+            f"the clean output is {reference.tolist()}, which no clip's output can be compared with; "
+            "check that the model computes finite numbers for this clip"
         )
     reference = reference.to(torch.float64)
     identity = torch.eye(reference.numel(), dtype=torch.float64)

@@ -24,7 +24,7 @@ from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching import Expander, Family, Piece, Roots, hardest_neurons, within
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
-from stbp_milp.errors import SoundnessError, contradict
+from stbp_milp.errors import InternalError, SoundnessError, StbpError, contradict
 from stbp_milp.ledger import STAGES, Ledger
 from stbp_milp.memory import affordable, is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
@@ -62,10 +62,11 @@ def verify(query: Query, configuration: Configuration, on_progress: OnProgress |
     Raises:
         InputError: the clip does not fit the model or the set, or there is no such device.
         SoundnessError: two methods contradict each other.
+        InternalError: a fault of this package; its `outcome` holds what was known by then.
+        MemoryError: there was no room even to begin.
     """
-    query.check()
-    with _computing(configuration):
-        return _Run.of(query, configuration, on_progress or (lambda progress: None)).outcome()
+    with _running(query, configuration, on_progress) as run:
+        return run.outcome()
 
 
 def neurons_to_split(query: Query, configuration: Configuration, count: int) -> tuple[Neuron, ...]:
@@ -73,15 +74,66 @@ def neurons_to_split(query: Query, configuration: Configuration, count: int) -> 
     settle it.
 
     Raises:
-        InputError, SoundnessError: as `verify`.
+        InputError, SoundnessError, InternalError, MemoryError: as `verify`.
     """
-    query.check()
-    with _computing(configuration):
-        run = _Run.of(query, configuration, lambda progress: None)
+    with _running(query, configuration) as run:
         start = run.start()
         if isinstance(start, SearchEnd) or run.judge.found:
             return ()
         return hardest_neurons(start.expand, start.roots, count)
+
+
+@contextmanager
+def _running(query: Query, configuration: Configuration, on_progress: OnProgress | None = None) -> Iterator[_Run]:
+    """A run whose faults leave as errors of this package.
+
+    Whatever is no `StbpError` was not foreseen, so no kind of it can be named; it is not swallowed but raised again,
+    with what was known and with its own traceback as the cause, so that tests fail on it as on any exception. Errors
+    of the caller's `on_progress` are the caller's, and go through.
+    """
+    caller, run = _Caller(on_progress), None
+    try:
+        query.check()
+        with _computing(configuration):
+            run = _Run.of(query, configuration, caller)
+            yield run
+    except StbpError:
+        raise
+    except Exception as error:
+        if error is caller.error:
+            raise
+        if is_exhaustion(error):
+            raise MemoryError(f"out of memory: {error}") from error
+        raise _internal_error(error, run) from error
+
+
+@dataclass(eq=False)
+class _Caller:
+    """The caller's `on_progress`, and the error that it raised."""
+
+    report: OnProgress | None
+    error: Exception | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        if self.report is not None:
+            try:
+                self.report(progress)
+            except Exception as error:
+                self.error = error
+                raise
+
+
+def _internal_error(error: Exception, run: _Run | None) -> InternalError:
+    what = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    report = "this is a fault of stbp-milp; please report it with the model, the clip and the options"
+    if run is None:
+        return InternalError(f"{what}; {report}")
+    outcome = run.interrupted(what)
+    return InternalError(
+        f"{what}; {report}. By then the margin was proved to be at least {outcome.lower:g}, and "
+        f"{outcome.upper:g} was the smallest seen",
+        outcome,
+    )
 
 
 @contextmanager
@@ -118,6 +170,8 @@ def verify_clip(
         top: the class stays among the first `top`.
         tolerance: for regression instead of a class: every output stays within +-tolerance of the clean output.
     """
+    if isinstance(clip, np.ndarray):
+        clip = np.ascontiguousarray(clip)  # torch takes no negative strides
     clip = torch.as_tensor(clip).to(torch.float32).to(torch.float64)
     loaded = load_model(model, tuple(clip.shape))
     clip = clip.reshape(loaded.network.input_shape)
@@ -198,6 +252,12 @@ class _Run:
             decided = max(self.ledger.closed, key=STAGES.index)
             return self._outcome(Verified(self.ledger.certificate()), decided)
         return self._outcome(Unknown(self._reason(end)), None)
+
+    def interrupted(self, reason: str) -> Outcome:
+        """What is known when a fault ends the run: a counterexample stands, whatever came after it."""
+        if (found := self.judge.counterexample) is not None:
+            return self._falsified(found)
+        return self._outcome(Unknown(f"internal error: {reason}"), None)
 
     # --- stages ---------------------------------------------------------------------------------------------
 

@@ -35,7 +35,8 @@ class Cell:
 
     Attributes:
         members: (n,) int64, which.
-        voxels: the box of the clip that holds all that any of them moves.
+        voxels: the box of the clip that holds all that any of them moves, and all that layers which read the clip
+            beside others need of it.
     """
 
     members: Tensor
@@ -63,7 +64,15 @@ def cells(network: Network, members: PerturbationSet) -> list[Cell]:
         if cost < least:
             best, least = groups, cost
     device = members.choice.device
-    return [Cell(torch.from_numpy(g).to(device), _box(ranges[g], channels, members.choice.voxels)) for g in best]
+    boxes = [_grown(network, _box(ranges[group], channels, members.choice.voxels)) for group in best]
+    return [Cell(torch.from_numpy(group).to(device), box) for group, box in zip(best, boxes, strict=True)]
+
+
+def _grown(network: Network, voxels: Region) -> Region:
+    """The smallest box around these voxels that is the input's whole part in its own footprint."""
+    while (grown := footprint(network, voxels)[0]) != voxels:
+        voxels = grown
+    return voxels
 
 
 def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> Problem:
@@ -71,9 +80,10 @@ def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> 
 
     Args:
         problem: the whole network around the members' clip.
-        voxels: a box of the clip that holds all that any of them moves.
+        voxels: a cell's: a box of the clip that holds all that any of them moves.
     """
     regions = footprint(problem.network, voxels)
+    voxels = regions[0]
     clean = tuple(region.of(value) for region, value in zip(regions, problem.clean, strict=True))
     frames, rows, columns = (slice(*ends) for ends in voxels.ranges[1:])
     moves = members.choice.union()[:, frames, rows, columns].unsqueeze(1)

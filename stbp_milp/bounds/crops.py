@@ -17,7 +17,11 @@ from functools import singledispatch
 from torch import Tensor
 
 from stbp_milp.network.graph import Network, Node
-from stbp_milp.network.layers import Convolution, Input, Layer, Linear, Reshape, Scale, Select
+from stbp_milp.network.layers import Add, Convolution, Input, Layer, Linear, Maximum, ReLU, Reshape, Scale, Select
+from stbp_milp.network.operations import products
+
+Elementwise = Scale | Add | ReLU | Maximum
+"""The layers whose elements each read the same element of every operand."""
 
 Range = tuple[int, int]
 """`[start, stop)`."""
@@ -74,6 +78,9 @@ def footprint(network: Network, voxels: Region) -> tuple[Region, ...]:
     """For every node the region that a change of these voxels can reach, grown to what its readers need.
 
     Operands of a sum, and of all elementwise layers, get one region; a crop along an index gets all it reads.
+
+    Raises:
+        NotImplementedError: a layer has no rule; taken for elementwise, it could reach more than its region.
     """
     nodes = network.nodes
     regions = [voxels]
@@ -87,7 +94,7 @@ def footprint(network: Network, voxels: Region) -> tuple[Region, ...]:
                 wanted = _wanted(nodes[position].layer, regions[position], regions[i], nodes[i].shape)
                 regions[i] = regions[i].union(wanted, nodes[i].shape)
         for position, node in enumerate(nodes):
-            if not isinstance(node.layer, Input | Convolution | Linear | Select):
+            if isinstance(node.layer, Elementwise | Reshape):
                 own = [_reached(node.layer, regions[i], nodes[i].shape, node.shape) for i in node.inputs]
                 regions[position] = _joined([regions[position], *own], node.shape)
         if regions == before:
@@ -110,10 +117,10 @@ def crop_work(network: Network, regions: Sequence[Region]) -> float:
     """Multiplications of a pass through the cropped network."""
     total = 0.0
     for node, region in zip(network.nodes, regions, strict=True):
-        if isinstance(node.layer, Convolution):
-            total += math.prod(region.lengths[1:]) * node.layer.weight.numel()
-        elif isinstance(node.layer, Linear):
+        if isinstance(node.layer, Linear):  # of its weights, those of the operand's region
             total += node.layer.weight.shape[0] * math.prod(regions[node.inputs[0]].lengths)
+        else:
+            total += products(node.layer, region.shape(node.shape))
     return total
 
 
@@ -129,7 +136,15 @@ def _joined(regions: Sequence[Region], shape: tuple[int, ...]) -> Region:
 
 @singledispatch
 def _reached(layer: object, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
-    """Elementwise layers: the same elements."""
+    """The region of the layer's value, of `shape`, that a change of the operand's `region` reaches."""
+    raise NotImplementedError(f"crops: no rule for what a change reaches through layer {type(layer).__name__}")
+
+
+@_reached.register(Scale)
+@_reached.register(Add)
+@_reached.register(ReLU)
+@_reached.register(Maximum)
+def _(layer: Elementwise, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
     return region
 
 
@@ -183,7 +198,15 @@ def _reaches(layer: Convolution) -> list[int]:
 
 @singledispatch
 def _wanted(layer: object, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
-    """Elementwise layers: the same elements."""
+    """The region of the operand that the layer must have to compute its `own`."""
+    raise NotImplementedError(f"crops: no rule for what layer {type(layer).__name__} needs of its operand")
+
+
+@_wanted.register(Scale)
+@_wanted.register(Add)
+@_wanted.register(ReLU)
+@_wanted.register(Maximum)
+def _(layer: Elementwise, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
     return own
 
 
@@ -213,8 +236,16 @@ def _(layer: Select, own: Region, operand: Region, operand_shape: tuple[int, ...
 
 
 @singledispatch
-def _restricted(layer: Layer, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
+def _restricted(layer: object, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
     """The layer from its operands' regions to its own, in deviations."""
+    raise NotImplementedError(f"crops: no rule to restrict layer {type(layer).__name__} to a region")
+
+
+@_restricted.register(Input)
+@_restricted.register(Add)
+@_restricted.register(ReLU)
+@_restricted.register(Maximum)
+def _(layer: Input | Add | ReLU | Maximum, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
     return layer
 
 

@@ -58,7 +58,7 @@ class Duals:
 
 @dataclass(frozen=True, eq=False)
 class Bracket:
-    """The relaxations of a problem's ReLUs but for their duals.
+    """The relaxations of a problem's ReLUs but for their duals; of those whose bounds are given.
 
     Attributes:
         lines: with adaptive lower slopes.
@@ -77,7 +77,11 @@ class Bracket:
         return cls(
             {relu: problem.relaxation(relu, own) for relu, own in bounds.items()},
             {relu: (least.unsqueeze(1), most.unsqueeze(1)) for relu, (least, most) in ranges.items()},
-            {relu: PlaneTerms.of(ideal, bounds[relu], clean[relu]) for relu, ideal in problem.ideal.items()},
+            {
+                relu: PlaneTerms.of(ideal, bounds[relu], clean[relu])
+                for relu, ideal in problem.ideal.items()
+                if relu in bounds  # a first layer on another branch may come later
+            },
         )
 
     @property

@@ -76,7 +76,7 @@ def ideal_neurons(network: Network, box: VoxelBox, bounds: Mapping[int, Interval
         neurons = interval.undecided.flatten(1).any(0).nonzero().flatten()
         if not affine[operand] or not len(neurons):
             continue
-        (stage,) = normal_form(Network(network.nodes[: operand + 1]))
+        (stage,) = normal_form(network.part(operand))  # no ReLU below: other branches are left out
         rows = stage.weights[0][neurons.cpu().numpy()].tocsr()
         rows.sort_indices()
         widest = int(np.diff(rows.indptr).max(initial=1))

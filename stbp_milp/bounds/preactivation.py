@@ -24,6 +24,7 @@ from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivati
 from stbp_milp.bounds.relaxation import Relaxation
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape, Scale
+from stbp_milp.network.operations import products
 from stbp_milp.sets import PerturbationSet, VoxelBox
 
 
@@ -229,10 +230,7 @@ def multiplications(network: Network) -> list[int]:
     """Of every node: the multiplications that a form takes from it back to the input."""
     total, result = 0, []
     for node in network.nodes:
-        if isinstance(node.layer, Convolution):
-            total += math.prod(node.shape[1:]) * node.layer.weight.numel()
-        elif isinstance(node.layer, Linear):
-            total += node.layer.weight.numel()
+        total += products(node.layer, node.shape)
         result.append(total)
     return result
 

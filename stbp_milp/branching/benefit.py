@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["set", "relu"]
+
+_LITTLE = 1e-6
 
 
 @dataclass
@@ -52,6 +55,13 @@ class Realised:
 
     A look ahead keeps the bounds of hidden layers, which splits of a set improve, some of them much (places of a patch)
     and some hardly (one pixel of many): the ratio is measured, apart for splits of sets and of ReLUs.
+
+    A gain is how far the worse child's bound is above the node's, at most up to the target: how far a closed child lies
+    beyond it says nothing, and bounds of empty children are infinite. Nodes have keys that no other node ever has.
+
+    Attributes:
+        ahead, actual: sums over nodes that were split, of their gains as looked ahead and as they came out.
+        waiting: the kind and the gain looked ahead at of nodes that are about to be split.
     """
 
     ahead: dict[Kind, float] = field(default_factory=dict)
@@ -61,20 +71,35 @@ class Realised:
     def expected(self, kind: Kind, gain: float) -> float:
         """The gain to expect where a look ahead sees `gain`; infinite while nothing is known."""
         if kind not in self.ahead:
-            return float("inf")
-        return gain * self.actual[kind] / max(self.ahead[kind], 1e-9)
+            return math.inf
+        return gain * self.actual[kind] / self.ahead[kind]
 
     def choose(self, node: Hashable, by_set: float, by_relu: float) -> Kind:
         """The kind of split to make of a node, given what a look ahead sees in either."""
-        gains: dict[Kind, float] = {"set": max(by_set, 1e-6), "relu": max(by_relu, 1e-6)}
+        gains: dict[Kind, float] = {"set": _at_least(by_set), "relu": _at_least(by_relu)}
         kind: Kind = "set" if self.expected("set", gains["set"]) >= self.expected("relu", gains["relu"]) else "relu"
         self.waiting[node] = kind, gains[kind]
         return kind
 
     def came_out(self, gains: Mapping[Hashable, float]) -> None:
-        """The gains of nodes that were split: how much the worst child's bound is above the parent's."""
+        """The gains of nodes that were split; those that say nothing, because a bound was missing, do not count."""
         for node, gain in gains.items():
-            if node in self.waiting:
-                kind, ahead = self.waiting.pop(node)
+            kind, ahead = self.waiting.pop(node, (None, 0.0))
+            if kind is not None and math.isfinite(gain) and math.isfinite(ahead):
                 self.ahead[kind] = self.ahead.get(kind, 0.0) + ahead
                 self.actual[kind] = self.actual.get(kind, 0.0) + gain
+
+    def forget(self, nodes: Iterable[Hashable]) -> None:
+        """These nodes are not about to be split any more."""
+        for node in nodes:
+            self.waiting.pop(node, None)
+
+
+def gain(own: float, children: float, target: float) -> float:
+    """How far the worse child's bound `children` is above the node's `own`, at most up to the target."""
+    return min(children, target) - own
+
+
+def _at_least(ahead: float) -> float:
+    """A look ahead that sees nothing (or no number) still expects a little."""
+    return ahead if ahead > _LITTLE else _LITTLE

@@ -18,7 +18,7 @@ from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, empty, preactivations
 from stbp_milp.bounds.problem import Problem, select_preactivations, unstable_count
-from stbp_milp.branching.benefit import Realised
+from stbp_milp.branching.benefit import Realised, gain
 from stbp_milp.branching.choose import choose, split_phase
 from stbp_milp.branching.piece import Batch, Family, Piece, stack
 from stbp_milp.network.normal_form import Stage
@@ -102,6 +102,12 @@ class Expander:
 
     def __call__(self, pieces: list[Piece]) -> Expansion[Piece]:
         """Children of the pieces (all of one family)."""
+        try:
+            return self._expanded(pieces)
+        finally:  # whatever became of them, no split of theirs is still to come out
+            self.realised.forget(piece.serial for piece in pieces)
+
+    def _expanded(self, pieces: list[Piece]) -> Expansion[Piece]:
         children: list[Piece] = []
         given_up: list[Piece] = []
         with self.timed("milp"):
@@ -134,10 +140,10 @@ class Expander:
             children = replace(batch.select(parents), problem=batch.problem.with_inputs(parts))
             lower = self.bound(children).lower[:, 0]
             worse = lower.new_full((len(many),), torch.inf).scatter_reduce(0, parents, lower, "amin")
-            own = found.lower[:, 0]
-            gains = [(side - own).tolist() for side in (worse, relu.lower)]
-            for piece, exists, *ahead in zip(many, relu.exists.tolist(), *gains, strict=True):
-                relu_wins = exists and self.realised.choose(id(piece), *ahead) == "relu"
+            bounds = (found.lower[:, 0].tolist(), worse.tolist(), relu.lower.tolist())
+            for piece, exists, own, *sides in zip(many, relu.exists.tolist(), *bounds, strict=True):
+                ahead = (gain(own, side, self.target) for side in sides)
+                relu_wins = exists and self.realised.choose(piece.serial, *ahead) == "relu"
                 (by_relu if relu_wins else by_set).append(piece)
         return by_set, by_relu
 
@@ -156,7 +162,9 @@ class Expander:
         kept = batch.select(parents)
         bounds = preactivations(problem, self.options.bounding, kept.bounds)
         child = replace(kept, problem=problem, bounds=bounds)
-        children = self.children(pieces[0].family, child, [pieces[i] for i in parents.tolist()], 0, "split")
+        of_children = [pieces[i] for i in parents.tolist()]
+        children = self.children(pieces[0].family, child, of_children, 0, "split")
+        self._came_out(of_children, children)
         single = [c for c in children if c.members == 1 and not c.phases and c.lower <= self.target]
         if self.promote is None or not single or self.witness.found:
             return children
@@ -196,7 +204,17 @@ class Expander:
             bounds = preactivations(both.problem, self.options.bounding, bounds, int(relu.min()) + 1)
         self.counts["relu splits"] += len(at)
         parents = [pieces[i] for i in at.tolist()] * 2
-        return self.children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search") + closed, stuck
+        children = self.children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search")
+        self._came_out(parents, children)
+        return children + closed, stuck
+
+    def _came_out(self, parents: Sequence[Piece], children: Sequence[Piece]) -> None:
+        """What splits gained; `parents` of the children, one by one."""
+        worst: dict[Hashable, float] = {}
+        for parent, child in zip(parents, children, strict=True):
+            own = gain(parent.lower, child.lower, self.target)
+            worst[parent.serial] = min(own, worst.get(parent.serial, math.inf))
+        self.realised.came_out(worst)
 
     def _finish(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Pieces without a ReLU left to split are linear: the program settles them, or many steps on multipliers."""
@@ -247,10 +265,6 @@ class Expander:
         self.counts["subproblems"] += batch.problem.parts
         lower = torch.where(nothing_left, torch.inf, torch.maximum(batch.lower, found.lower[:, 0]))
         items = [p.item for p in parents]
-        worst: dict[Hashable, float] = {}
-        for parent, gain in zip(parents, (lower - batch.lower).tolist(), strict=True):
-            worst[id(parent)] = min(gain, worst.get(id(parent), math.inf))
-        self.realised.came_out(worst)
         self.try_minimisers(family, batch.problem, found, lower, method)
         batch = replace(batch, bounds=bounds, lower=lower, duals=found.duals)
         pieces = self.pieces_of(family, items, batch, [p.splits + splits for p in parents], method)

@@ -5,8 +5,9 @@ The node of the branch and bound. Clauses are searched apart, because what is wo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.relaxation import adaptive_slope
 from stbp_milp.sets import InputSet, PerturbationSet, concatenate
 
+_SERIALS = itertools.count()
 _BYTES_PER_RELU = 48  # of an open piece: bounds, slope, multiplier, phase, and copies of some for a moment
 
 
@@ -110,6 +112,8 @@ class Piece:
         unstable: undecided ReLUs.
         method: the stage that found the bound.
         tried: the fewest undecided ReLUs with which the MILP failed on an ancestor.
+        serial: which node of the search it is, a number that no other node ever has. `replace` keeps it, because a
+            better bound makes no other node; children have their own.
     """
 
     family: Family
@@ -125,6 +129,7 @@ class Piece:
     unstable: int
     method: str
     tried: int = 1 << 30
+    serial: int = field(default_factory=_SERIALS.__next__)
 
     @property
     def memory(self) -> int:

@@ -37,7 +37,8 @@ def cut_rounds(encoded: Encoded, rounds: int, seconds: float) -> Iterator[tuple[
     """Before the first round of cuts and after every one: a proved lower bound of the margin, and the program.
 
     The bound is the relaxation's, from its duals. Of the cuts, the program keeps those that bind at the optimum:
-    the others cost time at every node of a search and change nothing here. Ends when no cut is violated.
+    the others cost time at every node of a search and change nothing here. Ends when no cut is violated, or when the
+    solver has no point (out of time, or after a failure): then nothing says which cuts to add or to keep.
     """
     deadline = time.monotonic() + seconds
     own = encoded.program.rows.shape[0]
@@ -48,6 +49,9 @@ def cut_rounds(encoded: Encoded, rounds: int, seconds: float) -> Iterator[tuple[
         relaxation = LinearRelaxation(encoded.program)
         lower = relaxation.minimum(encoded.program.cost, left) + encoded.program.offset
         point = relaxation.point()
+        if point is None:
+            yield lower, encoded
+            return
         encoded = replace(encoded, program=_binding(encoded.program, point, own))
         yield lower, encoded
         if done == rounds or not encoded.program.binaries:

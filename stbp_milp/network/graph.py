@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.errors import InputError
-from stbp_milp.network.layers import Add, Input, Layer, Maximum, ReLU, Scale
+from stbp_milp.network.layers import Add, Affine, Input, Layer, Maximum, ReLU, Scale
 from stbp_milp.network.operations import apply
 
 
@@ -86,11 +86,29 @@ class Network:
         """The same network in float32; made once."""
         return self.to(torch.float32)
 
+    def part(self, node: int) -> Network:
+        """The network whose output is `node` `(*shape)`: that node, all that it is computed from, and the input."""
+        needed = {0}
+        pending = [node]
+        while pending:
+            position = pending.pop()
+            if position not in needed:
+                needed.add(position)
+                pending += self.nodes[position].inputs
+        order = sorted(needed)
+        position_of = {old: new for new, old in enumerate(order)}
+        return Network(
+            tuple(
+                replace(self.nodes[i], inputs=tuple(position_of[operand] for operand in self.nodes[i].inputs))
+                for i in order
+            )
+        )
+
     def affine_depth(self) -> tuple[bool, ...]:
-        """For every node: is it an affine function of the input (no ReLU in between)?"""
+        """For every node: is it an affine function of the input (nothing but affine layers in between)?"""
         affine: list[bool] = []
         for node in self.nodes:
-            own = not isinstance(node.layer, ReLU)
+            own = isinstance(node.layer, Input | Affine)
             affine.append(own and all(affine[i] for i in node.inputs))
         return tuple(affine)
 
@@ -131,7 +149,8 @@ class NetworkBuilder:
         """Add `layer` reading the named nodes, which must be there already.
 
         Raises:
-            InputError: an operand does not exist, the name is taken or the operands' shapes do not fit.
+            InputError: an operand does not exist, the name is taken, the operands' shapes do not fit, or a weight is
+                not finite.
         """
         if name in self._graph:
             raise InputError(f"two nodes are named {name!r}; give every node of the model its own name")
@@ -140,6 +159,7 @@ class NetworkBuilder:
             raise InputError(
                 f"node {name!r} reads {missing[0]!r}, which no earlier node produces; export the model again"
             )
+        _check_finite(name, layer)
         shape = _shape_after(name, layer, [self.shape(i) for i in inputs])
         self._graph.add_node(name, layer=layer, inputs=inputs, shape=shape)
         self._graph.add_edges_from((i, name) for i in inputs)
@@ -168,6 +188,19 @@ class NetworkBuilder:
     def _node(self, name: str, position: dict[str, int]) -> Node:
         entry = self._graph.nodes[name]
         return Node(name, entry["layer"], tuple(position[i] for i in entry["inputs"]), entry["shape"])
+
+
+def _check_finite(name: str, layer: Layer) -> None:
+    for f in fields(layer):
+        value = getattr(layer, f.name)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            wrong = int((~value.isfinite()).sum())
+            if wrong:
+                raise InputError(
+                    f"node {name!r} ({type(layer).__name__}) has {wrong} of {value.numel()} values in its {f.name} that "
+                    "are NaN or infinite; expected finite numbers: check the training of the model, and give a channel "
+                    "that a bias of -inf switches off a large negative bias instead"
+                )
 
 
 _SAME_SHAPE = (Scale, Add, ReLU, Maximum)  # torch would broadcast what the linear rules cannot

@@ -89,4 +89,7 @@ class Maximum:
     """
 
 
-Layer = Input | Convolution | Linear | Scale | Reshape | Select | Add | ReLU | Maximum
+Affine = Convolution | Linear | Scale | Reshape | Select | Add | Maximum
+"""The layers with a linear part: affine functions of their operands."""
+
+Layer = Input | Affine | ReLU

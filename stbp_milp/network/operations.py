@@ -1,17 +1,22 @@
 """What a layer computes: forward value, linear part, transpose and sparse matrix. One rule a layer and table.
 
-Every layer but ReLU is affine in its operands, `y = sum_i L_i x_i + b`. Four tables state it:
+Every layer but ReLU is affine in its operands, `y = sum_i L_i x_i + b`. Four tables state it, and a fifth what it
+costs:
 
 - `apply(layer, operands)` is `y`;
 - `linear(layer, operand, x, absolute=False)` is `L_i x`, or `|L_i| x` for interval arithmetic;
 - `transpose(layer, operand, form, operand_shape)` is `L_i^T form` on forms `(N, M, *shape)`;
-- `matrix(layer, operand, operand_shape, shape)` is `L_i` as a scipy CSR matrix, for programs and sub-networks.
+- `matrix(layer, operand, operand_shape, shape)` is `L_i` as a scipy CSR matrix, for programs and sub-networks;
+- `products(layer, shape)` is how many products of a weight and a value `L x` takes.
+
+A table raises NotImplementedError for a layer it does not know: a guess could be a bound that does not hold.
 
 Laws (tests): `<form, L x> = <L^T form, x>`; `matrix @ x = L x`; `|L| x` is the matrix's absolute value on x.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import singledispatch
 
@@ -21,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stbp_milp.network.layers import Add, Convolution, Linear, Maximum, ReLU, Reshape, Scale, Select
+from stbp_milp.network.layers import Add, Convolution, Input, Linear, Maximum, ReLU, Reshape, Scale, Select
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -272,3 +277,33 @@ def _convolve(layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None
 def _same_on_both_sides(layer: Convolution) -> bool:
     """Is the padding one that torch's convolutions take themselves?"""
     return all(before == after >= 0 for before, after in layer.padding)
+
+
+# --- cost -------------------------------------------------------------------------------------------------
+
+
+@singledispatch
+def products(layer: object, shape: tuple[int, ...]) -> int:
+    """Multiplications by weights that the layer's value of `shape` takes; elementwise ones do not count."""
+    raise NotImplementedError(f"products: no rule for layer {type(layer).__name__}")
+
+
+@products.register
+def _(layer: Convolution, shape: tuple[int, ...]) -> int:
+    return math.prod(shape[1:]) * layer.weight.numel()
+
+
+@products.register
+def _(layer: Linear, shape: tuple[int, ...]) -> int:
+    return layer.weight.numel()
+
+
+@products.register(Input)
+@products.register(ReLU)
+@products.register(Scale)
+@products.register(Reshape)
+@products.register(Select)
+@products.register(Add)
+@products.register(Maximum)
+def _(layer: Input | ReLU | Scale | Reshape | Select | Add | Maximum, shape: tuple[int, ...]) -> int:
+    return 0

@@ -20,7 +20,7 @@ import torch
 
 from stbp_milp.errors import InputError
 from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import Maximum, ReLU
+from stbp_milp.network.layers import Affine, Maximum, ReLU
 from stbp_milp.network.operations import apply
 from stbp_milp.query import Query
 
@@ -61,6 +61,8 @@ def _network(network: Network, clip: Any, boxes: Boxes, constraints: list[Any]) 
         if isinstance(node.layer, ReLU):
             values.append(_triangle(values[node.inputs[0]], *boxes[position], constraints))
             continue
+        if not isinstance(node.layer, Affine):
+            raise NotImplementedError(f"second opinion: no constraints for layer {type(node.layer).__name__}")
         shapes = [network.nodes[i].shape for i in node.inputs]
         total = apply(node.layer, [torch.zeros(1, *s, dtype=torch.float64) for s in shapes]).flatten().numpy()
         for operand, i in enumerate(node.inputs):

@@ -1,13 +1,16 @@
-"""The laws of the four tables in `operations`, on random small layers of every class.
+"""Every table knows every layer; the laws of the tables in `operations`, on random small layers of every class.
 
 By hand: the convolution of (1, 2, 3) with the kernel (1, 10), padded by one zero before, is (10, 21, 32).
 """
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from importlib import import_module
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,10 +19,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stbp_milp.network.layers import Add, Convolution, Input, Layer, Linear, Maximum, ReLU, Reshape, Scale, Select
-from stbp_milp.network.operations import apply, linear, matrix, reads, transpose
+import stbp_milp
+from stbp_milp.bounds import crops
+from stbp_milp.bounds.interval import Interval, interval
+from stbp_milp.bounds.rounding import rounding_slack
+from stbp_milp.network.graph import Network, Node
+from stbp_milp.network.layers import Add, Affine, Convolution, Input, Layer, Linear, Maximum, ReLU, Reshape, Scale, Select
+from stbp_milp.network.operations import apply, linear, matrix, products, reads, transpose
 
-FOUR_TABLES = {"apply": apply, "linear": linear, "transpose": transpose, "matrix": matrix}
+# Every table of rules by layer, with the layers that it must not know: the input computes nothing, and a ReLU has no
+# linear part. A new table belongs here, a new layer into every table.
+TABLES: dict[str, tuple[Any, tuple[type, ...]]] = {
+    "apply": (apply, (Input,)),
+    "linear": (linear, (Input, ReLU)),
+    "transpose": (transpose, (Input, ReLU)),
+    "matrix": (matrix, (Input, ReLU)),
+    "products": (products, ()),
+    "crops: reached": (crops._reached, (Input,)),
+    "crops: wanted": (crops._wanted, (Input,)),
+    "crops: restricted": (crops._restricted, ()),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """A layer that no table has heard of."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +148,62 @@ on_every_affine_layer = pytest.mark.parametrize("kind", AFFINE, ids=lambda kind:
 
 def test_every_layer_class_has_a_sample() -> None:
     assert {*AFFINE, ReLU, Input} == set(get_args(Layer))
+    assert set(AFFINE) == set(get_args(Affine))
 
 
 @pytest.mark.parametrize("kind", get_args(Layer), ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("table", FOUR_TABLES)
+@pytest.mark.parametrize("table", TABLES)
 def test_every_table_has_a_rule_for_every_layer(table: str, kind: type) -> None:
-    rules = FOUR_TABLES[table]
-    # The input computes nothing, and a ReLU has no linear part.
-    expected = kind in AFFINE or (kind is ReLU and table == "apply")
-    assert (rules.dispatch(kind) is not rules.dispatch(object)) == expected, f"{table} and {kind.__name__}"
+    rules, unknown = TABLES[table]
+    has_a_rule = rules.dispatch(kind) is not rules.dispatch(object)
+    assert has_a_rule == (kind not in unknown), f"{table} and {kind.__name__}"
+
+
+def test_every_table_of_the_package_is_in_the_list() -> None:
+    """Tables by layer are found by the type of their first rule; `interval` has a test of its own below."""
+    found = set()
+    for module in pkgutil.walk_packages(stbp_milp.__path__, "stbp_milp."):
+        if module.name.split(".")[1] in ("network", "bounds", "milp", "branching"):
+            for value in vars(import_module(module.name)).values():
+                if not set(getattr(value, "registry", ())).isdisjoint(get_args(Layer)):
+                    found.add(value)
+    assert found - {interval} == {rules for rules, _ in TABLES.values()}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_refuses_what_it_does_not_know(table: str) -> None:
+    rules, _ = TABLES[table]
+    arguments = len(inspect.signature(rules.dispatch(object)).parameters) - 1
+    with pytest.raises(NotImplementedError, match="Foreign"):
+        rules(Foreign(), *[None] * arguments)
+
+
+def test_intervals_and_rounding_refuse_what_they_do_not_know() -> None:
+    """They may work with the linear part of any layer, but only where it has one, and never guess."""
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match="Foreign"):
+        interval(Foreign(), [Interval(x, x + 1)], [x], x)
+    network = Network((Node("input", Input(), (), (2,)), Node("foreign", Foreign(), (0,), (2,))))  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match="Foreign"):
+        rounding_slack(network, x, x + 1, torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", get_args(Affine), ids=lambda kind: kind.__name__)
+@given(data=st.data())
+def test_intervals_hold_every_affine_layer(kind: type, data: st.DataObject) -> None:
+    """So every layer has a rule there, generic or its own."""
+    sample = data.draw(AFFINE[kind]())
+    clean = sample.operands(clips=1)
+    if kind is Maximum:  # its third operand is the ReLU of the difference of the others
+        clean[2] = torch.relu(clean[0] - clean[1])
+    boxes = [Interval(x - 0.5, x + 0.5) for x in clean]
+    found = interval(sample.layer, boxes, clean, apply(sample.layer, clean))
+    inside = [x + sample.tensor(*x.shape, salt=99).clamp(-0.5, 0.5) for x in clean]
+    if kind is Maximum:
+        inside[2] = torch.relu(inside[0] - inside[1])
+    value = apply(sample.layer, inside)
+    assert bool((value >= found.lower - 1e-12).all())
+    assert bool((value <= found.upper + 1e-12).all())
 
 
 def test_convolution_by_hand() -> None:
