@@ -197,7 +197,7 @@ def _check_finite(name: str, layer: Layer) -> None:
             wrong = int((~value.isfinite()).sum())
             if wrong:
                 raise InputError(
-                    f"node {name!r} ({type(layer).__name__}) has {wrong} of {value.numel()} values in its {f.name} that "
+                    f"node {name!r} ({type(layer).__name__}): {wrong} of the {value.numel()} values in its {f.name} "
                     "are NaN or infinite; expected finite numbers: check the training of the model, and give a channel "
                     "that a bias of -inf switches off a large negative bias instead"
                 )

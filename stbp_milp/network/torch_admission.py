@@ -27,7 +27,7 @@ def check_module(module: nn.Module) -> None:
 
     Raises:
         UnsupportedLayerError: a part has hooks, replaced methods, compiled code or weights that are no plain tensors.
-        InputError: a weight is not a finite number, or of a type with few digits.
+        InputError: a weight is of a type with few digits.
     """
     if any(getattr(nn_module, name) for name in _GLOBAL_HOOKS):
         raise UnsupportedLayerError(
@@ -77,12 +77,6 @@ def _check_weights(name: str, part: nn.Module) -> None:
             raise InputError(
                 f"{name} computes in {str(tensor.dtype).removeprefix('torch.')}, whose few digits no proof about real "
                 "numbers describes; give the module in float32, as in model.float()"
-            )
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            count = int((~tensor.isfinite()).sum())
-            raise InputError(
-                f"{count} of the {tensor.numel()} numbers in {kind!r} of {name} are infinite or undefined (NaN); "
-                "train or load the model again"
             )
 
 

@@ -20,11 +20,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import stbp_milp
-from stbp_milp.bounds import crops
-from stbp_milp.bounds.interval import Interval, interval
-from stbp_milp.bounds.rounding import rounding_slack
+from stbp_milp.bounds import crops, precise
+from stbp_milp.bounds.interval import Clean, Interval, interval
+from stbp_milp.bounds.rounding import constant_size, terms
 from stbp_milp.network.graph import Network, Node
-from stbp_milp.network.layers import Add, Affine, Convolution, Input, Layer, Linear, Maximum, ReLU, Reshape, Scale, Select
+from stbp_milp.network.layers import (
+    Add,
+    Affine,
+    Convolution,
+    Input,
+    Layer,
+    Linear,
+    Maximum,
+    ReLU,
+    Reshape,
+    Scale,
+    Select,
+)
 from stbp_milp.network.operations import apply, linear, matrix, products, reads, transpose
 
 # Every table of rules by layer, with the layers that it must not know: the input computes nothing, and a ReLU has no
@@ -35,6 +47,9 @@ TABLES: dict[str, tuple[Any, tuple[type, ...]]] = {
     "transpose": (transpose, (Input, ReLU)),
     "matrix": (matrix, (Input, ReLU)),
     "products": (products, ()),
+    "terms": (terms, ()),
+    "precise: length": (precise._length, (Input,)),
+    "precise: step": (precise._step, (Input,)),
     "crops: reached": (crops._reached, (Input,)),
     "crops: wanted": (crops._wanted, (Input,)),
     "crops: restricted": (crops._restricted, ()),
@@ -182,10 +197,10 @@ def test_intervals_and_rounding_refuse_what_they_do_not_know() -> None:
     """They may work with the linear part of any layer, but only where it has one, and never guess."""
     x = torch.zeros(1, 2, dtype=torch.float64)
     with pytest.raises(NotImplementedError, match="Foreign"):
-        interval(Foreign(), [Interval(x, x + 1)], [x], x)
+        interval(Foreign(), [Interval(x, x + 1)], [Clean(x, x)], 0.0)
     network = Network((Node("input", Input(), (), (2,)), Node("foreign", Foreign(), (0,), (2,))))  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError, match="Foreign"):
-        rounding_slack(network, x, x + 1, torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+        constant_size(network, 1, x)
 
 
 @pytest.mark.parametrize("kind", get_args(Affine), ids=lambda kind: kind.__name__)
@@ -196,12 +211,12 @@ def test_intervals_hold_every_affine_layer(kind: type, data: st.DataObject) -> N
     clean = sample.operands(clips=1)
     if kind is Maximum:  # its third operand is the ReLU of the difference of the others
         clean[2] = torch.relu(clean[0] - clean[1])
-    boxes = [Interval(x - 0.5, x + 0.5) for x in clean]
-    found = interval(sample.layer, boxes, clean, apply(sample.layer, clean))
+    boxes = [Interval(torch.full_like(x, -0.5), torch.full_like(x, 0.5)) for x in clean]
+    found = interval(sample.layer, boxes, [Clean(x, 1e-15 * x.abs()) for x in clean], 1e-14)
     inside = [x + sample.tensor(*x.shape, salt=99).clamp(-0.5, 0.5) for x in clean]
     if kind is Maximum:
         inside[2] = torch.relu(inside[0] - inside[1])
-    value = apply(sample.layer, inside)
+    value = apply(sample.layer, inside) - apply(sample.layer, clean)
     assert bool((value >= found.lower - 1e-12).all())
     assert bool((value <= found.upper + 1e-12).all())
 
