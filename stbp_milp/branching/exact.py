@@ -58,7 +58,11 @@ def solve_piece(
     tightened = tighten(stages, region, boxes, options.tighten_share * deadline.remaining(), phases)
     if tightened.empty:
         return float("inf"), None
+    if deadline.expired():
+        return -math.inf, None
     encoded = encode(stages, region, tightened.boxes, _flat(rows).reshape(rows.shape), _flat(offset), phases)
+    if deadline.expired():
+        return -math.inf, None
     limits = sign_limits(deadline.remaining(), options.memory_bytes, options.threads, options.seed)
     proved = -math.inf
     if options.cut_rounds:
@@ -70,6 +74,8 @@ def solve_piece(
             if done == 1:
                 encoded = stronger
         limits = replace(limits, seconds=deadline.remaining())
+        if deadline.expired():
+            return proved, None
     start = _descend(batch.problem, rows.mean(0))
     result = minimum(encoded, options.solver, limits, start.cpu().numpy())
     candidate = None if result.candidate is None else torch.from_numpy(result.candidate).to(rows.device)

@@ -6,12 +6,14 @@ affine function of sources; composing the layers' matrices along the graph gives
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
+from stbp_milp.errors import OutOfTimeError
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import ReLU
 from stbp_milp.network.operations import apply, matrix, reads
@@ -29,13 +31,19 @@ class Stage:
     bias: np.ndarray  # (n,)
 
 
-def normal_form(network: Network) -> tuple[Stage, ...]:
-    """One stage per ReLU in topological order, then the output's."""
+def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -> tuple[Stage, ...]:
+    """One stage per ReLU in topological order, then the output's.
+
+    Raises:
+        OutOfTimeError: the time was over before the end.
+    """
     double = network.to(torch.float64).to(torch.device("cpu"))
     maps: dict[int, dict[int, sp.csr_matrix]] = {}
     offsets: dict[int, np.ndarray] = {}
     stages: list[Stage] = []
     for position, node in enumerate(double.nodes):
+        if expired():
+            raise OutOfTimeError("the time is over")
         size = int(np.prod(node.shape))
         if position == 0 or isinstance(node.layer, ReLU):
             if position:
