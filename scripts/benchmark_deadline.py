@@ -201,8 +201,8 @@ def main(only: str, limits: str, out: Path) -> None:
     show(console, "Time limits", HEADER, rows)
     console.print(f"{late} of {len(results)} runs were late")
     text = (
-        "Seconds of one thread, loading the model included; a run may take 10% and 0.5 s more than its limit, judged by "
-        f"its processor time. {late} of {len(results)} runs were late.\n\n"
+        "Seconds of one thread, loading the model included; a run may take 10% and 0.5 s more than its limit, judged "
+        f"by its processor time. {late} of {len(results)} runs were late.\n\n"
     )
     out.with_suffix(".md").write_text(f"# Time limits\n\n{text}{markdown(HEADER, rows)}\n{provenance(1)}\n")
     entries = [asdict(case) | asdict(measured) | {"kept": kept(case, measured)} for case, measured in results]
