@@ -72,6 +72,13 @@ def cells(network: Network, members: PerturbationSet, expired: Callable[[], bool
     return [Cell(torch.from_numpy(g).to(device), _box(ranges[g], channels, members.choice.voxels)) for g in best]
 
 
+def member_work(network: Network, members: PerturbationSet) -> float:
+    """Multiplications of a pass through the crop of one member, the one in the middle."""
+    middle = torch.tensor([members.parts // 2], device=members.choice.device)
+    ranges = voxel_ranges(members.select(middle)).cpu().numpy()
+    return crop_work(network, footprint(network, _box(ranges, network.input_shape[0], members.choice.voxels)))
+
+
 def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> Problem:
     """The cropped network on the boxes of members.
 

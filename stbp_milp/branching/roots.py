@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
-from stbp_milp.bounds.cells import cell_neurons, cell_problem, cells, crops_at_once, voxel_indices
+from stbp_milp.bounds.cells import (
+    cell_neurons,
+    cell_problem,
+    cells,
+    crops_at_once,
+    member_work,
+    voxel_indices,
+)
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.fold import fold
 from stbp_milp.bounds.footprint import Group, Restrictor, grouped, whole_entries
@@ -41,6 +48,7 @@ _AT_ONCE = 64  # and on a smaller one
 _MEMBERS_SHARE = 0.5  # of the time left, that bounding members one by one may take before the set is split instead
 _HIDDEN_SHARE = 0.5  # of the time left, that bounds of hidden layers may take before what they are for
 _GRIDS_SHARE = 0.05  # and the comparison of grids for crops
+_GROUPING_RATE = 8e8  # multiplications of members' crops that putting them in groups takes a second for
 _OPEN_BYTES = 64  # for a neuron of every piece that a batch of members may become
 
 
@@ -251,6 +259,9 @@ class Roots:
         stages, options = self.expander.stages, self.expander.options
         if stages is None:
             return None
+        work = 2 * members.parts * member_work(self.expander.whole.problem.network, members)
+        if work > _GROUPING_RATE * until.remaining():
+            raise OutOfTimeError("members are too many to be put in groups in the time there is")
         groups = grouped(stages, members, options.family_memory // 8, until.expired)
         dearest = max(group.entries for group in groups)
         return None if dearest > _DENSE_PAYS * whole_entries(stages) else groups
@@ -303,8 +314,8 @@ class Roots:
                 bounded.update(zip(items.tolist(), together, strict=False))
                 if together:
                     continue
-            began = time.monotonic()
             for at in torch.split(torch.arange(len(items), device=items.device), self._at_once(family, keep)):
+                began = time.monotonic()
                 inputs = family.problem.inputs.select(at)
                 found = self.pieces(family, inputs, method, optimiser, tighten, int(at[0]), keep)
                 for k, piece in enumerate(found):  # clause by clause, within a clause member by member
@@ -313,8 +324,13 @@ class Roots:
                 full = kept > self.expander.options.open_memory  # the search will not go on, see there
                 if full or self._over():
                     return True
-            benefit.bounded(len(items), time.monotonic() - began)
+                benefit.bounded(len(at), time.monotonic() - began)
+                if not keep and not self._affordable(benefit, members.parts - len(bounded)):
+                    return False
         return True
+
+    def _affordable(self, benefit: Benefit, members: int) -> bool:
+        return benefit.affordable(members, _MEMBERS_SHARE * self.expander.deadline.remaining())
 
     def _over(self) -> bool:
         return self.expander.deadline.expired() or self.expander.witness.found
