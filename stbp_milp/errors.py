@@ -30,6 +30,10 @@ class InternalError(StbpError, RuntimeError):
         self.outcome = outcome
 
 
+class OutOfTimeError(StbpError):
+    """A step was left because the time is over: no failure, what was known before it holds. Never leaves `verify`."""
+
+
 class SoundnessError(StbpError, AssertionError):
     """Two methods contradict each other; the run must stop (command line: exit code 4)."""
 

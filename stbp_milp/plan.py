@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
+from stbp_milp.bounds.backward import FORMS_ALIVE
 from stbp_milp.bounds.preactivation import BoundingOptions, multiplications
 from stbp_milp.branching import ExpanderOptions
 from stbp_milp.network.graph import Network
@@ -14,7 +16,10 @@ _RATE = 1e10  # multiplications a second, to plan by
 _LAYER_SHARE, _ROOT_SHARE, _UNION_SHARE = 0.05, 0.15, 0.05
 _CHUNK = 256 << 20  # bytes: larger chunks of forms are not faster
 _MATRICES_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
+_MATRICES_RATE = 2_000_000  # the same for a second of the time: they take a tenth of it to write down
 _BATCH = 64
+_OPERATION = 5e8  # multiplications of one tensor operation: nothing can end it, so it must be short
+_LARGE = 1_000_000  # multiplications of a forward pass beyond which single operations are worth interrupting
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class Plan:
         options: of the branch and bound.
         matrices: is the network small enough to be written down as matrices (for members' networks and programs)?
         union: is a quick bound of the whole set cheap even where it is hardly ever enough (many places of a patch)?
+        interrupt: may one step on the network take so long that it must end in the middle, when the time is over?
         most_at_once: pieces that may be expanded together: a look ahead holds forms of 2 * width children of each.
     """
 
     options: ExpanderOptions
     matrices: bool
     union: bool
+    interrupt: bool
     most_at_once: int
 
     @property
@@ -43,7 +50,9 @@ class Plan:
         """`clauses`: forms that a first bound has; `memory`: bytes that the run may take."""
         default = ExpanderOptions()
         budget = _RATE * seconds
-        work = max(1, multiplications(network)[-1])
+        passes = [0, *multiplications(network)]
+        work = max(1, passes[-1])
+        dearest = max(1, *(after - before for before, after in pairwise(passes)))
         sizes = [math.prod(node.shape) for node in network.nodes]
         # A step goes back, and back again for its gradient; it holds forms of all layers, slopes and their moments.
         fits = 6 * 8 * sum(sizes) * clauses <= memory
@@ -52,12 +61,17 @@ class Plan:
         return cls(
             replace(
                 default,
-                bounding=BoundingOptions(memory_bytes=min(_CHUNK, memory // 8), work=_LAYER_SHARE * budget),
+                bounding=BoundingOptions(
+                    memory_bytes=int(min(_CHUNK, memory // 8, _OPERATION / dearest * FORMS_ALIVE * 8 * max(sizes))),
+                    work=_LAYER_SHARE * budget,
+                ),
+                at_once=max(1, int(_OPERATION / dearest)),
                 root=replace(default.root, steps=int(steps)),
                 family_memory=min(default.family_memory, memory // 8),
                 open_memory=memory // 2,
             ),
-            work <= _MATRICES_LIMIT,
+            work <= min(_MATRICES_LIMIT, _MATRICES_RATE * seconds),
             (2 + clauses) * work <= _UNION_SHARE * budget,  # two passes of intervals, one of every form
+            work > _LARGE,
             max(1, min(_BATCH, memory // (4 * look_ahead))),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from stbp_milp.attack import QUICK, THOROUGH, AttackConfiguration, Judge, attack
 from stbp_milp.bounds.ascent import OptimiserOptions
+from stbp_milp.bounds.interrupt import interruptible
 from stbp_milp.bounds.precise import precise_values
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching import Expander, Family, Piece, Roots, hardest_neurons, within
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
-from stbp_milp.errors import InternalError, SoundnessError, StbpError, contradict
+from stbp_milp.errors import InternalError, OutOfTimeError, SoundnessError, StbpError, contradict
 from stbp_milp.ledger import STAGES, Ledger
 from stbp_milp.memory import affordable, is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
@@ -50,13 +51,22 @@ OnProgress = Callable[[Progress], None]
 _BESIDE = "no float32 values lie on some sides of the box; the property is broken by those nearest to it"
 _FLOAT32 = 1e-4  # what the original's margins are believed to, relative to its outputs
 _TARGET = 0.0  # bounds hold in spite of rounding, so a margin is proved when its bound is positive
+_TRIAL_SHARE = 0.15  # of the time, until when a trial of an attack that began ends at the latest
+_MATRICES_SHARE = 0.25  # of the time left, for matrices and for groups of members that share them
 _PLACES_LISTED = 1 << 20  # patches with more positions are split by halves; with fewer, where that is measured to pay
 
 
-def verify(query: Query, configuration: Configuration, on_progress: OnProgress | None = None) -> Outcome:
+def verify(
+    query: Query,
+    configuration: Configuration,
+    on_progress: OnProgress | None = None,
+    deadline: Deadline | None = None,
+) -> Outcome:
     """Is the property the same for every clip of the set?
 
     Args:
+        deadline: of a run that began before, to read the model; None: the configuration's limit from now on. Without
+            any time left there is the clean prediction, and what follows from it.
         on_progress: called a few times a second at most, from this thread.
 
     Raises:
@@ -65,7 +75,7 @@ def verify(query: Query, configuration: Configuration, on_progress: OnProgress |
         InternalError: a fault of this package; its `outcome` holds what was known by then.
         MemoryError: there was no room even to begin.
     """
-    with _running(query, configuration, on_progress) as run:
+    with _running(query, configuration, on_progress, deadline) as run:
         return run.outcome()
 
 
@@ -84,7 +94,12 @@ def neurons_to_split(query: Query, configuration: Configuration, count: int) -> 
 
 
 @contextmanager
-def _running(query: Query, configuration: Configuration, on_progress: OnProgress | None = None) -> Iterator[_Run]:
+def _running(
+    query: Query,
+    configuration: Configuration,
+    on_progress: OnProgress | None = None,
+    deadline: Deadline | None = None,
+) -> Iterator[_Run]:
     """A run whose faults leave as errors of this package.
 
     Whatever is no `StbpError` was not foreseen, so no kind of it can be named; it is not swallowed but raised again,
@@ -95,7 +110,7 @@ def _running(query: Query, configuration: Configuration, on_progress: OnProgress
     try:
         query.check()
         with _computing(configuration):
-            run = _Run.of(query, configuration, caller)
+            run = _Run.of(query, configuration, caller, deadline)
             yield run
     except StbpError:
         raise
@@ -159,7 +174,7 @@ def verify_clip(
     configuration: Configuration | None = None,
     on_progress: OnProgress | None = None,
 ) -> Outcome:
-    """`verify` for one clip and the usual properties.
+    """`verify` for one clip and the usual properties; the time that the model takes to load counts.
 
     Args:
         model: a torch module, or the path of an ONNX file.
@@ -170,6 +185,8 @@ def verify_clip(
         top: the class stays among the first `top`.
         tolerance: for regression instead of a class: every output stays within +-tolerance of the clean output.
     """
+    configuration = configuration or Configuration()
+    deadline = Deadline.after(configuration.timeout)
     if isinstance(clip, np.ndarray):
         clip = np.ascontiguousarray(clip)  # torch takes no negative strides
     clip = torch.as_tensor(clip).to(torch.float32).to(torch.float64)
@@ -182,8 +199,9 @@ def verify_clip(
             SetSpecification(set, epsilon, domain),
             property_of(loaded.predict, clip, label, top, tolerance),
         ),
-        configuration or Configuration(),
+        configuration,
         on_progress,
+        deadline,
     )
 
 
@@ -211,8 +229,10 @@ class _Run:
     short_of_memory: bool = False
 
     @classmethod
-    def of(cls, query: Query, configuration: Configuration, report: OnProgress) -> _Run:
-        deadline = Deadline.after(configuration.timeout)
+    def of(
+        cls, query: Query, configuration: Configuration, report: OnProgress, deadline: Deadline | None = None
+    ) -> _Run:
+        deadline = deadline or Deadline.after(configuration.timeout)
         # All that is computed with goes to the device here, once; clips given and clips found stay on the CPU.
         device = named_device(configuration.device)
         perturbation = query.set.build(query.clip).to(device)
@@ -240,7 +260,7 @@ class _Run:
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
         try:
-            start = self.start()
+            start = self.start() if not self.deadline.expired() else SearchEnd.EXPIRED
             end = start if isinstance(start, SearchEnd) else self._search(start)
         except (MemoryError, RuntimeError) as error:  # before there were batches that could be halved
             if not is_exhaustion(error):
@@ -262,20 +282,30 @@ class _Run:
     # --- stages ---------------------------------------------------------------------------------------------
 
     def _attack(self, configuration: AttackConfiguration, share: float) -> None:
-        """Attack for at most `share` of the whole time."""
+        """Attack for at most `share` of the whole time; what a trial takes beyond it, too, for another such share."""
+        if self.deadline.expired():
+            return
         self._tell("attack", 1)
         with self.ledger.timed("attack"):
             generator = torch.Generator().manual_seed(self.configuration.seed)
             limit = self.deadline.within(share * self.configuration.timeout)
             network, property = self.query.model.network, self.query.property
-            result = attack(network, self.set, property, generator, limit.expired, configuration)
+            end = self.deadline.within(_TRIAL_SHARE * self.configuration.timeout).expired
+            result = attack(network, self.set, property, generator, limit.expired, configuration, end)
             self.ledger.counts["attack trials"] += result.trials
             self.judge(result.clip.unsqueeze(0).to(torch.float64), "attack")
 
     def start(self) -> SearchEnd | _Start:
         """First bounds, and what they leave open."""
+        try:
+            return self._start()
+        except OutOfTimeError:
+            return SearchEnd.EXPIRED
+
+    def _start(self) -> SearchEnd | _Start:
         network = self.query.model.network
-        problem = Problem.of(network, self.set)
+        with interruptible(self.deadline.expired):
+            problem = Problem.of(network, self.set)
         family = Family(problem, self.set)
         clauses = list(range(len(self.query.property.clauses)))
         forms, offset = self.query.property.forms()
@@ -294,6 +324,7 @@ class _Run:
                 self._program(stages, open_clauses),
                 self.ledger.timed,
                 self.ledger.counts,
+                interrupt=plan.interrupt,
             )
 
         self._tell("union bound", 1)
@@ -309,10 +340,8 @@ class _Run:
         if self._over():
             return SearchEnd.EXPIRED
         with self.ledger.timed("split"):
-            stages = normal_form(network) if plan.matrices else None
-            expand = expander(open_clauses, stages)
             self._tell("split", 1)
-            roots = self._roots(Roots(expand), family, plan)
+            expand, roots = self._first_pieces(lambda stages: expander(open_clauses, stages), family, plan)
             expand = replace(expand, promote=Roots(expand).promoted)
             roots = within(expand, roots, self.query.phases)
         return _Start(expand, roots, open_clauses, plan)
@@ -343,7 +372,7 @@ class _Run:
             self.ledger.raise_lower(min(search.lower(), *(p.lower for p in pieces)))
             self._tell(pieces[0].method, search.open + len(pieces))
             try:
-                with pace.measured(len(pieces)):
+                with pace.measured(len(pieces), self.deadline.remaining()):
                     return expand(pieces)
             except (MemoryError, RuntimeError) as error:
                 if not is_exhaustion(error):
@@ -367,12 +396,24 @@ class _Run:
             self.ledger.raise_lower(search.lower())
         return end
 
-    def _roots(self, start: Roots, family: Family, plan: Plan) -> list[Piece]:
-        """Where the search starts: all members where they are few or cheap, else the whole set."""
+    def _first_pieces(
+        self, expander: Callable[[tuple[Stage, ...] | None], Expander], family: Family, plan: Plan
+    ) -> tuple[Expander, list[Piece]]:
+        """Where the search starts: on matrices where a share of the time suffices to write them down, else on crops."""
+        if plan.matrices:
+            limit = self.deadline.within(_MATRICES_SHARE * self.deadline.remaining())
+            with suppress(OutOfTimeError):
+                expand = expander(normal_form(family.problem.network, limit.expired))
+                return expand, self._roots(Roots(expand), family, plan, limit)
+        expand = expander(None)
+        return expand, self._roots(Roots(expand), family, plan)
+
+    def _roots(self, start: Roots, family: Family, plan: Plan, grouping: Deadline | None = None) -> list[Piece]:
+        """All members where they are few or cheap, else the whole set."""
         most = _PLACES_LISTED if isinstance(self.set.choice, Patch) else plan.options.few_members
         pieces: list[Piece] | None = None
         if float(self.set.choice.members()[0]) <= most:
-            pieces = start.member_pieces(self.set.singletons(), "split")
+            pieces = start.member_pieces(self.set.singletons(), "split", grouping)
         if pieces is not None:
             return pieces
         return start.pieces(family, self.set, "split", start.expander.options.root, start.share())

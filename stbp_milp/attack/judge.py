@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.attack.candidates import representable
+from stbp_milp.attack.objective import clips_at_once
 from stbp_milp.errors import SoundnessError
 from stbp_milp.query import Query
 from stbp_milp.sets import PerturbationSet
@@ -33,6 +34,7 @@ class Judge:
 
     def __init__(self, query: Query, perturbation: PerturbationSet) -> None:
         self._query, self._set = query, perturbation
+        self._at_once = clips_at_once(query.model.network)
         self.least = self.least_asked = math.inf
         self.least_clip: Tensor | None = None
         self.counterexample: Counterexample | None = None
@@ -46,7 +48,7 @@ class Judge:
             return
         candidates = representable(self._set, clips)
         with torch.no_grad():
-            margins = self._query.property.margin(self._query.model.network(candidates.to(torch.float64)))
+            margins = torch.cat([self._margins(some) for some in torch.split(candidates, self._at_once)])
         at = int(margins.argmin())
         margin = float(margins[at])
         inside = bool(self._set.contains(candidates[at : at + 1].to(torch.float64))[0])
@@ -58,6 +60,9 @@ class Judge:
             self.least_asked, self.least_clip = float(asked.min()), candidates[int(asked.argmin())]
         if margin <= 0 or stage == CLEAN:
             self._ask_the_original(candidates[at].cpu(), stage)
+
+    def _margins(self, clips: Tensor) -> Tensor:
+        return self._query.property.margin(self._query.model.network(clips.to(torch.float64)))
 
     def _asked_about(self, clips: Tensor) -> Tensor:
         """Which of the clips clearly have the query's phases: `(B,)` bool."""

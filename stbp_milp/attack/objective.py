@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.preactivation import multiplications
 from stbp_milp.network.graph import Network
 from stbp_milp.properties import Property
 from stbp_milp.sets import Choice, PerturbationSet
@@ -35,7 +36,8 @@ class Objective:
     def of(cls, network: Network, property: Property, dtype: torch.dtype, values: int) -> Objective:
         """In `dtype`, with at most `values` intermediate numbers at a time (a backward pass keeps all of them)."""
         per_clip = sum(torch.Size(node.shape).numel() for node in network.nodes)
-        return cls(network.to(dtype), property.to(dtype), per_clip, max(1, values // per_clip))
+        rows = max(1, min(values // per_clip, clips_at_once(network)))
+        return cls(network.to(dtype), property.to(dtype), per_clip, rows)
 
     def affordable(self, values: int) -> int:
         """How many clips (at least one) `values` numbers pay for."""
@@ -94,6 +96,11 @@ class Room:
         return torch.where(cover, moved, self.clip)
 
 
+def clips_at_once(network: Network) -> int:
+    """How many clips may go through a network together, so that there is a look at the clock every so often."""
+    return max(1, int(_OPERATION / max(1, multiplications(network)[-1])))
+
+
 def single_members(choice: Choice, limit: int) -> tuple[Choice, ...]:
     """All members of all parts as parts of their own, in batches; empty if there are more than `limit`.
 
@@ -121,3 +128,4 @@ def in_chunks(choice: Choice, size: int) -> Iterator[Choice]:
 
 
 _ROUNDS = 64
+_OPERATION = 2e9  # multiplications of a pass, which cannot be left in the middle of a gradient

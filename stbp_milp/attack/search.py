@@ -12,6 +12,7 @@ trials until one breaks the property, time is up or nothing is left to try. A se
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from stbp_milp.attack.candidates import representable
 from stbp_milp.attack.objective import Objective, Room, in_chunks, single_members
+from stbp_milp.bounds.interrupt import interruptible
+from stbp_milp.errors import OutOfTimeError
 from stbp_milp.network.graph import Network
 from stbp_milp.properties import Property
 from stbp_milp.sets import PerturbationSet
@@ -95,16 +98,23 @@ def attack(
     generator: torch.Generator,
     expired: Expired = never,
     configuration: AttackConfiguration = THOROUGH,
+    interrupted: Expired | None = None,
 ) -> AttackResult:
-    """Tries to break the property inside part 0 of the set (float64); ends at the first clip that does."""
+    """Tries to break the property inside part 0 of the set (float64); ends at the first clip that does.
+
+    Args:
+        expired: asked before every trial.
+        interrupted: ends a trial in the middle (`interruptible`); None: trials come to their end.
+    """
     objective = Objective.of(network, property, torch.float32, configuration.batch_values)
     best = _Best.of(network, property, perturbation)
     trials = _trials(objective, Room.of(perturbation), generator, configuration)
-    while best.result.margin > configuration.stop_below and not expired():
-        trial = next(trials, None)
-        if trial is None:
-            break
-        best = best.after(*trial)
+    with suppress(OutOfTimeError), nullcontext() if interrupted is None else interruptible(interrupted):
+        while best.result.margin > configuration.stop_below and not expired():
+            trial = next(trials, None)
+            if trial is None:
+                break
+            best = best.after(*trial)
     return best.result
 
 

@@ -7,7 +7,7 @@ float64, and the best bound seen counts. (alpha-CROWN, Xu et al. 2021; beta-CROW
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from stbp_milp.bounds.backward import input_form
 from stbp_milp.bounds.duals import Bracket, Duals, Phases, starting_duals
 from stbp_milp.bounds.objective import ObjectiveBound, better, bound_once, chosen, one_pass
 from stbp_milp.bounds.problem import Preactivations, Problem
+from stbp_milp.errors import OutOfTimeError
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Convolution
 
@@ -67,7 +68,7 @@ def optimise(
         return best
     # Written out, so that an item that no step improves keeps the duals its bound came from.
     best = replace(best, duals=first.select(everything))
-    with fast_convolutions(problem.network):
+    with suppress(OutOfTimeError), fast_convolutions(problem.network):  # the best so far holds
         for done, found in _climbed(problem, bounds, rows, offset, settled, options, first, phases, items, expired):
             part, own, signs = chosen(problem, bounds, phases, done)
             again = bound_once(part, own, rows[done], offset[done], found, signs)

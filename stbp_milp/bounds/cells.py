@@ -7,7 +7,7 @@ its clean values, and the batch. Coarse cells make larger crops, fine cells more
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -23,6 +23,7 @@ from stbp_milp.network.layers import Convolution, Linear
 from stbp_milp.sets import Patch, PerturbationSet, VoxelBox
 
 _FRAME_GRAINS, _PLACE_GRAINS = (1, 2, 4), (1, 2, 4, 8, 16)
+_USUAL_GRAIN = (1, 4)  # the first that is estimated: what is left where there is no time to compare
 _ESTIMATED = 16  # crops whose cost stands for that of all
 # In multiplications: some hundred small tensor operations on a crop, and reading one weight for a batch.
 _PER_CROP = 1e8
@@ -43,14 +44,20 @@ class Cell:
     voxels: Region
 
 
-def cells(network: Network, members: PerturbationSet) -> list[Cell]:
-    """Members (sets with one member each) in the cells that are cheapest to bound."""
+def cells(network: Network, members: PerturbationSet, expired: Callable[[], bool] = lambda: False) -> list[Cell]:
+    """Members (sets with one member each) in the cells that are cheapest to bound.
+
+    Args:
+        expired: ends the comparison of grids early, with the cheapest so far.
+    """
     ranges = voxel_ranges(members).cpu().numpy()
     channels = network.input_shape[0]
     weights = sum(n.layer.weight.numel() for n in network.nodes if isinstance(n.layer, Convolution | Linear))
     best, least = [np.arange(len(ranges))], np.inf
     counts: set[int] = set()
-    for frames, place in product(_FRAME_GRAINS, _PLACE_GRAINS):
+    for frames, place in sorted(product(_FRAME_GRAINS, _PLACE_GRAINS), key=lambda grain: grain != _USUAL_GRAIN):
+        if counts and expired():
+            break
         groups = _by_place(ranges, (frames, place, place))
         if len(groups) in counts:
             continue
@@ -73,6 +80,13 @@ def _grown(network: Network, voxels: Region) -> Region:
     while (grown := footprint(network, voxels)[0]) != voxels:
         voxels = grown
     return voxels
+
+
+def member_work(network: Network, members: PerturbationSet) -> float:
+    """Multiplications of a pass through the crop of one member, the one in the middle."""
+    middle = torch.tensor([members.parts // 2], device=members.choice.device)
+    ranges = voxel_ranges(members.select(middle)).cpu().numpy()
+    return crop_work(network, footprint(network, _box(ranges, network.input_shape[0], members.choice.voxels)))
 
 
 def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> Problem:

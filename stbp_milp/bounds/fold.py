@@ -7,7 +7,7 @@ thousand, and dense products instead of convolutions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.duals import Duals
+from stbp_milp.bounds.interrupt import ask
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.problem import Preactivations, Problem
 from stbp_milp.bounds.rounding import Values, derived
@@ -50,12 +51,21 @@ class Folded:
         return Duals(slopes, {}, shares)
 
 
-def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most_entries: int) -> Folded | None:
+def fold(
+    problem: Problem,
+    stages: Sequence[Stage],
+    bounds: Preactivations,
+    most_entries: int,
+    expired: Callable[[], bool] = lambda: False,
+) -> Folded | None:
     """Fold what is decided in every item; None where the matrices would have more than `most_entries`.
 
     Args:
         stages: normal form of the problem's network.
         bounds: of the operand of every ReLU, each `(N, *shape)`, on the problem's sets.
+
+    Raises:
+        OutOfTimeError: the time was over before the end.
     """
     left: dict[int, np.ndarray] = {}
     relus = [stage.relu for stage in stages if stage.relu is not None]
@@ -81,6 +91,7 @@ def fold(problem: Problem, stages: Sequence[Stage], bounds: Preactivations, most
         terms: dict[int, sp.csr_matrix] = {}
         for source, weight in stage.weights.items():
             for basis, matrix in known[source].items():
+                ask(expired)
                 product = (weight @ matrix).tocsr()
                 terms[basis] = terms[basis] + product if basis in terms else product
         sizes[stage.relu] = stage.sizes(reach)

@@ -8,14 +8,16 @@ network of dense matrices, the one of all neurons that any of them reaches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.interrupt import ask
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import Values, derived
 from stbp_milp.network.dense import DenseStage, dense_network
@@ -28,6 +30,7 @@ _DENSE_ENTRIES = 32_000_000  # a stage's matrix is gathered from its dense form 
 _PER_GROUP = 1e8
 _PER_ENTRY = 10.0
 _UNDECIDED = 0.3
+_PRODUCT = 5_000_000  # multiplications of sparse matrices between two looks at the clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,9 @@ class Group:
     moves: Tensor
 
 
-def grouped(stages: Sequence[Stage], members: InputSet, largest: int) -> list[Group]:
+def grouped(
+    stages: Sequence[Stage], members: InputSet, largest: int, expired: Callable[[], bool] = lambda: False
+) -> list[Group]:
     """Members in groups that are cheap to bound.
 
     A tree of neighbours is grown over the members; it is cut where bounding the members of a node on one network is
@@ -55,14 +60,17 @@ def grouped(stages: Sequence[Stage], members: InputSet, largest: int) -> list[Gr
 
     Args:
         largest: entries that the matrices of a group of several members may have.
+
+    Raises:
+        OutOfTimeError: the time was over before the end.
     """
     moved = _moved(members)
-    nodes, children = _tree(moved, members.centre.shape[1:])
+    nodes, children = _tree(moved, members.centre.shape[1:], expired)
     belongs = sp.csc_matrix(
         (np.ones(sum(map(len, nodes))), np.concatenate(nodes), np.cumsum([0, *map(len, nodes)])),
         shape=(members.parts, len(nodes)),
     )
-    reached = _reached(stages, (moved @ belongs).tocsc())
+    reached = _reached(stages, (moved @ belongs).tocsc(), expired)
     sizes = {source: np.diff(columns.indptr) for source, columns in reached.items()}
     entries, work = _costs(stages, sizes)
     counts = np.array([len(node) for node in nodes])
@@ -76,6 +84,7 @@ def grouped(stages: Sequence[Stage], members: InputSet, largest: int) -> list[Gr
     device = members.centre.device
     groups, pending = [], [0]
     while pending:
+        ask(expired)
         node = pending.pop()
         if best[node] < own[node]:
             pending += children[node]
@@ -195,7 +204,9 @@ def _covered(choice: Choice) -> tuple[Tensor, Tensor]:
     return torch.arange(choice.parts, device=choice.device).repeat_interleave(len(offsets)), voxel.flatten()
 
 
-def _tree(moved: sp.csr_matrix, shape: Sequence[int]) -> tuple[list[np.ndarray], list[list[int]]]:
+def _tree(
+    moved: sp.csr_matrix, shape: Sequence[int], expired: Callable[[], bool]
+) -> tuple[list[np.ndarray], list[list[int]]]:
     """Members halved along the axis in which they are furthest apart: the members and the children of every node."""
     where = np.stack(np.unravel_index(np.arange(moved.shape[0]), shape), 1).astype(float)
     counts = np.maximum(moved.T @ np.ones(moved.shape[0]), 1)
@@ -203,6 +214,7 @@ def _tree(moved: sp.csr_matrix, shape: Sequence[int]) -> tuple[list[np.ndarray],
     nodes: list[np.ndarray] = [np.arange(moved.shape[1])]
     children: list[list[int]] = []
     for node in nodes:  # grows while it is walked
+        ask(expired)
         children.append([])
         if len(node) > 1:
             place = middle[node]
@@ -212,7 +224,7 @@ def _tree(moved: sp.csr_matrix, shape: Sequence[int]) -> tuple[list[np.ndarray],
     return nodes, children
 
 
-def _reached(stages: Sequence[Stage], moved: sp.csc_matrix) -> dict[int, sp.csc_matrix]:
+def _reached(stages: Sequence[Stage], moved: sp.csc_matrix, expired: Callable[[], bool]) -> dict[int, sp.csc_matrix]:
     """The neurons of every source that columns of voxels reach, column by column `(size, columns)`."""
     result = {0: _sorted(moved)}
     # Many columns reach the same neurons: every *kind* of footprint is followed once.
@@ -224,23 +236,37 @@ def _reached(stages: Sequence[Stage], moved: sp.csc_matrix) -> dict[int, sp.csc_
         first, which = np.unique(
             np.stack([own for _, own in below], 1), axis=0, return_index=True, return_inverse=True
         )[1:]
-        own = sum(
-            _pattern(weight) @ columns[:, of_column[first]]
-            for weight, (columns, of_column) in zip(stage.weights.values(), below, strict=True)
-        )
-        columns = _sorted(own.tocsc())
-        first, of_kind = _different(columns)
+        own: list[sp.csc_matrix] = []
+        for some in _slices(stage, [columns[:, of_column[first]] for columns, of_column in below]):
+            ask(expired)
+            own.append(sum(weight @ columns for weight, columns in some))
+        columns = _sorted(sp.hstack(own, format="csc"))
+        first, of_kind = _different(columns, expired)
         kept = _sorted(columns[:, first])
         kinds[stage.relu] = kept, of_kind[which.reshape(-1)]
         result[stage.relu] = _sorted(kept[:, kinds[stage.relu][1]])
     return result
 
 
-def _different(columns: sp.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
+def _slices(stage: Stage, columns: Sequence[sp.csc_matrix]) -> Iterator[list[tuple[sp.csc_matrix, sp.csc_matrix]]]:
+    """Patterns of the stage's matrices with columns for them, a slice after the other, each a moderate product."""
+    patterns = [_pattern(weight).tocsc() for weight in stage.weights.values()]
+    # An entry of a column costs the entries of the pattern's column that it meets.
+    done = sum(
+        np.concatenate([[0], np.cumsum(np.diff(p.indptr)[c.indices])])[c.indptr[1:]]
+        for p, c in zip(patterns, columns, strict=True)
+    )
+    ends = np.searchsorted(done, np.arange(_PRODUCT, done[-1], _PRODUCT)) + 1
+    for start, stop in pairwise(np.unique([0, *ends, len(done)])):
+        yield [(p, c[:, start:stop]) for p, c in zip(patterns, columns, strict=True)]
+
+
+def _different(columns: sp.csc_matrix, expired: Callable[[], bool]) -> tuple[np.ndarray, np.ndarray]:
     """Where each different column occurs first, and which of them every column is."""
     seen: dict[bytes, int] = {}
     first, of_column = [], np.empty(columns.shape[1], dtype=np.int64)
     for i in range(columns.shape[1]):
+        ask(expired)
         key = columns.indices[columns.indptr[i] : columns.indptr[i + 1]].tobytes()
         if key not in seen:
             seen[key] = len(seen)

@@ -150,6 +150,16 @@ def _run(network: Network, clip: Tensor, arithmetic: _Arithmetic) -> tuple[list[
 @singledispatch
 def _length(layer: object, operands: int) -> int:
     """Terms of the longest sum of products."""
+    raise NotImplementedError(f"precise values: no rule for layer {type(layer).__name__}")
+
+
+@_length.register(ReLU)
+@_length.register(Scale)
+@_length.register(Reshape)
+@_length.register(Select)
+@_length.register(Add)
+@_length.register(Maximum)
+def _(layer: ReLU | Scale | Reshape | Select | Add | Maximum, operands: int) -> int:
     return operands
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 Kind = Literal["set", "relu"]
 
 _LITTLE = 1e-6
+_TELLING, _TELLING_SHARE = 256, 0.1  # members, or of the time for all: what tells what a member costs
 
 
 @dataclass
@@ -45,8 +46,10 @@ class Benefit:
         self.member_seconds += seconds
 
     def affordable(self, members: int, seconds: float) -> bool:
-        """Can so many more members be bounded in the time left? True while too few were to tell."""
-        return self.members < 256 or members * self.member_seconds / self.members <= seconds
+        """Can so many more members be bounded in so many seconds? True while too little was done to tell."""
+        if self.members < _TELLING and self.member_seconds <= _TELLING_SHARE * seconds:
+            return True
+        return members * self.member_seconds <= seconds * self.members
 
 
 @dataclass

@@ -81,12 +81,13 @@ class Choice:
     lower: Tensor
 
 
-def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int) -> Choice:
+def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int, at_once: int = 1 << 30) -> Choice:
     """The best neuron to split.
 
     Args:
         forms: rows and offset of clauses, `(N,) -> (N, 1, K), (N, 1)`.
         width: candidates to look ahead at; 1 takes the best score.
+        at_once: as for `looked_ahead`.
     """
     score = scores(batch.bounds, found)
     if not score:
@@ -98,7 +99,7 @@ def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int) -> Cho
     k = relu.shape[1]
     if k == 1:
         return Choice(relu[:, 0], neuron[:, 0], exists, found.lower[:, 0])
-    sides = looked_ahead(batch, forms, relu, neuron)
+    sides = looked_ahead(batch, forms, relu, neuron, at_once)
     pick = torch.where(value > 0, merit(sides, found), -torch.inf).argmax(1, keepdim=True)
 
     def at(values: Tensor) -> Tensor:
@@ -107,12 +108,21 @@ def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int) -> Cho
     return Choice(at(relu), at(neuron), exists, at(torch.minimum(*sides)))
 
 
-def looked_ahead(batch: Batch, forms: Forms, relu: Tensor, neuron: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of both children of a split at every candidate, each `(N, count)`."""
+def looked_ahead(
+    batch: Batch, forms: Forms, relu: Tensor, neuron: Tensor, at_once: int = 1 << 30
+) -> tuple[Tensor, Tensor]:
+    """Bounds of both children of a split at every candidate, each `(N, count)`.
+
+    Args:
+        at_once: forms that may go through the network together.
+    """
     rows, offset = (x.to(batch.lower.dtype) for x in forms(batch.clause))
-    first, second = bound_splits(
-        batch.problem, batch.bounds, rows, offset, batch.duals, batch.phases, relu, neuron
-    ).unbind()
+    columns = max(1, at_once // (2 * batch.problem.parts))
+    sides = [
+        bound_splits(batch.problem, batch.bounds, rows, offset, batch.duals, batch.phases, *some)
+        for some in zip(torch.split(relu, columns, 1), torch.split(neuron, columns, 1), strict=True)
+    ]
+    first, second = torch.cat(sides, 2).unbind()
     return first, second
 
 

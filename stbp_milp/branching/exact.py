@@ -60,7 +60,11 @@ def solve_piece(
     tightened = tighten(stages, region, boxes, options.tighten_share * deadline.remaining(), phases, accuracy)
     if tightened.empty:
         return float("inf"), None
+    if deadline.expired():
+        return -math.inf, None
     encoded = encode(stages, region, tightened.boxes, _flat(rows).reshape(rows.shape), _flat(offset), phases, accuracy)
+    if deadline.expired():
+        return -math.inf, None
     limits = sign_limits(deadline.remaining(), options.memory_bytes, options.threads, options.seed)
     proved = -math.inf
     if options.cut_rounds:
@@ -72,6 +76,8 @@ def solve_piece(
             if done == 1:
                 encoded = stronger
         limits = replace(limits, seconds=deadline.remaining())
+        if deadline.expired():
+            return proved, None
     if not encoded.trusted:
         return proved, None
     start = _descend(batch.problem, rows.mean(0))

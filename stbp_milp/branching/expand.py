@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -14,16 +14,23 @@ from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions, fast_convolutions, optimise
 from stbp_milp.bounds.duals import Duals
+from stbp_milp.bounds.interrupt import interruptible
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_once
-from stbp_milp.bounds.preactivation import BoundingOptions, empty, preactivations
+from stbp_milp.bounds.preactivation import BoundingOptions, empty, multiplications, preactivations
 from stbp_milp.bounds.problem import Problem, select_preactivations, unstable_count
 from stbp_milp.branching.benefit import Realised, gain
-from stbp_milp.branching.choose import choose, split_phase
+from stbp_milp.branching.choose import Choice, choose, split_phase
 from stbp_milp.branching.piece import Batch, Family, Piece, stack
+from stbp_milp.errors import OutOfTimeError
 from stbp_milp.network.normal_form import Stage
-from stbp_milp.search import Deadline, Expansion
+from stbp_milp.search import Deadline, Expansion, Rate
 from stbp_milp.sets import PerturbationSet
+
+_PER_LAYER = 1e6  # multiplications that the small tensor operations of a layer take the time of
+_LAST_PASSES = 3.0  # an ascent's last step and the bound of what it found take about so many passes
+_LOOK_AHEAD_SHARE = 0.1  # of the time left, that one look ahead may take
+_TRIED = 4  # batches of clips that are tried after a step
 
 
 class Witness(Protocol):
@@ -56,6 +63,7 @@ class ExpanderOptions:
         program_seconds: its time limit on one piece.
         family_memory: bytes that matrices of restricted networks may take, each one and all that the search keeps.
         open_memory: bytes that open pieces may take.
+        at_once: forms, or clips, that may go through the whole network together: no operation on them takes long.
     """
 
     bounding: BoundingOptions = field(default_factory=BoundingOptions)
@@ -69,6 +77,7 @@ class ExpanderOptions:
     program_seconds: float = 10.0
     family_memory: int = 512 << 20
     open_memory: int = 4 << 30
+    at_once: int = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +91,8 @@ class Expander:
         program: the MILP, or None.
         promote: makes boxes on networks of their own of open pieces with one member, or None.
         counts: what was done how often.
+        interrupt: do steps end in the middle when the time is over (`interruptible`)? Else they are short.
+        passes: what multiplications in backward passes take.
     """
 
     whole: Family
@@ -97,11 +108,13 @@ class Expander:
     counts: Counter[str] = field(default_factory=Counter)
     promote: Callable[[list[Piece]], list[Piece]] | None = None
     realised: Realised = field(default_factory=Realised)
+    interrupt: bool = False
+    passes: Rate = field(default_factory=Rate)
 
     # --- expansion ------------------------------------------------------------------------------------------
 
     def __call__(self, pieces: list[Piece]) -> Expansion[Piece]:
-        """Children of the pieces (all of one family)."""
+        """Children of the pieces (all of one family); pieces that time does not reach come back as they are."""
         try:
             return self._expanded(pieces)
         finally:  # whatever became of them, no split of theirs is still to come out
@@ -113,15 +126,30 @@ class Expander:
         with self.timed("milp"):
             solved, pieces = self._solve_small(pieces)
         children += solved
-        with self.timed("split"):
-            by_set, by_relu = self._sides(pieces)
-            if by_set:
-                children += self._split_set(by_set)
-        if by_relu and not self.witness.found:
-            with self.timed("relu search"):
-                split, given_up = self._split_relus(by_relu)
-            children += split
+        by_set: list[Piece] = []
+        by_relu = pieces
+        try:
+            with self.timed("split"):
+                by_set, by_relu = self._sides(pieces)
+                if by_set:
+                    children += self._split_set(by_set)
+                    by_set = []
+            if by_relu and not self.witness.found:
+                with self.timed("relu search"):
+                    split, given_up = self._split_relus(by_relu)
+                children += split
+                by_relu = []
+        except OutOfTimeError:
+            children += by_set + by_relu
         return Expansion(children, given_up, self.witness.found)
+
+    def guarded(self) -> AbstractContextManager[None]:
+        """Around computations on the network: where those may take long, they end when the time is over."""
+        return interruptible(self.deadline.expired) if self.interrupt else nullcontext()
+
+    def work(self, problem: Problem, forms: float) -> float:
+        """Multiplications of a backward pass with so many forms; small tensor operations count too."""
+        return (forms * multiplications(problem.network)[-1]) + _PER_LAYER * len(problem.network.nodes)
 
     def _sides(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Which pieces to split by the set, which by a ReLU.
@@ -135,8 +163,9 @@ class Expander:
         if many:
             batch = stack(many)
             found = self.bound(batch)
-            relu = choose(batch, found, self.forms, self.options.width)
-            parts, parents = self._parts(batch, found)
+            relu = self._choose(batch, found)
+            with self.guarded():
+                parts, parents = self._parts(batch, found)
             children = replace(batch.select(parents), problem=batch.problem.with_inputs(parts))
             lower = self.bound(children).lower[:, 0]
             worse = lower.new_full((len(many),), torch.inf).scatter_reduce(0, parents, lower, "amin")
@@ -156,11 +185,13 @@ class Expander:
 
     def _split_set(self, pieces: list[Piece]) -> list[Piece]:
         batch = stack(pieces)
-        parts, parents = self._parts(batch, self.bound(batch))
+        found = self.bound(batch)
+        with self.guarded():
+            parts, parents = self._parts(batch, found)
+            problem = batch.problem.with_inputs(parts)
+            kept = batch.select(parents)
+            bounds = preactivations(problem, self.options.bounding, kept.bounds, expired=self._half())
         self.counts["set splits"] += len(pieces)
-        problem = batch.problem.with_inputs(parts)
-        kept = batch.select(parents)
-        bounds = preactivations(problem, self.options.bounding, kept.bounds)
         child = replace(kept, problem=problem, bounds=bounds)
         of_children = [pieces[i] for i in parents.tolist()]
         children = self.children(pieces[0].family, child, of_children, 0, "split")
@@ -190,7 +221,7 @@ class Expander:
         batch = stack(pieces)
         light = batch.single()
         with fast_convolutions(light.problem.network):
-            choice = choose(light, self.bound(light), self.forms, self.options.width)
+            choice = self._choose(light, self.bound(light))
         stuck = [p for p, splittable in zip(pieces, choice.exists.tolist(), strict=True) if not splittable]
         closed, stuck = self._finish(stuck)
         at = choice.exists.nonzero().flatten()
@@ -201,7 +232,9 @@ class Expander:
         bounds = both.bounds
         if not both.problem.ideal:  # otherwise bounds of hidden layers are better already than one pass makes them
             # Layers up to the first split neuron keep their bounds.
-            bounds = preactivations(both.problem, self.options.bounding, bounds, int(relu.min()) + 1)
+            with self.guarded():
+                first = int(relu.min()) + 1
+                bounds = preactivations(both.problem, self.options.bounding, bounds, first, expired=self._half())
         self.counts["relu splits"] += len(at)
         parents = [pieces[i] for i in at.tolist()] * 2
         children = self.children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search")
@@ -215,6 +248,19 @@ class Expander:
             own = gain(parent.lower, child.lower, self.target)
             worst[parent.serial] = min(own, worst.get(parent.serial, math.inf))
         self.realised.came_out(worst)
+
+    def _choose(self, batch: Batch, found: ObjectiveBound) -> Choice:
+        """The neurons to split; candidates are looked ahead at as far as time allows it."""
+        most = _LOOK_AHEAD_SHARE * self.deadline.remaining()
+        width = self.options.width
+        while width > 1 and self.passes.expected(self.work(batch.problem, 2 * width * batch.problem.parts)) > most:
+            width //= 2
+        with self.guarded():
+            return choose(batch, found, self.forms, width, self.options.at_once)
+
+    def _half(self) -> Callable[[], bool]:
+        """For hidden layers: the other half of the time that is left is for what their bounds are for."""
+        return self.deadline.within(0.5 * self.deadline.remaining()).expired
 
     def _finish(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Pieces without a ReLU left to split are linear: the program settles them, or many steps on multipliers."""
@@ -259,9 +305,19 @@ class Expander:
 
         rows, offset = self.forms(batch.clause)
         options = optimiser or self.options.child
-        found = optimise(
-            batch.problem, bounds, rows, offset, settled, options, batch.duals, batch.phases, self.deadline.expired
-        )
+        with self.guarded():
+            found = optimise(
+                batch.problem,
+                bounds,
+                rows,
+                offset,
+                settled,
+                options,
+                batch.duals,
+                batch.phases,
+                self.ascent_end(batch.problem, batch.problem.parts),
+                self.options.bounding.memory_bytes,
+            )
         self.counts["subproblems"] += batch.problem.parts
         lower = torch.where(nothing_left, torch.inf, torch.maximum(batch.lower, found.lower[:, 0]))
         items = [p.item for p in parents]
@@ -307,10 +363,15 @@ class Expander:
             )
         return pieces
 
+    def ascent_end(self, problem: Problem, forms: int) -> Callable[[], bool]:
+        """When an ascent of so many forms has to stop: a step and the bound of what it found take their time too."""
+        return self.deadline.before(_LAST_PASSES * self.passes.expected(self.work(problem, forms))).expired
+
     def bound(self, batch: Batch) -> ObjectiveBound:
         """One pass over the batch, with the duals it has."""
         forms, offset = (x.to(batch.lower.dtype) for x in self.forms(batch.clause))
-        return bound_once(batch.problem, batch.bounds, forms, offset, batch.duals, batch.phases, record=True)
+        with self.guarded(), self.passes.measured(self.work(batch.problem, batch.problem.parts)):
+            return bound_once(batch.problem, batch.bounds, forms, offset, batch.duals, batch.phases, record=True)
 
     def forms(self, clause: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and offsets of clauses, `(N,) -> (N, 1, K), (N, 1)`."""
@@ -321,8 +382,10 @@ class Expander:
     ) -> None:
         """The clip that minimises a bound's linear form is a candidate: try it for the pieces furthest from proof."""
         still = (lower <= self.target).nonzero().flatten()
-        still = still[lower[still].argsort()[:64]]
-        if len(still) and not self.witness.found and not self.deadline.expired():
+        still = still[lower[still].argsort()[: min(64, _TRIED * self.options.at_once)]]
+        if not len(still) or self.witness.found or self.deadline.expired():
+            return
+        with suppress(OutOfTimeError), self.guarded():
             points = problem.inputs.select(still).maximiser(-found.form[still]).squeeze(1)
             if family.voxels is not None and self.stages is None:  # a crop runs in a fraction of the whole's time
                 outputs = problem.select(still).values(points)[-1]

@@ -12,13 +12,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
-from stbp_milp.bounds.cells import cell_neurons, cell_problem, cells, crops_at_once, voxel_indices
+from stbp_milp.bounds.cells import (
+    cell_neurons,
+    cell_problem,
+    cells,
+    crops_at_once,
+    member_work,
+    voxel_indices,
+)
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.fold import fold
 from stbp_milp.bounds.footprint import Group, Restrictor, grouped, whole_entries
@@ -29,6 +37,7 @@ from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivati
 from stbp_milp.branching.benefit import Benefit
 from stbp_milp.branching.expand import Expander
 from stbp_milp.branching.piece import Batch, Family, Piece, stack
+from stbp_milp.errors import OutOfTimeError
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.search import Deadline
 from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox, concatenate
@@ -37,6 +46,9 @@ _DENSE_PAYS = 12  # products of dense matrices are about so much faster, a multi
 _WHOLE_AT_ONCE = 8  # members bounded together on the whole network: between two looks at the clock
 _AT_ONCE = 64  # and on a smaller one
 _MEMBERS_SHARE = 0.5  # of the time left, that bounding members one by one may take before the set is split instead
+_HIDDEN_SHARE = 0.5  # of the time left, that bounds of hidden layers may take before what they are for
+_GRIDS_SHARE = 0.05  # and the comparison of grids for crops
+_GROUPING_RATE = 8e8  # multiplications of members' crops that putting them in groups takes a second for
 _OPEN_BYTES = 64  # for a neuron of every piece that a batch of members may become
 
 
@@ -63,18 +75,27 @@ class Roots:
                 all.
             first_item: in a family of members, which one part 0 is (the others follow).
             keep: may the pieces be expanded? Otherwise they are forgotten but for their bounds.
+
+        Raises:
+            OutOfTimeError: the time was over before the first bound.
         """
         expander = self.expander
         items = [first_item + i if family.members is not None else 0 for i in range(inputs.parts)]
         problem = family.on(inputs, items)
-        bounds = preactivations(problem, replace(expander.options.bounding, deep="interval"))
         memory, expired = expander.options.bounding.memory_bytes, expander.deadline.expired
-        found = bound_once(problem, bounds, expander.rows, expander.offset, memory_bytes=memory, expired=expired)
+        with expander.guarded():
+            bounds = preactivations(problem, replace(expander.options.bounding, deep="interval"))
+            with expander.passes.measured(expander.work(problem, problem.parts * expander.rows.shape[0])):
+                found = bound_once(
+                    problem, bounds, expander.rows, expander.offset, memory_bytes=memory, expired=expired
+                )
         expander.counts["subproblems"] += problem.parts
         open_ = self._open(found)
         more = optimiser.steps > 0 or expander.options.bounding.deep != "interval"
         if more and len(open_) and not expander.deadline.expired():
-            bounds, found = self._improved(problem, bounds, found, open_, expander.options.bounding, optimiser)
+            # What time leaves unfinished keeps its first bound.
+            with suppress(OutOfTimeError):
+                bounds, found = self._improved(problem, bounds, found, open_, expander.options.bounding, optimiser)
         if tighten is not None:
             bounds, found = self._tightened(problem, bounds, found, tighten)
         keep = keep and not expander.deadline.expired()
@@ -112,23 +133,25 @@ class Roots:
         """The items bounded with more effort, the others as they were."""
         expander = self.expander
         part = problem.select(items)
-        expired = expander.deadline.expired if share is None else share.expired
-        own = preactivations(part, bounding, select_preactivations(bounds, items), expired=expired, same_sets=True)
+        half = expander.deadline.within(_HIDDEN_SHARE * expander.deadline.remaining()) if share is None else share
 
         def settled(lower: Tensor, items: Tensor) -> Tensor:
             return (lower > expander.target).all(1)
 
-        better = optimise(
-            part,
-            own,
-            expander.rows,
-            expander.offset,
-            settled,
-            optimiser,
-            found.duals.select(items),
-            expired=expander.deadline.expired,
-            memory_bytes=expander.options.bounding.memory_bytes,
-        )
+        with expander.guarded():
+            known = select_preactivations(bounds, items)
+            own = preactivations(part, bounding, known, expired=half.expired, same_sets=True)
+            better = optimise(
+                part,
+                own,
+                expander.rows,
+                expander.offset,
+                settled,
+                optimiser,
+                found.duals.select(items),
+                expired=expander.ascent_end(part, part.parts * expander.rows.shape[0]),
+                memory_bytes=expander.options.bounding.memory_bytes,
+            )
         updated = {
             k: Interval(b.lower.index_copy(0, items, own[k].lower), b.upper.index_copy(0, items, own[k].upper))
             for k, b in bounds.items()
@@ -145,18 +168,29 @@ class Roots:
         for items in torch.split(self._open(found), 4 if whole else _AT_ONCE):
             if share.expired() or not options.tighten_steps or not len(items):
                 break
-            bounds, found = self._improved(problem, bounds, found, items, tight, options.root, share)
+            try:
+                bounds, found = self._improved(problem, bounds, found, items, tight, options.root, share)
+            except OutOfTimeError:
+                break
             self.expander.counts["tightened"] += len(items)
         return bounds, found
 
     # --- members --------------------------------------------------------------------------------------------
 
-    def member_pieces(self, members: PerturbationSet, method: str) -> list[Piece] | None:
+    def member_pieces(
+        self, members: PerturbationSet, method: str, grouping: Deadline | None = None
+    ) -> list[Piece] | None:
         """Pieces of sets with one member each, on restricted networks where those are cheaper, or on crops.
 
         None where members are too many to be bounded one by one: on the whole network, or in the time that is left.
+
+        Args:
+            grouping: until when members may be put in groups.
+
+        Raises:
+            OutOfTimeError: that was not enough.
         """
-        groups = self._groups(members)
+        groups = self._groups(members, grouping or self.expander.deadline)
         on_whole = groups is None and self.expander.stages is not None
         if on_whole and members.parts > self.expander.options.few_members:
             return None
@@ -171,9 +205,12 @@ class Roots:
             order = sorted(open_, key=lambda m: min(p.lower for p in bounded[m]))
             hard = torch.tensor(order, device=members.clip.device)
             again = members.select(hard)
-            better = self._members_bounded(
-                again, groups and self._groups(again), method, self.expander.options.root, self.share(), keep=True
-            )
+            better: dict[int, list[Piece]] = {}
+            with suppress(OutOfTimeError):
+                groups = groups and self._groups(again, self.expander.deadline)
+                better = self._members_bounded(
+                    again, groups, method, self.expander.options.root, self.share(), keep=True
+                )
             for m, pieces in better.items():
                 bounded[order[m]] = [_better(*both) for both in zip(bounded[order[m]], pieces, strict=True)]
         found = self._folded([piece for pieces in bounded.values() for piece in pieces])
@@ -195,10 +232,16 @@ class Roots:
         result = list(pieces)
         most = self.expander.options.family_memory // 64
         for own in families.values():
+            if self.expander.deadline.expired():
+                break
             family = pieces[own[0]].family
-            stages = self.expander.stages if family.voxels is None else normal_form(family.problem.network)
             known = stack([pieces[i] for i in own]).bounds
-            folded = fold(family.problem, stages, known, most)
+            folded = None
+            with suppress(OutOfTimeError):
+                expired = self.expander.deadline.expired
+                whole = family.voxels is None
+                stages = self.expander.stages if whole else normal_form(family.problem.network, expired)
+                folded = fold(family.problem, stages, known, most, expired)
             if folded is None:
                 continue
             new = replace(family, problem=folded.problem, folded=True, neurons=family.left(folded.neurons))
@@ -207,12 +250,19 @@ class Roots:
                 result[i] = replace(pieces[i], family=new, bounds=bounds, duals=duals)
         return result
 
-    def _groups(self, members: PerturbationSet) -> list[Group] | None:
-        """Members in groups with a restricted network each; None where the whole network is cheaper."""
+    def _groups(self, members: PerturbationSet, until: Deadline) -> list[Group] | None:
+        """Members in groups with a restricted network each; None where the whole network is cheaper.
+
+        Raises:
+            OutOfTimeError: there was no time for it.
+        """
         stages, options = self.expander.stages, self.expander.options
         if stages is None:
             return None
-        groups = grouped(stages, members, options.family_memory // 8)
+        work = 2 * members.parts * member_work(self.expander.whole.problem.network, members)
+        if work > _GROUPING_RATE * until.remaining():
+            raise OutOfTimeError("members are too many to be put in groups in the time there is")
+        groups = grouped(stages, members, options.family_memory // 8, until.expired)
         dearest = max(group.entries for group in groups)
         return None if dearest > _DENSE_PAYS * whole_entries(stages) else groups
 
@@ -230,11 +280,33 @@ class Roots:
         The first time (not `keep`) whole families are bounded at once where that pays.
         """
         bounded: dict[int, list[Piece]] = {}
+        with suppress(OutOfTimeError):
+            if not self._bound_members(bounded, members, groups, method, optimiser, tighten, keep):
+                return {}
+        return bounded
+
+    def _bound_members(
+        self,
+        bounded: dict[int, list[Piece]],
+        members: PerturbationSet,
+        groups: list[Group] | None,
+        method: str,
+        optimiser: OptimiserOptions,
+        tighten: Deadline | None,
+        keep: bool,
+    ) -> bool:
+        """Adds to `bounded` the pieces of one member after the other; False where time would not allow all of them.
+
+        Raises:
+            OutOfTimeError: the time is over; `bounded` holds whole members only.
+        """
         kept, benefit = 0, Benefit()
         for items, family in self._families(members, groups, keep):
+            if self._over():
+                return True
             left = members.parts - len(bounded)
             if not keep and not benefit.affordable(left, _MEMBERS_SHARE * self.expander.deadline.remaining()):
-                return {}
+                return False
             began = time.monotonic()
             if not keep and len(items) > 1 and benefit.pays(len(items)):
                 together = self._together(family, method)
@@ -242,8 +314,8 @@ class Roots:
                 bounded.update(zip(items.tolist(), together, strict=False))
                 if together:
                     continue
-            began = time.monotonic()
             for at in torch.split(torch.arange(len(items), device=items.device), self._at_once(family, keep)):
+                began = time.monotonic()
                 inputs = family.problem.inputs.select(at)
                 found = self.pieces(family, inputs, method, optimiser, tighten, int(at[0]), keep)
                 for k, piece in enumerate(found):  # clause by clause, within a clause member by member
@@ -251,9 +323,14 @@ class Roots:
                 kept += sum(piece.memory for piece in found)
                 full = kept > self.expander.options.open_memory  # the search will not go on, see there
                 if full or self._over():
-                    return bounded
-            benefit.bounded(len(items), time.monotonic() - began)
-        return bounded
+                    return True
+                benefit.bounded(len(at), time.monotonic() - began)
+                if not keep and not self._affordable(benefit, members.parts - len(bounded)):
+                    return False
+        return True
+
+    def _affordable(self, benefit: Benefit, members: int) -> bool:
+        return benefit.affordable(members, _MEMBERS_SHARE * self.expander.deadline.remaining())
 
     def _over(self) -> bool:
         return self.expander.deadline.expired() or self.expander.witness.found
@@ -263,8 +340,9 @@ class Roots:
         expander, (lower, upper) = self.expander, family.problem.inputs.hull()
         lower, upper = lower.amin(0, keepdim=True), upper.amax(0, keepdim=True)
         problem = replace(family.problem, inputs=VoxelBox(family.problem.inputs.centre[:1], lower, upper), ideal={})
-        bounds = preactivations(problem, replace(expander.options.bounding, deep="interval"))
-        found = bound_once(problem, bounds, expander.rows, expander.offset)
+        with expander.guarded():
+            bounds = preactivations(problem, replace(expander.options.bounding, deep="interval"))
+            found = bound_once(problem, bounds, expander.rows, expander.offset)
         if not bool((found.lower > expander.target).all()):
             return []
         expander.counts["groups settled"] += 1
@@ -290,7 +368,10 @@ class Roots:
             roots = Roots(alone)
             members = concatenate([pieces[i].inputs for i in at])  # type: ignore[type-var]
             assert isinstance(members, PerturbationSet)
-            groups = roots._groups(members)
+            try:
+                groups = roots._groups(members, alone.deadline)
+            except OutOfTimeError:
+                return result
             bounded = roots._members_bounded(members, groups, "split", alone.options.root, roots.share(), keep=True)
             found = roots._folded([own for (own,) in bounded.values()])
             for member, own in zip(bounded, found, strict=True):
@@ -301,7 +382,7 @@ class Roots:
     def _at_once(self, family: Family, keep: bool) -> int:
         """How many members of a family are bounded together."""
         if family.voxels is None:
-            return _WHOLE_AT_ONCE
+            return max(1, min(_WHOLE_AT_ONCE, self.expander.options.at_once // self.expander.rows.shape[0]))
         if not self._on_crops(family):
             return _AT_ONCE
         crop = family.problem.network
@@ -324,7 +405,10 @@ class Roots:
         """
         whole, options = self.expander.whole, self.expander.options
         if self.expander.stages is None:
-            for cell in cells(whole.problem.network, members):
+            deadline = self.expander.deadline
+            for cell in cells(
+                whole.problem.network, members, deadline.within(_GRIDS_SHARE * deadline.remaining()).expired
+            ):
                 own = members.select(cell.members)
                 problem = cell_problem(whole.problem, own, cell.voxels)
                 voxels = voxel_indices(cell.voxels, members.clip.device)

@@ -6,13 +6,14 @@ affine function of sources; composing the layers' matrices along the graph gives
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
+from stbp_milp.errors import OutOfTimeError
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Layer, Linear, ReLU
 from stbp_milp.network.operations import apply, matrix, reads
@@ -42,8 +43,12 @@ class Stage:
         return sum((self.magnitude(source) @ reach[source] for source in self.weights), total)
 
 
-def normal_form(network: Network) -> tuple[Stage, ...]:
-    """One stage per ReLU in topological order, then the output's."""
+def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -> tuple[Stage, ...]:
+    """One stage per ReLU in topological order, then the output's.
+
+    Raises:
+        OutOfTimeError: the time was over before the end.
+    """
     double = network.to(torch.float64).to(torch.device("cpu"))
     maps: dict[int, dict[int, _Composed]] = {}
     offsets: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # and their magnitudes
@@ -55,6 +60,8 @@ def normal_form(network: Network) -> tuple[Stage, ...]:
         return Stage(relu, weights, offsets[node][0], magnitudes, offsets[node][1])
 
     for position, node in enumerate(double.nodes):
+        if expired():
+            raise OutOfTimeError("the time is over")
         size = int(np.prod(node.shape))
         if position == 0 or isinstance(node.layer, ReLU):
             if position:

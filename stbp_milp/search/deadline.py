@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Deadline:
         """This deadline, or `seconds` from now if that is sooner."""
         now = time.monotonic()
         return Deadline(now, min(self.end, now + seconds))
+
+    def before(self, seconds: float) -> Deadline:
+        """So many seconds earlier, for what has to be done after a step that this ends."""
+        return replace(self, end=self.end - seconds)
 
     def remaining(self) -> float:
         """Seconds left, never negative."""

@@ -1,0 +1,222 @@
+#!/usr/bin/env python
+"""Are time limits kept? Networks of 1,000 to 1,000,000 ReLUs, all kinds of sets, limits of 2, 6 and 20 seconds.
+
+    python scripts/benchmark_deadline.py [--only TEXT] [--limits 2,6] [--out results/studies/deadline]
+
+A run begins before the model is loaded. On one thread its processor time is what a quiet core would take; it may
+exceed the limit by 10% and half a second. Scores are shifted so that a first-order look at the set breaks the property
+at two thirds of the margin: neither attacks nor first bounds settle most of the runs. The exit code is 1 when one is
+late.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from study_files import STUDIES, Row, markdown, provenance, show
+from torch import Tensor, nn
+
+from stbp_milp.query import Configuration
+from stbp_milp.sets import SetSpecification
+from stbp_milp.verify import verify_clip
+
+HEADER = ("ReLUs", "layers", "set", "eps", "limit", "processor", "wall", "word", "lower", "upper", "kept")
+CHANNELS, CLASSES = 8, 3
+SHARE, SECONDS = 0.1, 0.5  # what a run may take beyond its limit: a share of it, and so many seconds
+MEMORY = 4 << 30  # bytes, so that plans do not depend on the machine
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: a network of about so many ReLUs in so many layers, a set, a radius and a limit in seconds."""
+
+    relus: int
+    layers: int
+    set: str
+    epsilon: float
+    limit: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.relus}x{self.layers} {self.set} {self.limit:g}"
+
+
+CASES = (
+    Case(1_000, 3, "everywhere", 0.02, 2),
+    Case(1_000, 3, "pixels:5", 0.3, 2),
+    Case(1_000, 10, "any-frames:2", 0.03, 2),
+    Case(8_000, 3, "everywhere", 0.01, 2),
+    Case(8_000, 3, "patch:3x3@2", 0.3, 2),
+    Case(8_000, 3, "moving-patch:3x3@2", 0.1, 2),
+    Case(8_000, 10, "window:2", 0.02, 2),
+    Case(8_000, 10, "patch:3x3@2", 0.2, 6),
+    Case(13_000, 3, "patch:3x3@2", 0.3, 6),
+    Case(13_000, 3, "patch:3x3@2", 1.0, 20),
+    Case(13_000, 3, "frames:2,3", 0.05, 6),
+    Case(13_000, 10, "pixels-per-frame:1", 0.3, 2),
+    Case(50_000, 3, "patch:3x3@2", 0.2, 2),
+    Case(50_000, 3, "any-frames:2", 0.03, 6),
+    Case(50_000, 20, "everywhere", 0.003, 2),
+    Case(50_000, 20, "patch:3x3@2", 0.2, 6),
+    Case(50_000, 10, "window:2", 0.02, 20),
+    Case(200_000, 3, "patch:3x3@2", 0.05, 2),
+    Case(200_000, 3, "patch:3x3@2", 0.05, 6),
+    Case(200_000, 3, "patch:3x3@2", 0.5, 20),
+    Case(200_000, 3, "moving-patch:3x3@2", 0.1, 6),
+    Case(200_000, 3, "pixels:5", 0.3, 2),
+    Case(200_000, 3, "everywhere", 0.005, 6),
+    Case(200_000, 10, "any-frames:2", 0.02, 2),
+    Case(200_000, 20, "frames:2,3", 0.01, 6),
+    Case(1_000_000, 3, "everywhere", 0.003, 2),
+    Case(1_000_000, 3, "patch:3x3@2", 0.1, 2),
+    Case(1_000_000, 3, "any-frames:2", 0.02, 6),
+    Case(1_000_000, 10, "window:2", 0.01, 6),
+    Case(1_000_000, 20, "patch:3x3@2", 0.1, 6),
+    Case(1_000_000, 20, "pixels-per-frame:1", 0.3, 2),
+    Case(1_000_000, 20, "everywhere", 0.002, 20),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run took, seconds, and what it said."""
+
+    relus: int
+    processor: float
+    wall: float
+    word: str
+    lower: float
+    upper: float
+    stages: dict[str, float]
+
+
+def network(case: Case) -> tuple[nn.Module, Tensor, int]:
+    """The network, a clip `(1, n, n, n)` with few values that are not 0, and the number of ReLUs.
+
+    Up to five layers the second and the third have stride 2, as classifiers do; deeper ones keep their size.
+    """
+    torch.manual_seed(case.layers)
+    strides = [1, 2, 2, 1, 1][: case.layers] if case.layers <= 5 else [1] * case.layers
+    grown, each = 1, []
+    for stride in strides:
+        grown *= stride
+        each.append(grown)
+    side = round((case.relus / CHANNELS / sum(1 / k**3 for k in each)) ** (1 / 3))
+    layers: list[nn.Module] = []
+    channels, size, relus = 1, side, 0
+    for stride in strides:
+        convolution = nn.Conv3d(channels, CHANNELS, 3, stride=stride, padding=1)
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        layers += [convolution, nn.ReLU()]
+        channels, size = CHANNELS, (size - 1) // stride + 1
+        relus += CHANNELS * size**3
+    layers += [nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(CHANNELS, CLASSES)]
+    clip = torch.rand(1, side, side, side) * (torch.rand(1, side, side, side) < 0.3)
+    return nn.Sequential(*layers).eval(), clip, relus
+
+
+def with_margin(model: nn.Module, clip: Tensor, case: Case) -> nn.Module:
+    """Class 0 is ahead of the others by 1.5 times what the linear form at the clip loses on the set."""
+    at = clip.unsqueeze(0).requires_grad_()
+    scores = model(at)[0]
+    perturbation = SetSpecification(case.set, case.epsilon).build(clip)
+    last = model[-1]
+    assert isinstance(last, nn.Linear)
+    for other in range(1, CLASSES):
+        ahead = scores[other] - scores[0]
+        (slope,) = torch.autograd.grad(ahead, at, retain_graph=True)
+        loss = float(perturbation.deviation(slope.to(torch.float64).unsqueeze(0))[0, 0])
+        last.bias.data[other] -= float(ahead.detach()) + 1.5 * loss
+    return model
+
+
+def run(case: Case) -> Measured:
+    model, clip, relus = network(case)
+    model = with_margin(model, clip, case)
+    configuration = Configuration(timeout=case.limit, memory_bytes=MEMORY)
+    processor, wall = time.process_time(), time.monotonic()
+    outcome = verify_clip(model, clip, case.set, case.epsilon, label=0, configuration=configuration)
+    return Measured(
+        relus,
+        time.process_time() - processor,
+        time.monotonic() - wall,
+        outcome.word,
+        outcome.lower,
+        outcome.upper,
+        {stage: round(seconds, 2) for stage, seconds in outcome.stage_seconds.items()},
+    )
+
+
+def kept(case: Case, measured: Measured) -> bool:
+    return measured.processor <= (1 + SHARE) * case.limit + SECONDS
+
+
+def row(case: Case, measured: Measured) -> Row:
+    return (
+        f"{measured.relus:,}",
+        case.layers,
+        case.set,
+        f"{case.epsilon:g}",
+        f"{case.limit:g}",
+        f"{measured.processor:.2f}",
+        f"{measured.wall:.2f}",
+        measured.word,
+        f"{measured.lower:.3g}",
+        f"{measured.upper:.3g}",
+        "yes" if kept(case, measured) else "LATE",
+    )
+
+
+def warm_up() -> None:
+    """What is loaded at its first use is no part of a run."""
+    model, clip, _ = network(Case(1_000, 3, "everywhere", 0.01, 2))
+    verify_clip(model, clip, "everywhere", 0.01, configuration=Configuration(timeout=1))
+
+
+@click.command()
+@click.option("--only", default="", help="Run only the cases whose name contains this text, such as '200000x3 patch'.")
+@click.option("--limits", default="", help="Run only the cases with these limits in seconds, such as 2,6.")
+@click.option("--out", type=click.Path(path_type=Path), default=STUDIES / "deadline", help="Tables without extension.")
+def main(only: str, limits: str, out: Path) -> None:
+    """Run the cases, print the table and write it; exit with 1 when a run was late."""
+    console = Console()
+    torch.set_num_threads(1)
+    wanted = {float(limit) for limit in limits.split(",") if limit}
+    cases = [case for case in CASES if only in case.name and (not wanted or case.limit in wanted)]
+    warm_up()
+    results: list[tuple[Case, Measured]] = []
+    for case in cases:
+        results.append((case, run(case)))
+        console.print(*row(*results[-1]), results[-1][1].stages)
+    rows = [row(*result) for result in results]
+    late = sum(not kept(*result) for result in results)
+    show(console, "Time limits", HEADER, rows)
+    console.print(f"{late} of {len(results)} runs were late")
+    text = (
+        "Seconds of one thread, loading the model included; a run may take 10% and 0.5 s more than its limit, judged "
+        f"by its processor time. {late} of {len(results)} runs were late.\n\n"
+    )
+    out.with_suffix(".md").write_text(f"# Time limits\n\n{text}{markdown(HEADER, rows)}\n{provenance(1)}\n")
+    entries = [asdict(case) | asdict(measured) | {"kept": kept(case, measured)} for case, measured in results]
+    out.with_suffix(".json").write_text(json.dumps(_finite(entries), indent=1) + "\n")
+    sys.exit(1 if late else 0)
+
+
+def _finite(entries: list[dict[str, object]]) -> list[dict[str, object]]:
+    """JSON knows no infinities: they become text."""
+    return [
+        {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        for entry in entries
+    ]
+
+
+if __name__ == "__main__":
+    main()
