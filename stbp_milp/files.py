@@ -96,6 +96,12 @@ def prepare_folder(folder: Path) -> Path:
         raise InputError(f"results cannot be written to {str(folder)!r} ({reason}); {_ELSEWHERE}") from error
 
 
+def make_again(folder: Path) -> None:
+    """Make a folder that was deleted since the run began; who writes to it says where that is impossible."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
     """While this holds, no other process can: runs that go on with a folder's results must not do so twice at once.

@@ -7,12 +7,14 @@ of it where the verifier itself came to an end. Nothing here imports torch: work
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from stbp_milp.errors import InputError
-from stbp_milp.plain import plain
+from stbp_milp.plain import digest_of, from_json, plain
+from stbp_milp.versions import distrusted
 
 SCHEMA = 1
 WORDS = ("verified", "falsified", "unknown", "timeout", "memout", "error")
@@ -69,6 +71,90 @@ def contradicts(word: str, expected: str | None, reason: str | None) -> bool:
     return {word, expected} == {"verified", "falsified"} or (reason or "").startswith(CONTRADICTION)
 
 
+def key_of(model: str, question: str, timeout: float, memory_bytes: int, solver: str, seed: int) -> str:
+    """The key of an instance, of the digests of its model and its question and of how it is answered."""
+    return digest_of({"model": model, "question": question, "configuration": [timeout, memory_bytes, solver, seed]})
+
+
+def key_of_part(whole: str, index: int, count: int) -> str:
+    """The key of a part of the set of the instance with the key `whole`."""
+    return digest_of({"whole": whole, "part": [index, count]})
+
+
+def believed(path: Path) -> InstanceResult:
+    """The result in file `path`, if it can be what was computed for the key that is the file's name.
+
+    Raises:
+        InputError: it cannot be read, says different things in different places, or comes from a version of this
+            package that is known to have got such results wrong.
+    """
+    result = read_result(path)
+    try:
+        doubt = _doubt(result, path.name.removesuffix(".json"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        doubt = f"it is not a whole result ({type(error).__name__}: {' '.join(str(error).split())})"
+    if doubt is not None:
+        raise InputError(f"{str(path)!r} is not believed: {doubt}")
+    return result
+
+
+def fault_of(result: InstanceResult) -> str | None:
+    """Why a result is not to be trusted, if the version that computed it is known to get such results wrong."""
+    return distrusted(result.versions.get("stbp-milp"), result.word)
+
+
+def _doubt(result: InstanceResult, name: str) -> str | None:
+    """What does not fit together in a result whose file has this name."""
+    if result.key != name:
+        return f"it is the result of key {result.key[:12]}..., and its file was copied or renamed"
+    if result.key != _own_key(result):
+        return "its key is not that of the instance, limits and configuration that it names"
+    if result.word not in WORDS:
+        return f"its word is {result.word!r}, which is none of {', '.join(WORDS)}"
+    decided = result.word in ("verified", "falsified")
+    record = result.record
+    if record is None:
+        return f"it is {result.word} without a record" if decided else None
+    said = record["verdict"]
+    if said != (result.word if decided else "unknown"):
+        return f"its word is {result.word!r}, but its record says {said!r}"
+    if record["model"]["digest"] != result.instance["model_sha256"]:
+        return "its record is about another model"
+    if _margin(record["margin"]) != _margin(result.margin):
+        return "its margin is not that of its record"
+    return _doubt_of_evidence(result.word, record)
+
+
+def _own_key(result: InstanceResult) -> str:
+    if result.part is not None:
+        whole, index, count = (result.part[name] for name in ("whole", "index", "of"))
+        # The key of a subtree holds the versions of the driver, which a result does not.
+        return result.key if result.part.get("phases") else key_of_part(whole, index, count)
+    asked, limits, how = result.instance, result.limits, result.configuration
+    digests = asked["model_sha256"], asked["specification_sha256"]
+    return key_of(*digests, limits["timeout"], limits["memory_bytes"], how["solver"], how["seed"])
+
+
+def _doubt_of_evidence(word: str, record: dict[str, Any]) -> str | None:
+    proof, found = record["certificate"], record["counterexample"]
+    if (proof is not None, found is not None) != (word == "verified", word == "falsified"):
+        return f"it is {word}, but its certificate and its counterexample do not say so"
+    if proof is not None and not float(proof["lower"]) > float(proof["slack"]):
+        return "the bound of its certificate does not exceed its rounding slack"
+    if proof is not None and float(proof["lower"]) != float(record["margin"]["lower"]):
+        return "the bound of its certificate is not that of its margin"
+    if found is not None and float(found["margin"]) > 0:
+        return "its counterexample has a positive margin, so it breaks nothing"
+    return None
+
+
+def _margin(bounds: dict[str, Any]) -> tuple[float, float]:
+    lower, upper = float(bounds["lower"]), float(bounds["upper"])
+    if math.isnan(lower) or math.isnan(upper):
+        raise ValueError("a bound of its margin is not a number")
+    return lower, upper
+
+
 def read_result(path: Path) -> InstanceResult:
     """The result in file `path`.
 
@@ -76,7 +162,7 @@ def read_result(path: Path) -> InstanceResult:
         InputError: no such file, or not a result of this schema.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{str(path)!r} cannot be read as a result ({reason}); give one of a batch") from error

@@ -7,21 +7,38 @@ an instance; it goes when the run ends, so a mark that stays counts a worker tha
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from stbp_milp.errors import InputError
-from stbp_milp.files import prepare_folder, remove_abandoned, write_new_file
-from stbp_milp.results import InstanceResult, read_result
+from stbp_milp.files import make_again, prepare_folder, remove_abandoned, write_new_file
+from stbp_milp.results import InstanceResult, believed, fault_of
 
 EVIDENCE = "evidence"
 _RECORDS, _PARTS, _RETRIED, _ATTEMPTS, _RUNS = "records", "parts", "retried", "attempts", "runs"
+
+logger = logging.getLogger(__name__)
+
+_ADVICE = "free its disk or give another folder with --out; the same command goes on where this one stopped"
+
+
+class UnkeptError(InputError):
+    """There is a result, but it cannot be written."""
+
+    def __init__(self, result: InstanceResult, why: str) -> None:
+        super().__init__(result, why)
+        self.result, self.why = result, why
+
+    def __str__(self) -> str:
+        name = f"{self.result.instance['model']}, {self.result.instance['specification']}"
+        return f"the result of {name} is {self.result.word}, but it could not be kept: {self.why}; {_ADVICE}"
 
 
 @dataclass(frozen=True)
@@ -45,19 +62,58 @@ class Folder:
         return {entry.name.removesuffix(".json") for entry in _files(self.path / _RECORDS)}
 
     def result(self, key: str, is_part: bool = False) -> InstanceResult | None:
-        """The result, if there is one."""
+        """The result, if there is one.
+
+        Raises:
+            InputError: what is there cannot be read or believed, see `results.believed`.
+        """
         path = self._place(key, is_part)
-        return read_result(path) if path.exists() else None
+        return believed(path) if path.exists() else None
+
+    def trusted(
+        self, key: str, is_part: bool = False, say: Callable[[str], None] = logger.warning
+    ) -> InstanceResult | None:
+        """The result, if there is one that can be trusted; another is put aside, and its instance runs again.
+
+        Args:
+            say: takes a sentence about what is put aside.
+        """
+        try:
+            result = self.result(key, is_part)
+            fault = None if result is None else fault_of(result)
+            if fault is None:
+                return result
+            say(f"{fault}; such results are put aside and run again")
+        except InputError as error:
+            say(f"{error}; it is put aside and run again")
+        self._put_aside(key, is_part)
+        return None
 
     def keep(self, result: InstanceResult) -> InstanceResult:
-        """Write the result unless another is there already; return the one that is kept."""
-        path = self._place(result.key, result.part is not None)
-        with suppress(InputError):
+        """Write the result unless another that can be trusted is there already; return the one that is kept.
+
+        Where there is no room for both, evidence makes room for the result.
+
+        Raises:
+            UnkeptError: it cannot be written.
+        """
+        is_part = result.part is not None
+        if (kept := self.trusted(result.key, is_part)) is not None:
+            return self._instead_of(result, kept)
+        path = self._place(result.key, is_part)
+        make_again(path.parent)
+        try:
             write_new_file(path, result.to_json().encode())
             return result
-        kept = self.result(result.key, result.part is not None)
-        if kept is None:
-            raise InputError(f"{str(path)!r} cannot be written; free its disk or give another folder with --out")
+        except InputError as error:
+            if (kept := self.trusted(result.key, is_part)) is not None:
+                return self._instead_of(result, kept)
+            if not result.evidence:
+                raise UnkeptError(result, str(error)) from error
+            self.drop_evidence(result.evidence)
+            return self.keep(replace(result, evidence={}, reason=f"its evidence could not be kept: {error}"))
+
+    def _instead_of(self, result: InstanceResult, kept: InstanceResult) -> InstanceResult:
         if kept.evidence != result.evidence:
             self.drop_evidence(result.evidence)
         return kept
@@ -65,7 +121,8 @@ class Folder:
     def drop_evidence(self, evidence: Mapping[str, str]) -> None:
         """Evidence of a run whose result is not kept."""
         for name in evidence.values():
-            (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.path / name).unlink(missing_ok=True)
 
     def put_aside(self, key: str, words: Container[str]) -> None:
         """Keep the result, and those of its parts that have one of the words, under another name.
@@ -81,18 +138,35 @@ class Folder:
 
     def _put_aside(self, key: str, is_part: bool) -> None:
         asides = (self.path / _RETRIED / f"{key}-{number}.json" for number in count(1))
-        self._place(key, is_part).rename(next(path for path in asides if not path.exists()))
+        place, aside = self._place(key, is_part), next(path for path in asides if not path.exists())
+        make_again(aside.parent)
+        try:
+            place.rename(aside)
+        except OSError as error:
+            if place.exists():  # else another process has put it aside
+                raise InputError(f"{str(place)!r} cannot be put aside ({error.strerror or error})") from error
         self.clear_marks(key)
 
     # --- attempts -------------------------------------------------------------------------------------------
 
     def mark(self, key: str, words: Mapping[str, Any]) -> Path:
-        """A mark of a run that begins now."""
+        """A mark of a run that begins now.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        folder = self.path / _ATTEMPTS
+        make_again(folder)
         for number in count(1):
-            path = self.path / _ATTEMPTS / f"{key}-{number}"
-            with suppress(FileExistsError), path.open("x", encoding="utf-8") as stream:
-                json.dump(dict(words), stream)
-                return path
+            path = folder / f"{key}-{number}"
+            try:
+                with path.open("x", encoding="utf-8") as stream:
+                    json.dump(dict(words), stream)
+                    return path
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise InputError(f"{str(path)!r} cannot be written ({error.strerror or error}); {_ADVICE}") from error
         raise AssertionError
 
     def marks(self, key: str) -> list[Path]:
@@ -101,7 +175,8 @@ class Folder:
 
     def clear_marks(self, key: str) -> None:
         for mark in self.marks(key):
-            mark.unlink(missing_ok=True)
+            with suppress(OSError):
+                mark.unlink(missing_ok=True)
 
     def note_run(self, words: Mapping[str, Any]) -> None:
         """That a driver began."""

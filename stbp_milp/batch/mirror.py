@@ -1,13 +1,17 @@
-"""One SQLite file of all results, for queries and reports; written by the driver alone, and read again from `records/`
-where it is not there. `results/README.md` documents its tables.
+"""One SQLite file of all results, for queries and reports; written by the driver alone, from `records/`.
+
+Whenever a driver begins it is made anew, so that no result counts that has no file. `results/README.md` documents its
+tables.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +19,7 @@ from typing import Any, Self
 from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.task import Task
 from stbp_milp.errors import InputError
-from stbp_milp.results import InstanceResult, contradicts
+from stbp_milp.results import InstanceResult, contradicts, fault_of
 
 FILE = "batch.sqlite"
 _COLUMNS = {
@@ -42,6 +46,7 @@ _COLUMNS = {
     "ended_by": "TEXT",
     "stage_seconds": "TEXT",
     "evidence": "TEXT",
+    "clip": "TEXT",
     "set_text": "TEXT",
     "epsilon": "REAL",
     "property_text": "TEXT",
@@ -51,6 +56,9 @@ _COLUMNS = {
 }
 _INSTANCES = "position INTEGER PRIMARY KEY, model TEXT, specification TEXT, timeout REAL, key TEXT, expected TEXT"
 _AT_ONCE = 500
+_MOST_SAID = 10  # sentences about single files
+
+logger = logging.getLogger(__name__)
 
 
 class Mirror:
@@ -66,7 +74,8 @@ class Mirror:
         try:
             self._database.execute("PRAGMA synchronous = OFF")  # records/ is what must last
             columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
-            self._database.execute(f"CREATE TABLE IF NOT EXISTS results ({columns})")
+            self._database.execute("DROP TABLE IF EXISTS results")
+            self._database.execute(f"CREATE TABLE results ({columns})")
             self._database.execute("DROP TABLE IF EXISTS instances")
             self._database.execute(f"CREATE TABLE instances ({_INSTANCES})")
         except sqlite3.Error as error:
@@ -81,30 +90,57 @@ class Mirror:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._database.commit()
+        with suppress(sqlite3.Error):
+            self._database.commit()
         self._database.close()
 
     def begin(self, tasks: Sequence[Task]) -> None:
-        """The list, and all results of the folder; results that are no longer there go."""
+        """The list, and all results of the folder that can be trusted; of the list, others are put aside.
+
+        Raises:
+            InputError: the file cannot be written, or a result cannot be put aside.
+        """
         rows = [
             (i, task.listed["model"], task.listed["specification"], task.limits.timeout, task.key, task.expected)
             for i, task in enumerate(tasks)
         ]
-        self._database.executemany("INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?)", rows)
-        known = {key for (key,) in self._database.execute("SELECT key FROM results")}
-        there = self._folder.keys()
-        self._database.executemany("DELETE FROM results WHERE key = ?", [(key,) for key in known - there])
-        self._database.commit()
-        missing = sorted(there - known)
-        for start in range(0, len(missing), _AT_ONCE):
-            found = [self._folder.result(key) for key in missing[start : start + _AT_ONCE]]
+        try:
+            self._database.executemany("INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._database.commit()
+        except sqlite3.Error as error:
+            raise InputError(f"{FILE!r} cannot be written ({error}); free the disk of {str(self._folder.path)!r}") from error
+        listed = {task.key for task in tasks}
+        there = sorted(self._folder.keys())
+        said: Counter[str] = Counter()
+        for start in range(0, len(there), _AT_ONCE):
+            keys = there[start : start + _AT_ONCE]
+            found = [self._trusted(key, said) if key in listed else self._other(key) for key in keys]
             self.add(result for result in found if result is not None)
+        for sentence, count in said.most_common(_MOST_SAID):
+            logger.warning("%s", sentence if count == 1 else f"{count:,} results: {sentence}")
+        if len(said) > _MOST_SAID:
+            logger.warning("%s", f"{len(said) - _MOST_SAID:,} more results are put aside and run again")
+
+    def _trusted(self, key: str, said: Counter[str]) -> InstanceResult | None:
+        return self._folder.trusted(key, say=lambda sentence: said.update([sentence]))
+
+    def _other(self, key: str) -> InstanceResult | None:
+        """The result of an instance that is not on the list: nothing is done about one that cannot be believed."""
+        try:
+            result = self._folder.result(key)
+        except InputError:
+            return None
+        return None if result is None or fault_of(result) is not None else result
 
     def add(self, results: Iterable[InstanceResult]) -> None:
-        """New results."""
+        """New results; where they cannot be written, their files must do."""
         names = ", ".join("?" * len(_COLUMNS))
-        self._database.executemany(f"INSERT OR REPLACE INTO results VALUES ({names})", map(_row, results))
-        self._database.commit()
+        try:
+            self._database.executemany(f"INSERT OR REPLACE INTO results VALUES ({names})", map(_row, results))
+            self._database.commit()
+        except sqlite3.Error as error:
+            self._database.rollback()
+            logger.warning("%s cannot be written (%s); it is made again when the batch goes on", FILE, error)
 
     def forget(self, keys: Iterable[str]) -> None:
         """Results that were put aside."""
@@ -112,10 +148,13 @@ class Mirror:
         self._database.commit()
 
     def words(self) -> dict[str, tuple[str, bool]]:
-        """Word, and whether it is a contradiction, by key; of the list's instances that have a result."""
-        query = "SELECT key, word, expected, reason FROM results WHERE key IN (SELECT key FROM instances)"
+        """Word, and whether it contradicts what a line of the list expects, by key; of those that have a result."""
+        query = "SELECT key, word, instances.expected, reason FROM results JOIN instances USING (key)"
+        found: dict[str, tuple[str, bool]] = {}
         with closing(self._database.execute(query)) as rows:
-            return {key: (word, contradicts(word, expected, reason)) for key, word, expected, reason in rows}
+            for key, word, expected, reason in rows:
+                found[key] = word, contradicts(word, expected, reason) or found.get(key, (word, False))[1]
+        return found
 
 
 def in_file(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -126,6 +165,7 @@ def in_file(path: Path, query: str) -> list[tuple[Any, ...]]:
 
 def _row(result: InstanceResult) -> tuple[Any, ...]:
     record: dict[str, Any] = result.record or {}
+    asked: dict[str, Any] = result.instance.get("asked") or {}
     lower, upper = result.bounds()
     entries = {
         "lower": lower,
@@ -139,9 +179,10 @@ def _row(result: InstanceResult) -> tuple[Any, ...]:
         "seed": result.configuration["seed"],
         "stage_seconds": json.dumps(result.stage_seconds),
         "evidence": json.dumps(result.evidence),
-        "set_text": record.get("set", {}).get("text"),
-        "epsilon": record.get("set", {}).get("epsilon"),
-        "property_text": record.get("property", {}).get("text"),
+        "clip": asked.get("clip") or record.get("clip", {}).get("source"),
+        "set_text": record.get("set", {}).get("text") or asked.get("set"),
+        "epsilon": record.get("set", {}).get("epsilon", asked.get("epsilon")),
+        "property_text": record.get("property", {}).get("text") or asked.get("property"),
         "model_name": record.get("model", {}).get("name"),
         "commit_": result.versions.get("commit"),
         "parts": None if result.parts is None else len(result.parts),

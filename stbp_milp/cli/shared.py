@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from stbp_milp.versions import VERSION
+
 
 class Positive(click.ParamType[float]):
     """A finite number above 0; click's own ranges let NaN pass."""
@@ -33,5 +35,5 @@ solver = click.option(
 )
 seed = click.option("--seed", type=_SEEDS, default=0, show_default=True, help="Of every random choice.")
 verbose = click.option("--verbose", "-v", count=True, help="Log to stderr; twice for details.")
-version = click.version_option(package_name="stbp-milp", prog_name="stbp-milp", message="%(prog)s %(version)s")
+version = click.version_option(VERSION, prog_name="stbp-milp", message="%(prog)s %(version)s")
 help_ = click.help_option("--help", "-h")

@@ -27,6 +27,7 @@ from stbp_milp.report.html.clips import Viewers, pack_all, pack_bytes
 from stbp_milp.report.html.instance import Instance
 from stbp_milp.report.html.run import Run
 from stbp_milp.results import WORDS
+from stbp_milp.versions import VERSION
 
 GENERATOR = "stbp-milp report"
 
@@ -82,7 +83,7 @@ def render(run: Run, changes: Changes | None, viewers: Viewers, home: Path) -> s
     groups = figures.groups(instances)
     text: str = template.render(
         generator=GENERATOR,
-        version=metadata.version("stbp-milp"),
+        version=VERSION,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         run=run,
         name=_name(run),
