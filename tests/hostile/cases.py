@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .programs import FLAT, PAIRS, RELUS, SAMES, Exact, Norm, Pair, Pool, Program, Relu, Same, Constant, exactly
+from .programs import FLAT, PAIRS, RELUS, SAMES, Constant, Exact, Pair, Pool, Program, Relu, Same, exactly
 from .regions import KINDS, Region, draw_text
 
 Clause = tuple[int, ...]
@@ -119,9 +119,10 @@ def _searched(
         at = clips.clone().requires_grad_(True)
         values = module(at * 1.0) @ forms.T
         least = torch.stack([values[:, list(clause)].amax(1) for clause in clauses], 1).amin(1)
-        if not least.requires_grad:
+        try:
+            (slope,) = torch.autograd.grad(least.sum(), at)
+        except RuntimeError:  # detached, or an in-place operator took what the slope needs
             break
-        (slope,) = torch.autograd.grad(least.sum(), at)
         corner = torch.where(slope > 0, boxes[0], torch.where(slope < 0, boxes[1], clips))
         clips = torch.where(covers, corner, clean)
         tried.append(clips)
@@ -304,9 +305,7 @@ def _detour(random: np.random.Generator, program: Program, at: int, size: float)
         return program.add(Pair("torch.add"), program.add(Pair("add"), far, at), back)
     factor = 2.0 ** float(np.floor(np.log2(size)))
     at = program.add(Constant("mul", factor), at)
-    return program.add(Constant(str(_pick(random, ("div", "mul"))), factor), at) if False else program.add(
-        Constant("div", factor), at
-    )
+    return program.add(Constant("div", factor), at)
 
 
 def norms(number: int) -> Instance:
