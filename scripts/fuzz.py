@@ -6,7 +6,7 @@
 
 The families are in tests/hostile/cases.py, the judge in tests/hostile/judge.py. An instance is named by its family and
 its number; every other one is asked *blind*, without attack and minimisers, so that only proofs decide. With `--out`,
-a run that was interrupted goes on where it stopped. Exit code 4 on the first wrong answer, 1 if there were only crashes.
+a run that was interrupted goes on where it stopped. Exit code 4 on the first wrong answer, 1 if there were crashes.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ def main() -> int:
     parser.add_argument("--solver", choices=("alternate", *SOLVERS, "gurobi"), default="alternate")
     parser.add_argument("--timeout", type=float, help="seconds an instance (default 1, 2 and 3 in turn)")
     parser.add_argument("--out", type=Path, help="a JSON Lines file; what is in it already is not asked again")
-    parser.add_argument("--keep-going", action="store_true", help="count wrong answers instead of stopping at the first")
+    parser.add_argument(
+        "--keep-going", action="store_true", help="count wrong answers instead of stopping at the first"
+    )
     arguments = parser.parse_args()
     console, began = Console(), time.monotonic()
     families = list(FAMILIES) if arguments.family == "all" else [arguments.family]

@@ -94,7 +94,8 @@ def make_record(
         key=query_key(query, configuration),
         date=(date or datetime.now(UTC)).isoformat(timespec="milliseconds"),
         command=command,
-        model={"name": query.model.name, "digest": query.model.digest, "source": str(query.model.source)},
+        model={"name": query.model.name, "digest": query.model.digest, "source": str(query.model.source)}
+        | {"reading": plain(outcome.reading)},
         clip={"source": clip_source, "sha256": clip_digest(query.clip), "shape": list(query.clip.shape)},
         set=plain(asked_set(query)),
         property={"text": query.property.text, "sha256": property_digest(query.property)},

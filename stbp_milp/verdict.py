@@ -105,6 +105,8 @@ class Outcome:
             "relu search", "milp"), or None for unknown.
         stage_seconds: wall time by stage.
         counts: subproblems bounded, splits, programs solved and the like, by name.
+        reading: how far the network and the original were apart at most, on the clips that were tried last, relative
+            to the sizes of their scores (`network.reading`).
     """
 
     verdict: Verdict
@@ -115,6 +117,7 @@ class Outcome:
     seconds: float
     stage_seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    reading: float = 0.0
 
     @property
     def word(self) -> str:

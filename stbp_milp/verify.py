@@ -475,6 +475,24 @@ class _Run:
             return self._outcome(Unknown(_BESIDE), None)
         return self._outcome(Falsified(counterexample), counterexample.stage)
 
+    def _reading(self, proved: bool) -> float:
+        """How far the network and the original are apart on this query's own clips.
+
+        Raises:
+            SoundnessError: so far that a proof about the one says nothing about the other.
+        """
+        if not self.judge.last:
+            return 0.0
+        clips = torch.stack(list(self.judge.last.values())).to(torch.float32).numpy()
+        found = self.query.model.compared(clips)
+        if proved and (wrong := found.disagreement):
+            raise SoundnessError(
+                f"the network read from {self.query.model.source} gives {wrong.read:.6g} as output {wrong.output} on a "
+                f"clip of the set, the original {wrong.expected:.6g} (rounding explains {wrong.allowed:.3g}); it "
+                "uses an operator in a way that is read wrongly, report it"
+            )
+        return found.largest
+
     def _compare(self) -> None:
         """Does what was proved fit what was seen, by our network and by the original? Asked at every ending.
 
@@ -501,6 +519,7 @@ class _Run:
 
     def _outcome(self, verdict: Verdict, decided_by: str | None) -> Outcome:
         self._compare()
+        reading = self._reading(isinstance(verdict, Verified))
         return Outcome(
             verdict,
             min(self.ledger.lower, self.judge.least),
@@ -510,6 +529,7 @@ class _Run:
             self.deadline.elapsed(),
             dict(self.ledger.seconds),
             dict(self.ledger.counts),
+            reading,
         )
 
 

@@ -108,7 +108,9 @@ class Mirror:
             self._database.executemany("INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?)", rows)
             self._database.commit()
         except sqlite3.Error as error:
-            raise InputError(f"{FILE!r} cannot be written ({error}); free the disk of {str(self._folder.path)!r}") from error
+            raise InputError(
+                f"{FILE!r} cannot be written ({error}); free the disk of {str(self._folder.path)!r}"
+            ) from error
         listed = {task.key for task in tasks}
         there = sorted(self._folder.keys())
         said: Counter[str] = Counter()

@@ -22,10 +22,9 @@ from stbp_milp.errors import InputError
 from stbp_milp.network.graph import Network
 from stbp_milp.network.onnx_file import OnnxFile, open_onnx
 from stbp_milp.network.onnx_reader import read_onnx_file
+from stbp_milp.network.reading import LARGE, Comparison, compared, multiplications
 from stbp_milp.network.torch_reader import private_copy, read_module
 from stbp_milp.network.views import on_clips, predicts_clips
-
-AGREEMENT = 1e-4  # float32 rounding of the original, relative to 1 + |score|
 
 Predict = Callable[[np.ndarray], np.ndarray]  # (N, C, T, H, W) float32 -> (N, K)
 
@@ -46,6 +45,16 @@ class Model:
     name: str
     digest: str  # sha256 of the file, or of the layers read from a module
     source: str  # the path, or the class of the module
+    reference: Predict | None = None  # the original in float64; None where it is large, or cannot run so
+
+    def compared(self, clips: np.ndarray) -> Comparison:
+        """The network and the original on clips `(N, C, T, H, W)`, in float64 where the original can run so."""
+        if self.reference is not None:
+            try:
+                return compared(self.network, self.reference(clips), clips, torch.float64)
+            except (RuntimeError, TypeError):  # a part that insists on float32
+                pass
+        return compared(self.network, self.predict(clips.astype(np.float32)), clips, torch.float32)
 
 
 def load_model(source: str | Path | nn.Module, input_shape: Sequence[int] | None = None) -> Model:
@@ -60,7 +69,8 @@ def load_model(source: str | Path | nn.Module, input_shape: Sequence[int] | None
     """
     own = _load_module(source, input_shape) if isinstance(source, nn.Module) else _load_onnx(source, input_shape)
     shape = own.network.input_shape
-    model = replace(own, network=on_clips(own.network), predict=predicts_clips(own.predict, shape))
+    reference = None if own.reference is None else predicts_clips(own.reference, shape)
+    model = replace(own, network=on_clips(own.network), predict=predicts_clips(own.predict, shape), reference=reference)
     _check_reading(model)
     return model
 
@@ -70,7 +80,8 @@ def _load_module(module: nn.Module, input_shape: Sequence[int] | None) -> Model:
     if input_shape is None:
         raise InputError(f"the input shape of module {name} is unknown; give input_shape, as in (1, 8, 16, 16)")
     network = read_module(module, input_shape)
-    return Model(network, _module_predict(module), name, _network_digest(network), f"torch module {name}")
+    reference = _module_predict(module, torch.float64) if multiplications(network) <= LARGE else None
+    return Model(network, _module_predict(module), name, _network_digest(network), f"torch module {name}", reference)
 
 
 def _load_onnx(path: str | Path, input_shape: Sequence[int] | None) -> Model:
@@ -82,10 +93,12 @@ def _load_onnx(path: str | Path, input_shape: Sequence[int] | None) -> Model:
 # --- the original -----------------------------------------------------------------------------------------
 
 
-def _module_predict(module: nn.Module) -> Predict:
+def _module_predict(module: nn.Module, dtype: torch.dtype | None = None) -> Predict:
+    """Runs a copy of the module in its own floating-point type, or in another."""
     own = private_copy(module)
+    own = own if dtype is None else own.to(dtype)
     sample = next(itertools.chain(own.parameters(), own.buffers()), torch.empty(0))
-    dtype = sample.dtype if sample.is_floating_point() else torch.float32
+    dtype = dtype or (sample.dtype if sample.is_floating_point() else torch.float32)
 
     def predict(clips: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -146,26 +159,18 @@ def _check_reading(model: Model) -> None:
             f"{model.source} cannot run on clips of shape {model.network.input_shape}: {error}; "
             "check the input shape and that the model takes several clips at once"
         ) from error
-    # In float32 and clip by clip: convolutions of video in float64 are several times slower and larger.
-    single = model.network.to(torch.float32)
-    with torch.no_grad():
-        scores = [single(torch.from_numpy(sample[None]))[0] for sample in samples]
-    read = torch.stack(scores).numpy()
-    if expected.shape != read.shape:
+    if expected.shape != (len(samples), *model.network.output_shape):
         raise InputError(
             f"{model.source} returns shape {expected.shape} for {len(samples)} clips, the network read from it "
-            f"{read.shape}; expected one flat row of scores per clip"
+            f"{(len(samples), *model.network.output_shape)}; expected one flat row of scores per clip"
         )
-    difference = np.abs(read - expected)
-    excess = difference - AGREEMENT * (1.0 + np.abs(expected))
-    if np.isfinite(excess).all() and excess.max() <= 0.0:
-        return
-    clip, output = np.unravel_index(np.argmax(np.nan_to_num(excess, nan=np.inf)), excess.shape)
-    raise InputError(
-        f"the network read from {model.source} disagrees with the original at output {output} of sample clip {clip}: "
-        f"{read[clip, output]:.6g} instead of {expected[clip, output]:.6g} (difference {difference[clip, output]:.3g}, "
-        f"allowed {AGREEMENT:g} * (1 + |score|)); the model uses an operator in a way that is read wrongly, report it"
-    )
+    if wrong := model.compared(samples).disagreement:
+        raise InputError(
+            f"the network read from {model.source} disagrees with the original at output {wrong.output} of sample clip "
+            f"{wrong.clip}: {wrong.read:.6g} instead of {wrong.expected:.6g} (difference "
+            f"{abs(wrong.read - wrong.expected):.3g}, rounding explains {wrong.allowed:.3g}); the model uses an "
+            "operator in a way that is read wrongly, report it"
+        )
 
 
 def _samples(input_shape: tuple[int, ...]) -> np.ndarray:  # (4, *input_shape) float32

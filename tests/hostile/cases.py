@@ -81,7 +81,12 @@ def _region(random: np.random.Generator, voxels: tuple[int, int, int], channels:
 def _unit(random: np.random.Generator, voxels: tuple[int, int, int], kind: str = "") -> Region:
     """In [0, 1] with a large radius."""
     clip = np.full((1, *voxels), 0.5) + random.integers(-8, 9, (1, *voxels)) / 64
-    return Region(draw_text(kind or str(_pick(random, KINDS)), voxels, random), clip, float(_pick(random, (0.25, 1.0))), (0.0, 1.0))
+    return Region(
+        draw_text(kind or str(_pick(random, KINDS)), voxels, random),
+        clip,
+        float(_pick(random, (0.25, 1.0))),
+        (0.0, 1.0),
+    )
 
 
 def _voxels(random: np.random.Generator, least: int = 2) -> tuple[int, int, int]:
@@ -234,7 +239,7 @@ def rounding(number: int) -> Instance:
 
 
 def cancel(number: int) -> Instance:
-    """A bump among neurons that cancel: `M (relu(z) - relu(z + 1) + 1) + c`, sums in halves, hidden by dead outputs or not."""
+    """A bump among neurons that cancel: `M (relu(z) - relu(z + 1) + 1) + c`, in halves, hidden or not."""
     random = np.random.default_rng([1, number])
     region = _unit(random, _voxels(random))
     n = region.clip.size
@@ -333,7 +338,9 @@ def constants(number: int) -> Instance:
     """Constants that the reader must round: division by 3, means over 3 or 5 or 7; then large products that cancel."""
     random = np.random.default_rng([4, number])
     w = int(_pick(random, (3, 5, 6, 7)))
-    region = _unit(random, (int(random.integers(1, 3)), 1, w), _pick(random, ("everywhere", "any-frames", "pixels", "frames")))
+    region = _unit(
+        random, (int(random.integers(1, 3)), 1, w), _pick(random, ("everywhere", "any-frames", "pixels", "frames"))
+    )
     program = Program(region.clip.shape, double=bool(random.random() < 0.7))
     size = 10.0 ** random.uniform(0, 12)
     kind = _pick(random, ("div", "average", "mean", "adaptive", "mul"))
@@ -420,12 +427,16 @@ def planted(number: int) -> Instance:
     fillers = int(random.integers(0, 8))
     free = random.normal(size=(fillers, n)) / np.sqrt(n)
     weight = np.concatenate([bump.weight, free])
-    at = program.dense(program.add(Same(str(_pick(random, FLAT))), 0), a * weight, a * np.concatenate([bump.bias, -free.sum(1) / 2]))
+    at = program.dense(
+        program.add(Same(str(_pick(random, FLAT))), 0), a * weight, a * np.concatenate([bump.bias, -free.sum(1) / 2])
+    )
     at = program.add(Relu(str(_pick(random, RELUS))), at)
     second = np.concatenate([bump.second, 0.01 * random.normal(size=fillers)])
     at = program.add(Relu(), program.dense(at, b / a * second[None], [b]))
     program.dense(at, [[-c / b], [0.0]], [c / 2, 0.0])
-    return _finish("planted", number, random, program, region, [point], float(_pick(random, (0.0, 1e-6, -1e-9, -0.2, -0.5))))
+    return _finish(
+        "planted", number, random, program, region, [point], float(_pick(random, (0.0, 1e-6, -1e-9, -0.2, -0.5)))
+    )
 
 
 def aliases(number: int) -> Instance:
@@ -472,7 +483,9 @@ def graphs(number: int) -> Instance:
     branches = []
     for _ in range(int(random.integers(1, 4))):
         d, scale = 2, 10.0 ** (float(random.uniform(-8, 8)) if random.random() < 0.3 else 0.0)
-        at = program.conv(0, scale * random.normal(size=(d, channels, 2, 2, 2)) / span, scale * 0.3 * random.normal(size=d))
+        at = program.conv(
+            0, scale * random.normal(size=(d, channels, 2, 2, 2)) / span, scale * 0.3 * random.normal(size=d)
+        )
         if random.random() < 0.4:
             numbers = random.uniform(-0.3, 0.3, d), random.uniform(0.3, 1.5, d), random.uniform(-1.5, 1.5, d)
             at = program.norm(at, scale * numbers[0], scale**2 * numbers[1], numbers[2], 0.1 * numbers[0])

@@ -75,7 +75,7 @@ def blind() -> Iterator[None]:
 
     with (
         mock.patch.object(stbp_milp.verify, "attack", clean_clip),
-        mock.patch.object(Expander, "try_minimisers", lambda *arguments: None),
+        mock.patch.object(Expander, "try_minimisers", return_value=None),
         mock.patch.object(Judge, "__call__", only_clean),
     ):
         yield
@@ -116,7 +116,12 @@ def judged(instance: Instance, outcome: Outcome) -> list[Fault]:
     faults = []
     if isinstance(outcome.verdict, Verified) and least <= 0:
         faults.append(
-            Fault("verified", f"verified, but the exact margin of a clip of the set is {_number(least)}", float(-least), point)
+            Fault(
+                "verified",
+                f"verified, but the exact margin of a clip of the set is {_number(least)}",
+                float(-least),
+                point,
+            )
         )
     if isinstance(outcome.verdict, Falsified):
         clip = outcome.verdict.counterexample.clip.double().numpy()
@@ -126,7 +131,9 @@ def judged(instance: Instance, outcome: Outcome) -> list[Fault]:
             least, point = exact, exactly(clip)
     above = _above(outcome.lower, least)
     if above > 0:
-        text = f"the proved lower bound {outcome.lower!r} exceeds the exact margin {_number(least)} of a clip of the set"
+        text = (
+            f"the proved lower bound {outcome.lower!r} exceeds the exact margin {_number(least)} of a clip of the set"
+        )
         faults.append(Fault("lower", text, above, point))
     return faults
 
@@ -142,7 +149,9 @@ def _counterexample(instance: Instance, clip: np.ndarray) -> list[Fault]:
     if not instance.region.holds(exact):
         low, high = instance.region.box()
         beyond = max(float((low - exact).max()), float((exact - high).max()))
-        faults.append(Fault("outside", f"the counterexample is not in the set (outside of its box by {beyond:g})", beyond, exact))
+        faults.append(
+            Fault("outside", f"the counterexample is not in the set (outside of its box by {beyond:g})", beyond, exact)
+        )
     module = instance.program.module()
     number_type = torch.float64 if instance.program.double else torch.float32
     with torch.no_grad():
@@ -153,9 +162,11 @@ def _counterexample(instance: Instance, clip: np.ndarray) -> list[Fault]:
     if not replayed <= 0:
         faults.append(Fault("replay", f"run again, the counterexample has margin {replayed!r}", replayed, exact))
     margin, error = instance.margin(exact), instance.program.execution_error(exact)
-    allowed = error * Fraction(float(abs(instance.rows).sum(1).max())) + abs(Fraction(float(instance.offset.max()))) / 2**50
+    allowed = (
+        error * Fraction(float(abs(instance.rows).sum(1).max())) + abs(Fraction(float(instance.offset.max()))) / 2**50
+    )
     if margin > allowed:
-        text = f"falsified, but the exact margin of the counterexample is {_number(margin)}, execution errs by {_number(allowed)}"
+        text = f"falsified, but its exact margin is {_number(margin)}, execution errs by {_number(allowed)}"
         faults.append(Fault("margin", text, float(margin), exact))
     return faults
 

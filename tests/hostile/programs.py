@@ -104,7 +104,9 @@ class Conv:
     def exact(self, *operands: Exact) -> Exact:
         crops, sizes = _windows(operands[0], self.weight.shape[2:], self.stride)
         rows = [row.ravel().tolist() for row in self.weight]
-        values = [_inner(row, crop) + Fraction(float(b)) for row, b in zip(rows, self.bias, strict=True) for crop in crops]
+        values = [
+            _inner(row, crop) + Fraction(float(b)) for row, b in zip(rows, self.bias, strict=True) for crop in crops
+        ]
         return np.array(values, dtype=object).reshape(1, len(rows), *sizes)
 
     def absolute(self) -> Conv:

@@ -112,7 +112,7 @@ def _fits(changed: np.ndarray, rows: int, columns: int) -> bool:
 
 
 def draw_text(kind: str, voxels: tuple[int, int, int], random: np.random.Generator) -> str:
-    t, h, w = voxels
+    t = voxels[0]
     m, rows, columns = (int(random.integers(1, n + 1)) for n in voxels)
     if kind == "frames":
         return "frames:" + ",".join(str(n) for n in sorted(random.permutation(t)[:m].tolist()))

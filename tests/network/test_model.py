@@ -13,7 +13,8 @@ from torch import nn
 
 from stbp_milp.errors import InputError
 from stbp_milp.network import model as model_module
-from stbp_milp.network.layers import Scale
+from stbp_milp.network.graph import Network
+from stbp_milp.network.layers import Linear, Scale
 from stbp_milp.network.model import load_model
 from stbp_milp.network.torch_reader import read_module
 
@@ -95,3 +96,37 @@ def test_published_flat_network(data: Path) -> None:
     clips = np.random.default_rng(0).random((3, 1, 1, 1, 784), dtype=np.float32)
     scores = model.network(torch.from_numpy(clips).double()).numpy()
     np.testing.assert_allclose(model.predict(clips), scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("error", [0.0, 1e-6])
+def test_a_reading_is_checked_as_sharply_at_every_scale(scale: float, error: float) -> None:
+    """Relative to the numbers that went into a score: a weight that is off by a millionth is seen, rounding is not."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv3d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
+    with torch.no_grad():
+        module[3].weight.mul_(scale)
+        module[3].bias.mul_(scale)
+    model = load_model(module, (1, 2, 2, 2))
+    last = model.network.nodes[-1]
+    assert isinstance(last.layer, Linear)
+    weight = last.layer.weight.clone()
+    weight[1, 2] *= 1 + error
+    changed = dataclasses.replace(last, layer=Linear(weight, last.layer.bias))
+    read = dataclasses.replace(model, network=Network((*model.network.nodes[:-1], changed)))
+    clips = np.random.default_rng(0).random((4, 1, 2, 2, 2), dtype=np.float32) * 0.5 + 0.5
+    found = read.compared(clips)
+    assert (found.disagreement is not None) == (error > 0)
+    assert found.largest <= 1e-12 or error > 0
+
+
+def test_a_score_that_cancels_is_not_asked_for_digits_that_it_does_not_have() -> None:
+    """The order of a sum of large numbers decides the last digits of a small score; that is no misreading."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)).double()
+    with torch.no_grad():
+        module[1].weight.mul_(1e9)
+        module[3].weight[0] = 1e3
+        module[3].weight[1] = -1e3
+    model = load_model(module, (1, 4, 4, 4))
+    assert model.compared(np.random.default_rng(0).random((8, 1, 4, 4, 4), dtype=np.float32)).disagreement is None

@@ -1,0 +1,101 @@
+"""Does a network compute what the model it was read from computes? Asked on clips, relative to the numbers involved.
+
+A score is compared relative to its *size*: what the terms of the layer that makes it add up to in magnitude. So a model
+times 1e-8 or 1e8 is checked as sharply as the model itself, and a score that is a small difference of large numbers is
+not asked for digits that it does not have. Where scores differ by more than that, the rounding errors of all layers
+are estimated as they reach the score (a running error analysis to first order: every layer's own rounding, weighted by
+the derivative of the score by its value), and only what exceeds them is a disagreement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stbp_milp.network.graph import Network
+from stbp_milp.network.layers import ReLU
+from stbp_milp.network.operations import apply, linear, products, reads
+
+LARGE = 2e9  # multiplications: networks beyond are compared in float32, which takes a fraction of the time and memory
+_SUSPECTS = 4  # outputs of a clip whose rounding errors are estimated
+_SAFETY = 64.0  # times the estimate; sums of many terms are usually far better
+_QUICK = {torch.float64: 2.0**-30, torch.float32: 2.0**-15}  # differences relative to sizes that nobody asks about
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Where a reading differs from its original by more than rounding explains."""
+
+    clip: int
+    output: int
+    read: float
+    expected: float
+    allowed: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The largest difference of a score, relative to its size, and the worst disagreement, if there is any."""
+
+    largest: float
+    disagreement: Disagreement | None
+
+
+def compared(network: Network, expected: np.ndarray, clips: np.ndarray, dtype: torch.dtype) -> Comparison:
+    """The network's scores on clips `(N, *input_shape)` against the original's `(N, K)`, computed in `dtype`."""
+    own = torch.float32 if multiplications(network) > LARGE else torch.float64
+    precision = torch.float32 if torch.float32 in (own, dtype) else torch.float64
+    cast = network.to(own)
+    largest, worst = 0.0, None
+    for i, clip in enumerate(clips):
+        with torch.no_grad():
+            values = cast.values(torch.from_numpy(clip[None]).to(own))
+            sizes = _size(cast, len(cast.nodes) - 1, values)[0].clamp(min=torch.finfo(own).tiny)
+        read, size = values[-1][0].to(torch.float64), sizes.to(torch.float64)
+        truth = torch.from_numpy(np.asarray(expected[i], dtype=np.float64))
+        difference = (read - truth).abs()
+        relative = (difference / size).nan_to_num(nan=torch.inf)
+        largest = max(largest, float(relative.max()))
+        suspects = relative.argsort(descending=True)[:_SUSPECTS]
+        for output in suspects[relative[suspects] > _QUICK[precision]].tolist():
+            allowed = _SAFETY * _rounding(cast, values, output) * torch.finfo(precision).eps
+            if not float(difference[output]) <= allowed:
+                found = Disagreement(i, output, float(read[output]), float(truth[output]), allowed)
+                worst = worst or found
+    return Comparison(largest, worst)
+
+
+def multiplications(network: Network) -> int:
+    """Of a forward pass."""
+    return sum(products(node.layer, node.shape) for node in network.nodes)
+
+
+def _size(network: Network, position: int, values: list[Tensor]) -> Tensor:
+    """What the terms of a node add up to in magnitude, `(N, *shape)`; of a ReLU and the input, the value's own."""
+    node = network.nodes[position]
+    if position == 0 or isinstance(node.layer, ReLU):
+        return values[position].abs()
+    operands = [values[i] for i in node.inputs]
+    size = apply(node.layer, [torch.zeros_like(x) for x in operands]).abs()
+    for k, x in enumerate(operands):
+        if reads(node.layer, k):
+            size = size + linear(node.layer, k, x.abs(), absolute=True)
+    return size
+
+
+def _rounding(network: Network, values: list[Tensor], output: int) -> float:
+    """`sum over nodes of |d score / d value| . size`: what a relative error of 1 in every layer would do to a score."""
+    leaves = [value.detach().requires_grad_() for value in values[:1]]
+    with torch.enable_grad():
+        for node in network.nodes[1:]:
+            leaves.append(apply(node.layer, [leaves[i] for i in node.inputs]))
+        slopes = torch.autograd.grad(leaves[-1][0, output], leaves, allow_unused=True)
+    total = 0.0
+    with torch.no_grad():
+        for position, slope in enumerate(slopes):
+            if slope is not None:
+                total += float((slope.abs() * _size(network, position, values)).sum())
+    return total
