@@ -311,11 +311,9 @@ def solve(model: Model, subproblem: Subproblem, variant: Variant, seconds: float
         return reports[-1]
 
     began = time.monotonic()
-    # solve_piece returns a bound and a candidate; why the solver stopped is only seen here.
     with patch.object(exact, "minimum", reporting):
-        bound, candidate = solve_piece(
-            piece, source.stages, clause.rows, clause.offset, variant.options, Deadline.after(seconds)
-        )
+        solved = solve_piece(piece, source.stages, clause.rows, clause.offset, variant.options, Deadline.after(seconds))
+    bound, candidate = solved.bound, solved.candidate
     took = time.monotonic() - began
     result = reports[0] if reports else None
     said = result is not None and (

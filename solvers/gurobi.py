@@ -18,6 +18,7 @@ from solvers.program import MixedIntegerProgram
 
 BUNDLED_SIZE = 2000  # variables, and rows, that the bundled licence allows
 _SIZE_LIMIT_EXCEEDED = 10010
+_NO_WIDTH = 1e-9  # rows no wider than this are equations: Gurobi keeps them to 1e-6, and each counts once
 _BOUNDED = (Termination.TIME, Termination.MEMORY, Termination.STOPPED_ABOVE)  # ends that leave a dual bound behind
 
 
@@ -96,7 +97,7 @@ def _fill(model: Any, program: MixedIntegerProgram) -> Any:
     types = np.where(program.integer, "B", "C")
     variables = model.addMVar(program.variables, lb=program.lower, ub=program.upper, vtype=types)
     model.setObjective(program.cost @ variables + program.offset)
-    equal = program.row_lower == program.row_upper
+    equal = program.row_upper - program.row_lower <= _NO_WIDTH
     for chosen, sense, sides in (
         (equal, "=", program.row_lower),
         (~equal & np.isfinite(program.row_lower), ">", program.row_lower),

@@ -7,7 +7,11 @@ means "nothing better", so it is never set. A callback that reads the dual bound
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -49,12 +53,27 @@ class Highs:
         return _read(solver, program, limits, began)
 
 
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """What C code prints to the process's standard output is lost inside."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def highs_model(program: MixedIntegerProgram, limits: SolveLimits, relaxed: bool = False) -> Any:
     """A quiet solver that holds the program (`relaxed`: without integrality)."""
     import highspy
 
-    solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
-    solver.silent()
+    with _quiet_stdout():  # it greets while it is created, before it can be told to be silent
+        solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+        solver.silent()
     solver.setOptionValue("threads", limits.threads)
     if limits.threads == 1:
         solver.setOptionValue("parallel", "off")

@@ -109,7 +109,7 @@ def make_record(
         stage_seconds=plain(outcome.stage_seconds),
         counts=plain(outcome.counts),
         certificate=_certificate(verdict.certificate) if isinstance(verdict, Verified) else None,
-        counterexample=_counterexample(verdict, files or {}) if isinstance(verdict, Falsified) else None,
+        counterexample=_counterexample(query, verdict, files or {}) if isinstance(verdict, Falsified) else None,
         versions=versions(),
         machine={"node": platform.node(), "system": platform.platform(), "cores": os.cpu_count()},
     )
@@ -199,14 +199,16 @@ def _certificate(certificate: Certificate) -> dict[str, Any]:
     return entries
 
 
-def _counterexample(verdict: Falsified, files: Mapping[str, Path]) -> dict[str, Any]:
+def _counterexample(query: Query, verdict: Falsified, files: Mapping[str, Path]) -> dict[str, Any]:
     found = verdict.counterexample
+    beside = isinstance(query.set, BoxSpecification) and not query.set.contains(found.clip)
     entries: dict[str, Any] = plain(
         {
             "margin": found.margin,
             "outputs": found.outputs,
             "stage": found.stage,
             "clip_sha256": clip_digest(found.clip),
+            "on_rounded_sides": beside,
             "files": {kind: path.name for kind, path in files.items()},
         }
     )

@@ -7,6 +7,7 @@ Margins are in the unit of the network's output; positive means the property hol
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from torch import Tensor
@@ -65,9 +66,47 @@ class Falsified:
     counterexample: Counterexample
 
 
+class Reason(StrEnum):
+    """Why a run ended without a verdict; the value is the batch's word for it."""
+
+    TIME = "timeout"
+    MEMORY = "memout"
+    NO_SOLVER = "no solver"  # nothing was allowed, or able, to settle what splits left
+    SOLVER_REFUSED = "solver refused"
+    SOLVER_TIME = "solver out of time"
+    TOLERANCE = "within tolerances"
+    ROUNDING = "rounding"
+    INTERNAL = "internal error"
+
+
+ADVICE = {
+    Reason.TIME: "give a larger --timeout, or a machine with more cores and a batch that splits the instance",
+    Reason.MEMORY: "give a larger --memory",
+    Reason.NO_SOLVER: "allow a solver with --solver auto",
+    Reason.SOLVER_REFUSED: "use --solver auto, which takes the first solver that accepts a program",
+    Reason.SOLVER_TIME: "give a larger --timeout; a solver gets at most ten seconds for a part of the problem",
+    Reason.TOLERANCE: "the property may hold by less than solvers can tell from 0; ask for a slightly smaller eps",
+    Reason.ROUNDING: "the network's numbers cancel so much that float64 cannot decide; rescale its layers",
+    Reason.INTERNAL: "report this with the model, the clip and the options",
+}
+
+
 @dataclass(frozen=True)
 class Unknown:
+    """No verdict.
+
+    Attributes:
+        kind: why, for programs.
+        reason: why, for people.
+    """
+
+    kind: Reason
     reason: str
+
+    @property
+    def advice(self) -> str:
+        """What may help."""
+        return ADVICE[self.kind]
 
 
 Verdict = Verified | Falsified | Unknown

@@ -8,6 +8,7 @@ ends the run; clauses of the property that are proved are not looked at again.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from solvers import RefusedError
 from stbp_milp.attack import QUICK, THOROUGH, AttackConfiguration, Judge, attack
 from stbp_milp.bounds.ascent import OptimiserOptions
 from stbp_milp.bounds.interrupt import interruptible
@@ -35,12 +37,13 @@ from stbp_milp.plan import Plan
 from stbp_milp.properties import property_of
 from stbp_milp.query import Configuration, Neuron, Query
 from stbp_milp.search import Deadline, Expansion, Pace, Search, SearchEnd, best_first
-from stbp_milp.sets import BoxSpecification, Patch, PerturbationSet, SetSpecification
+from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
 from stbp_milp.verdict import (
     Counterexample,
     Falsified,
     Outcome,
     Progress,
+    Reason,
     Unknown,
     Verdict,
     Verified,
@@ -48,7 +51,6 @@ from stbp_milp.verdict import (
 
 OnProgress = Callable[[Progress], None]
 
-_BESIDE = "no float32 values lie on some sides of the box; the property is broken by those nearest to it"
 _FLOAT32 = 1e-4  # what the original's margins are believed to, relative to its outputs
 _TARGET = 0.0  # bounds hold in spite of rounding, so a margin is proved when its bound is positive
 _TRIAL_SHARE = 0.15  # of the time, until when a trial of an attack that began ends at the latest
@@ -227,6 +229,8 @@ class _Run:
     clean_outputs: tuple[float, ...]
     ledger: Ledger = field(default_factory=Ledger)
     short_of_memory: bool = False
+    refusal: str | None = None  # why the solver that was asked for takes no program
+    open_for: Counter[Reason] = field(default_factory=Counter)  # pieces that programs did not settle
 
     @classmethod
     def of(
@@ -271,13 +275,13 @@ class _Run:
         if end is SearchEnd.CLOSED:
             decided = max(self.ledger.closed, key=STAGES.index)
             return self._outcome(Verified(self.ledger.certificate()), decided)
-        return self._outcome(Unknown(self._reason(end)), None)
+        return self._outcome(self._unknown(end), None)
 
     def interrupted(self, reason: str) -> Outcome:
         """What is known when a fault ends the run: a counterexample stands, whatever came after it."""
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
-        return self._outcome(Unknown(f"internal error: {reason}"), None)
+        return self._outcome(Unknown(Reason.INTERNAL, f"internal error: {reason}"), None)
 
     # --- stages ---------------------------------------------------------------------------------------------
 
@@ -428,11 +432,17 @@ class _Run:
 
         def solve(piece: Piece, deadline: Deadline) -> float:
             rows = list(property.clauses[open_clauses[piece.clause]])
-            bound, candidate = solve_piece(piece, stages, property.rows[rows], property.offset[rows], options, deadline)
-            if candidate is not None:
-                self.judge(piece.family.clips(candidate.unsqueeze(0)), "milp")
-            # A solver's bound counts less its tolerances.
-            return bound - PROOF_MARGIN
+            try:
+                solved = solve_piece(piece, stages, property.rows[rows], property.offset[rows], options, deadline)
+            except RefusedError as error:
+                self.refusal = str(error)
+                return -math.inf
+            if solved.candidate is not None:
+                self.judge(piece.family.clips(solved.candidate.unsqueeze(0)), "milp")
+            lower = solved.bound - PROOF_MARGIN  # a solver's bound counts less its tolerances
+            if lower <= _TARGET:
+                self.open_for[solved.open_for] += 1
+            return lower
 
         return solve
 
@@ -458,21 +468,29 @@ class _Run:
             )
         )
 
-    def _reason(self, end: SearchEnd) -> str:
+    def _unknown(self, end: SearchEnd) -> Unknown:
         if self.short_of_memory and not self.deadline.expired():
             limit = self.memory / 2**30
-            return f"out of memory: the limit of {limit:.3g} GiB has no room for more open parts of the problem"
-        if end is SearchEnd.EXPIRED:
-            return f"out of time after {self.configuration.timeout:g} s"
-        return (
-            "every undecided ReLU was split and no solver was allowed to settle what is left"
-            if self.configuration.solver == "none"
-            else "the margin is too close to 0 for the tolerances of bounds and solvers"
+            return Unknown(
+                Reason.MEMORY,
+                f"out of memory: the limit of {limit:.3g} GiB has no room for more open parts of the problem",
+            )
+        if end is SearchEnd.EXPIRED or self.deadline.expired():
+            return Unknown(Reason.TIME, f"out of time after {self.configuration.timeout:g} s")
+        if self.refusal is not None:
+            return Unknown(Reason.SOLVER_REFUSED, f"no solver took what splits left: {self.refusal}")
+        for kind, sentence in (
+            (Reason.ROUNDING, "numbers of the network cancel so much that rounding hides the sign of what splits left"),
+            (Reason.SOLVER_TIME, "the solver's time for a part of the problem was over before it was settled"),
+            (Reason.TOLERANCE, "the margin is too close to 0 for the tolerances of bounds and solvers"),
+        ):
+            if self.open_for[kind]:
+                return Unknown(kind, sentence)
+        return Unknown(
+            Reason.NO_SOLVER, "every undecided ReLU was split and no solver could be asked about what is left"
         )
 
     def _falsified(self, counterexample: Counterexample) -> Outcome:
-        if isinstance(self.query.set, BoxSpecification) and not self.query.set.contains(counterexample.clip):
-            return self._outcome(Unknown(_BESIDE), None)
         return self._outcome(Falsified(counterexample), counterexample.stage)
 
     def _reading(self, proved: bool) -> float:

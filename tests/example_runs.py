@@ -20,7 +20,7 @@ from stbp_milp.network.model import load_model
 from stbp_milp.properties import same_class
 from stbp_milp.query import Query
 from stbp_milp.sets import SetSpecification
-from stbp_milp.verdict import Certificate, Counterexample, Falsified, Leaf, Outcome, Unknown, Verified
+from stbp_milp.verdict import Certificate, Counterexample, Falsified, Leaf, Outcome, Reason, Unknown, Verified
 
 SHAPE = (1, 4, 6, 6)
 CLEAN_OUTPUTS = (43.2, 36.0, 0.0)
@@ -80,4 +80,6 @@ def falsified(query: Query, stage: str = "attack") -> Outcome:
 
 
 def unknown() -> Outcome:
-    return Outcome(Unknown("out of time after 60 s with 3 parts left"), -0.5, 0.7, CLEAN_OUTPUTS, None, 60.0)
+    return Outcome(
+        Unknown(Reason.TIME, "out of time after 60 s with 3 parts left"), -0.5, 0.7, CLEAN_OUTPUTS, None, 60.0
+    )

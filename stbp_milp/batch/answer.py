@@ -30,7 +30,7 @@ from stbp_milp.records import make_record
 from stbp_milp.report.pictures import save_counterexample
 from stbp_milp.results import CONTRADICTION
 from stbp_milp.sets import BoxSpecification, SetSpecification, divide
-from stbp_milp.verdict import Falsified, Outcome, Progress, Unknown
+from stbp_milp.verdict import Falsified, Outcome, Progress, Reason, Unknown
 from stbp_milp.verify import OnProgress, neurons_to_split
 from stbp_milp.versions import versions
 
@@ -125,9 +125,8 @@ def word_of(outcome: Outcome) -> tuple[str, str | None]:
     """The batch's word for an outcome, and the reason of those without a verdict."""
     if not isinstance(outcome.verdict, Unknown):
         return outcome.word, None
-    reason = outcome.verdict.reason
-    words = {"out of time": "timeout", "out of memory": "memout"}
-    return next((word for start, word in words.items() if reason.startswith(start)), "unknown"), reason
+    unknown = outcome.verdict
+    return unknown.kind if unknown.kind in (Reason.TIME, Reason.MEMORY) else "unknown", unknown.reason
 
 
 def _queries(task: Task) -> list[Query]:

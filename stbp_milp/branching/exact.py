@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers import Preference
+from solvers import Preference, Termination
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching.piece import Piece, stack
 from stbp_milp.milp import Accuracy, InputRegion, cut_rounds, encode, minimum, sign_limits, tighten
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.search import Deadline
+from stbp_milp.verdict import Reason
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,21 @@ class ProgramOptions:
     cut_rounds: int = 4
 
 
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """What a program says of a piece.
+
+    Attributes:
+        bound: a dual bound; infinity where the phases leave no input.
+        candidate: `(*input_shape)`, or None.
+        open_for: why the sign may still be open.
+    """
+
+    bound: float
+    candidate: Tensor | None = None
+    open_for: Reason = Reason.TOLERANCE
+
+
 def solve_piece(
     piece: Piece,
     whole_stages: Sequence[Stage],
@@ -44,10 +60,9 @@ def solve_piece(
     offset: Tensor,
     options: ProgramOptions,
     deadline: Deadline,
-) -> tuple[float, Tensor | None]:
+) -> Solved:
     """Tighten, then minimise the piece's clause, the largest of `rows (R, K) @ output + offset (R,)`.
 
-    Returns the solver's dual bound (infinity where the phases leave no input) and a candidate `(*input_shape)`.
     Where the program's numbers are so large that their rounding reaches a solver's tolerances, no solver is asked.
     """
     batch = stack([piece])
@@ -59,12 +74,12 @@ def solve_piece(
     accuracy = _accuracy(batch.problem, stages, whole)
     tightened = tighten(stages, region, boxes, options.tighten_share * deadline.remaining(), phases, accuracy)
     if tightened.empty:
-        return float("inf"), None
+        return Solved(math.inf)
     if deadline.expired():
-        return -math.inf, None
+        return Solved(-math.inf, open_for=Reason.SOLVER_TIME)
     encoded = encode(stages, region, tightened.boxes, _flat(rows).reshape(rows.shape), _flat(offset), phases, accuracy)
     if deadline.expired():
-        return -math.inf, None
+        return Solved(-math.inf, open_for=Reason.SOLVER_TIME)
     limits = sign_limits(deadline.remaining(), options.memory_bytes, options.threads, options.seed)
     proved = -math.inf
     if options.cut_rounds:
@@ -72,18 +87,19 @@ def solve_piece(
         for done, (lower, stronger) in enumerate(cut_rounds(weaker, options.cut_rounds, 0.3 * deadline.remaining())):
             proved = max(proved, lower)
             if limits.stop_above is not None and proved > limits.stop_above:
-                return proved, None
+                return Solved(proved)
             if done == 1:
                 encoded = stronger
         limits = replace(limits, seconds=deadline.remaining())
         if deadline.expired():
-            return proved, None
+            return Solved(proved, open_for=Reason.SOLVER_TIME)
     if not encoded.trusted:
-        return proved, None
+        return Solved(proved, open_for=Reason.ROUNDING)
     start = _descend(batch.problem, rows.mean(0))
     result = minimum(encoded, options.solver, limits, start.cpu().numpy())
     candidate = None if result.candidate is None else torch.from_numpy(result.candidate).to(rows.device)
-    return max(proved, result.dual_bound), candidate
+    late = result.termination in (Termination.TIME, Termination.MEMORY)
+    return Solved(max(proved, result.dual_bound), candidate, Reason.SOLVER_TIME if late else Reason.TOLERANCE)
 
 
 def _accuracy(problem: Problem, stages: Sequence[Stage], whole: bool) -> Accuracy:

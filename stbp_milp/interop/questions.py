@@ -19,13 +19,13 @@ from stbp_milp.network.model import Model
 from stbp_milp.query import Configuration, Query
 from stbp_milp.records import Record, query_key
 from stbp_milp.search import Deadline
-from stbp_milp.verdict import Certificate, Falsified, Leaf, Outcome, Progress, Unknown, Verdict, Verified
+from stbp_milp.verdict import Certificate, Falsified, Leaf, Outcome, Progress, Reason, Unknown, Verdict, Verified
 from stbp_milp.verify import OnProgress, verify
 
 _LEAVES_KEPT = 1_000
 _FIRST_TRY = 0.25  # of the time goes to a first look at all questions
 _SHORTEST = 0.2  # seconds; with less, of thousands of easy boxes none would be settled
-_UNSEEN = Outcome(Unknown("out of time before it was looked at"), -math.inf, math.inf, (), None, 0.0)
+_UNSEEN = Outcome(Unknown(Reason.TIME, "out of time before it was looked at"), -math.inf, math.inf, (), None, 0.0)
 
 
 def is_vnnlib(path: str | Path) -> bool:
@@ -107,7 +107,9 @@ def _verdict(outcomes: Sequence[Outcome]) -> tuple[Verdict, Outcome]:
             case Verified(certificate):
                 certificates.append(certificate)
     if open_:
-        return Unknown(f"{len(open_)} of {len(outcomes)} boxes stay open; the first: {open_[0].reason}"), least
+        return Unknown(
+            open_[0].kind, f"{len(open_)} of {len(outcomes)} boxes stay open; the first: {open_[0].reason}"
+        ), least
     closed: Counter[str] = Counter()
     leaves: list[Leaf] = []
     for question, certificate in enumerate(certificates):

@@ -25,7 +25,7 @@ from stbp_milp.interop.linear import Linear, difference, is_number, linear, scal
 from stbp_milp.interop.region import Array, UnsafeBox, UnsafeRegion
 from stbp_milp.properties import Property
 
-_MOST_CASES = 5_000
+_MOST_PRODUCTS = 5_000_000  # of cases of several conditions that each have alternatives
 _MOST_BOUNDS = 20_000_000  # of all boxes together: 160 MB a side
 _LARGEST = 3.4e38  # of float32
 _WITHOUT_MEANING = {"set-logic", "set-info", "check-sat", "get-model", "exit"}
@@ -132,9 +132,9 @@ def _all_of(source: Source, at: int, parts: Iterable[list[Case]]) -> list[Case]:
             several.append(part)
     found = [Case(bounds, tuple(rows))]
     for part in several:
-        if len(found) * len(part) > _MOST_CASES:
+        if len(found) > 1 and len(found) * len(part) > _MOST_PRODUCTS:
             raise source.wrong(
-                at, f"its conditions multiply out to more than {_MOST_CASES} cases; split the property into files"
+                at, f"its conditions multiply out to more than {_MOST_PRODUCTS} cases; split the property into files"
             )
         found = [_both(first, second) for first in found for second in part]
     return found

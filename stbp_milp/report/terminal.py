@@ -126,7 +126,7 @@ def explanation(query: Query, outcome: Outcome) -> str:
         case Falsified(found):
             says = answer(query, found.outputs)
             return f"a clip of the set breaks the property: the model says {says} (found by {found.stage})"
-        case Unknown(reason):
+        case Unknown(reason=reason):
             return reason
 
 

@@ -195,36 +195,37 @@ class BoxSpecification:
         return float(self.lower.min()), float(self.upper.max())
 
     def centre(self) -> Tensor:
-        """The middle (C, T, H, W) in float64, moved to float32 values in the box; see `contains`."""
-        middle = (self.lower + (self.upper - self.lower) / 2).to(torch.float32)
+        """The middle (C, T, H, W), moved to float32 values of the widened box, in float64."""
+        lower, upper = self.widened()
+        middle = (lower + (upper - lower) / 2).to(torch.float32)
         infinity = torch.full_like(middle, torch.inf)
-        down = torch.where(middle > self.upper, torch.nextafter(middle, -infinity), middle)
-        inside = torch.where(down < self.lower, torch.nextafter(down, infinity), down)
-        # Where a side is so short that no float32 value lies on it, the one nearest to it.
-        return torch.where(inside > self.upper, middle, inside).to(torch.float64)
+        down = torch.where(middle > upper, torch.nextafter(middle, -infinity), middle)
+        return torch.where(down < lower, torch.nextafter(down, infinity), down).to(torch.float64)
 
     def contains(self, clip: Tensor) -> bool:
-        """Is `clip` (C, T, H, W) in the box, exactly?"""
+        """Is `clip` (C, T, H, W) in the box as it was given, exactly?"""
         return bool(((clip >= self.lower) & (clip <= self.upper)).all())
 
-    def build(self, clip: Tensor) -> PerturbationSet:
-        """The box with `clip` (C, T, H, W) in it.
+    def widened(self) -> tuple[Tensor, Tensor]:
+        """The box, longer where the float32 value nearest to a side lies outside: what a model can be given of it."""
+        lower, upper = (side.to(torch.float32).to(torch.float64) for side in (self.lower, self.upper))
+        return torch.minimum(self.lower, lower), torch.maximum(self.upper, upper)
 
-        Where no float32 value lies on a side, as on [0.1, 0.1], the side is made longer until it holds the clip's: a
-        proof counts for the box in it, a counterexample does not.
+    def build(self, clip: Tensor) -> PerturbationSet:
+        """The widened box around `clip` (C, T, H, W).
+
+        Whoever executes a property written in decimals rounds them to float32: a proof covers the box and what it is
+        rounded to, and a counterexample may lie on a rounded side.
 
         Raises:
-            InputError: the clip has another shape.
+            InputError: the clip has another shape, or lies outside.
         """
         if clip.shape != self.lower.shape:
             raise InputError(
                 f"the clip has shape {tuple(clip.shape)}, the box {tuple(self.lower.shape)}; give them one shape"
             )
-        clip = clip.to(torch.float64)
         voxels = (clip.shape[1], clip.shape[2], clip.shape[3])
-        return PerturbationSet(
-            clip, torch.minimum(self.lower, clip), torch.maximum(self.upper, clip), Patch.of(voxels, voxels)
-        )
+        return PerturbationSet(clip.to(torch.float64), *self.widened(), Patch.of(voxels, voxels))
 
 
 def parse_set(text: str, voxels: Voxels) -> Choice:

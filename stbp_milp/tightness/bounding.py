@@ -48,12 +48,14 @@ class Found:
         upper: seen on a clip of the set, infinity where none was.
         certified: is the margin positive? None: where `lower` exceeds what rounding can have added.
         note: what should be known about the number.
+        late: did time end before the method did?
     """
 
     lower: float
     upper: float = math.inf
     certified: bool | None = None
     note: str = ""
+    late: bool = False
 
 
 def whole_set(query: Query) -> Problem:

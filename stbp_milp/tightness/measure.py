@@ -58,6 +58,7 @@ class Row:
         own_mib: what of it came on top while the method ran.
         ended: "done", "timeout", "memory" or how else the process ended.
         limit: seconds that were allowed.
+        late: did time end before a method that was done otherwise?
     """
 
     digest: str
@@ -78,6 +79,7 @@ class Row:
     seed: int
     note: str = ""
     widths: tuple[dict[str, Any], ...] = ()
+    late: bool = False
 
     @property
     def key(self) -> tuple[str, str, float, str, int]:
@@ -115,7 +117,14 @@ def measure(task: Task, tell: Tell) -> dict[str, Any]:
         name: value if math.isfinite(value) else None
         for name, value in (("lower", found.lower), ("upper", found.upper))
     }
-    return {"base": before, "seconds": seconds, **bounds, "certified": certified, "note": found.note}
+    return {
+        "base": before,
+        "seconds": seconds,
+        **bounds,
+        "certified": certified,
+        "note": found.note,
+        "late": found.late,
+    }
 
 
 def row_of(task: Task, ended: Ended) -> Row:
@@ -151,4 +160,5 @@ def row_of(task: Task, ended: Ended) -> Row:
         task.seed,
         answer.get("note", ""),
         tuple(answer.get("widths", ())),
+        bool(answer.get("late", False)),
     )

@@ -39,7 +39,7 @@ def least_of_members(request: Request) -> Found:
     for _, bounds in _bounded(request, parts, listed):
         lower, done = min(lower, float(bounds.min())), done + len(bounds)
     if done < parts.parts:
-        return Found(-math.inf, note=f"out of time after {done} of {parts.parts} members")
+        return Found(-math.inf, note=f"out of time after {done} of {parts.parts} members", late=True)
     return Found(lower, note=f"{done} members" if listed else f"{done} groups of {count:.4g} members")
 
 
@@ -70,8 +70,8 @@ def exact_minimum(request: Request, upper: float) -> Found:
         solved[member, clause] = True
     lower = float(bound.min())
     left = int((~solved & (bound < upper)).sum())
-    note = f"{programs} programs" if not left else f"out of time: {programs} programs, {left} left"
-    return Found(lower, upper, certified=lower > PROOF_MARGIN, note=note)
+    note = f"{programs} programs" if not left else f"{programs} programs, {left} left"
+    return Found(lower, upper, certified=lower > PROOF_MARGIN, note=note, late=left > 0)
 
 
 def _solved(

@@ -89,8 +89,9 @@ def _alpha(request: Request) -> Found:
         memory_bytes=request.memory_bytes,
     )
     # Adaptive slopes are not monotone in the bounds, so the first bound may be the better one.
-    note = "out of time: slopes are not at their best" if request.deadline.expired() else ""
-    return Found(max(first, float(found.lower.min())), note=note)
+    late = request.deadline.expired()
+    note = "slopes are not at their best" if late else ""
+    return Found(max(first, float(found.lower.min())), note=note, late=late)
 
 
 # --- programs ---------------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def _linear(request: Request) -> Found:
             value += LinearRelaxation(program, request.seed).minimum(program.cost, seconds)
         lower = min(lower, value)
     late = request.deadline.expired()
-    return Found(lower, note="out of time: not the optimum of the linear program" if late else "")
+    return Found(lower, note="not the optimum of the linear program" if late else "", late=late)
 
 
 def _second_opinion(request: Request) -> Found:

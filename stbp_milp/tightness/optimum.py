@@ -41,8 +41,8 @@ def searched_minimum(request: Request, upper: float) -> Found:
             before, upper = upper, min(upper, margin(asked, outcome.verdict.counterexample.clip))
             step = max(step, _FURTHER * (before - upper))
         elif isinstance(outcome.verdict, Unknown):
-            return Found(lower, upper, note=f"out of time: {outcome.verdict.reason}")
+            return Found(lower, upper, note=outcome.verdict.reason, late=True)
         else:
             step = _ALMOST * GAP
     note = f"{searches} searches"
-    return Found(lower, upper, note=note if upper - lower <= GAP else f"out of time: {note}")
+    return Found(lower, upper, note=note, late=upper - lower > GAP)

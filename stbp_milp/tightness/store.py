@@ -84,7 +84,7 @@ class Store:
 
 
 def _late(row: Row) -> bool:
-    return row.note.startswith("out of time") or row.note == "unknown"
+    return row.late or row.note == "unknown"
 
 
 def _ends_with_newline(path: Path) -> bool:

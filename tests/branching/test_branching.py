@@ -164,7 +164,8 @@ def test_the_program_of_a_piece_is_exact(text: str, solver: str, seed: int) -> N
     options, stages = ProgramOptions(solver), normal_form(query.model.network)  # type: ignore[arg-type]
 
     def solved(piece: Piece) -> tuple[float, Tensor | None]:
-        return solve_piece(piece, stages, query.property.rows, query.property.offset, options, Deadline.after(20.0))
+        found = solve_piece(piece, stages, query.property.rows, query.property.offset, options, Deadline.after(20.0))
+        return found.bound, found.candidate
 
     exact = micro_instances.whole_minimum(query, "highs").upper
     bound, candidate = solved(root)

@@ -28,7 +28,7 @@ from reference import declarations
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.interop import competition, read_vnnlib
 from stbp_milp.interop.competition import Result, main, read_result
-from stbp_milp.verdict import Certificate, Counterexample, Falsified, Outcome, Unknown, Verified
+from stbp_milp.verdict import Certificate, Counterexample, Falsified, Outcome, Reason, Unknown, Verified
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "vnncomp"
 BOX = "".join(f"(assert (>= X_{i} 0))(assert (<= X_{i} 0.5))\n" for i in range(3))
@@ -66,8 +66,8 @@ def test_by_hand() -> None:
     ("verdict", "seconds", "word"),
     [
         (Verified(Certificate(1.0, {}, ())), 1.0, "unsat"),
-        (Unknown("out of time after 60 s"), 60.0, "timeout"),
-        (Unknown("out of memory: the limit of 4 GiB has no room"), 5.0, "unknown"),
+        (Unknown(Reason.TIME, "out of time after 60 s"), 60.0, "timeout"),
+        (Unknown(Reason.TIME, "out of memory: the limit of 4 GiB has no room"), 5.0, "unknown"),
     ],
 )
 def test_the_scorer_s_words(verdict: Verified | Unknown, seconds: float, word: str) -> None:

@@ -141,7 +141,7 @@ HEAD = "(declare-const X_0 Real)\n(declare-const Y_0 Real)\n(assert (<= X_0 1))(
         (HEAD + "(declare-const X Real)", 4, "is no input X_i"),
         (HEAD + "(declare-const Y_1 Int)", 4, "declare-const X_0 Real"),
         ("(" * 300, 1, "groups in one another"),
-        (HEAD + "(assert (and " + "(or (<= Y_0 0) (>= Y_0 1))" * 13 + "))", 4, "more than 5000 cases"),
+        (HEAD + "(assert (and " + "(or (<= Y_0 0) (>= Y_0 1))" * 23 + "))", 4, "more than 5000000 cases"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:

@@ -27,7 +27,7 @@ from stbp_milp.st_bench.export import read_clips
 from stbp_milp.st_bench.families import FAMILIES
 from stbp_milp.st_bench.layout import NetworkName
 from stbp_milp.st_bench.make import Asked, make
-from stbp_milp.verdict import Certificate, Outcome, Unknown, Verified
+from stbp_milp.verdict import Certificate, Outcome, Reason, Unknown, Verified
 
 ASKED = Asked(("driving",), ("S",), ("standard", "pgd"), seed=7, instances=3, label=0.0, boxes=10, steps=2)
 
@@ -159,7 +159,7 @@ def test_what_is_not_settled_is_not_asked(material: Material) -> None:
 
     def open_(query: Query, configuration: Configuration) -> Outcome:
         limits.append(configuration.timeout)
-        return Outcome(Unknown("out of time"), -1.0, 1.0, (0.0,), None, 1.0)
+        return Outcome(Unknown(Reason.TIME, "out of time"), -1.0, 1.0, (0.0,), None, 1.0)
 
     def proved(query: Query, configuration: Configuration) -> Outcome:
         return Outcome(Verified(Certificate(1.0, {}, ())), 1.0, 2.0, (0.0,), "split", 0.5)

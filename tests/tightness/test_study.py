@@ -109,7 +109,7 @@ def test_a_contradiction_ends_the_command_with_4(bench: Path, tmp_path: Path) ->
 
 def test_more_time_measures_again_what_ran_out_of_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    for late in (row("lp", None, ended="timeout"), row("milp", 0.1, note="out of time: 3 programs, 2 left")):
+    for late in (row("lp", None, ended="timeout"), row("milp", 0.1, late=True)):
         store.add(late)
         assert store.finished(late.key, 10.0)
         assert not store.finished(late.key, 20.0)

@@ -1,0 +1,15 @@
+"""A few instances of every family of `scripts/fuzz.py`: blind, so that only proofs decide, and with attack."""
+
+from __future__ import annotations
+
+import pytest
+
+from hostile.cases import FAMILIES, draw
+from hostile.judge import ask
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_answer_is_wrong(family: str, number: int) -> None:
+    answer = ask(draw(family, number), "highs", blinded=number % 2 == 0, timeout=1.0)
+    assert not answer.faults
