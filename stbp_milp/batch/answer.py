@@ -126,12 +126,19 @@ def word_of(outcome: Outcome) -> tuple[str, str | None]:
     if not isinstance(outcome.verdict, Unknown):
         return outcome.word, None
     unknown = outcome.verdict
-    return unknown.kind if unknown.kind in (Reason.TIME, Reason.MEMORY) else "unknown", unknown.reason
+    return unknown.kind.value if unknown.kind in (Reason.TIME, Reason.MEMORY) else "unknown", unknown.reason
 
 
 def _queries(task: Task) -> list[Query]:
     """The questions of our own specification or of a VNN-LIB file."""
-    queries = read_questions(task.specification, load_model(task.model))
+    model = load_model(task.model)
+    known = task.listed["model_sha256"]
+    if model.digest != known:
+        raise InputError(
+            f"{str(task.model)!r} is not what it was when the batch began (sha256 {model.digest[:12]} instead of "
+            f"{known[:12]}); do not change models while a batch runs, and run it again"
+        )
+    queries = read_questions(task.specification, model)
     if task.part is None:
         return queries
     (query,) = queries
@@ -170,7 +177,7 @@ def _answer(task: Task, queries: list[Query], configuration: Configuration, outc
     word, reason = word_of(outcome)
     query = queries[0]
     files: Mapping[str, Path] = {}
-    if isinstance(outcome.verdict, Falsified) and outcome.verdict.counterexample.stage != "clean":
+    if isinstance(outcome.verdict, Falsified):
         # A stem of its own for every attempt: another one, on another node, may be writing too.
         stem = f"{task.key[:12]}-{secrets.token_hex(4)}"
         files = save_counterexample(

@@ -28,6 +28,9 @@ _ELSEWHERE = re.compile(rb"\x0a\x08location\x12[\x01-\x7f]([^\x00-\x1f]{1,127})"
 _CLIP = re.compile(r"(?P<path>.+?\.np[yz])(?P<item>[:\[].*)?", re.IGNORECASE)
 
 
+_EXPECTED = ("verified", "falsified", "unknown")  # verdicts that a specification may expect
+
+
 @dataclass(frozen=True)
 class Part:
     """The index-th of `count` parts of the set of the instance `whole` (its key), or a subtree of that.
@@ -190,20 +193,28 @@ def _question(path: Path) -> tuple[str, str | None]:
     """sha256 of what a specification asks, with its clip; and the verdict that it expects.
 
     Of our own specifications, order and layout of the entries, name and expected verdict do not count. What is no
-    specification is a question too: the worker says what is wrong with it.
+    specification is a question of its own, by its bytes: the worker says what is wrong with it.
     """
     content = _read(path)
-    try:
-        entries = json.loads(content) if path.suffix == ".json" else None
-    except ValueError:
-        entries = None
-    if not isinstance(entries, dict):
+    entries = _entries(content) if path.suffix == ".json" else None
+    if entries is None:
         return hashlib.sha256(_unzipped(path, content)).hexdigest(), None
     expected = entries.pop("expected", None)
     entries.pop("name", None)
     clip = entries.pop("clip", None)
     asked = [entries, _clip_digest(path, clip)]
-    return digest_of(asked), expected if isinstance(expected, str) else None
+    return digest_of(asked), expected
+
+
+def _entries(content: bytes) -> dict[str, Any] | None:
+    """Of a specification; None where the reader would refuse an entry that is no part of the question, or all of it."""
+    try:
+        entries = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entries, dict) or entries.get("expected") not in (None, *_EXPECTED):
+        return None
+    return entries if isinstance(entries.get("name"), str | None) else None
 
 
 def _clip_digest(specification: Path, clip: object) -> list[str]:

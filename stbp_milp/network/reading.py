@@ -48,7 +48,7 @@ def compared(network: Network, expected: np.ndarray, clips: np.ndarray, dtype: t
     """The network's scores on clips `(N, *input_shape)` against the original's `(N, K)`, computed in `dtype`."""
     own = torch.float32 if multiplications(network) > LARGE else torch.float64
     precision = torch.float32 if torch.float32 in (own, dtype) else torch.float64
-    cast = network.to(own)
+    cast = network.to(torch.device("cpu")).to(own)  # clips and the original are there
     largest, worst = 0.0, None
     for i, clip in enumerate(clips):
         with torch.no_grad():

@@ -38,14 +38,42 @@ WORDS = {
 
 
 def by_specification(task: Task, tell: Tell) -> dict[str, Any]:
-    """What the task's specification says; falsified evidence and a record as the real job's are not needed."""
+    """What the task's specification says; with a record of a verdict, as the real job's, but no evidence."""
     entries = json.loads(Path(task.specification).read_text())
     log = entries.get("log")
     if log:
         with Path(log).open("a") as stream:
             stream.write(f"{task.key}\n")
     by_part = entries.get("by_part")
-    return do(by_part[_number(task.part)] if by_part and task.part else entries["plant"], tell)
+    answer = do(by_part[_number(task.part)] if by_part and task.part else entries["plant"], tell)
+    return with_record(task.listed["model_sha256"], answer, task.part)
+
+
+def with_record(model: str, answer: dict[str, Any], part: Part | None = None) -> dict[str, Any]:
+    """The answer, and where it is a verdict, a record that says the same."""
+    word = answer.get("word")
+    if word not in ("verified", "falsified"):
+        return answer
+    bound = 0.5 if word == "verified" else -0.5
+    asked: dict[str, Any] = {"text": "window:2", "epsilon": 0.1, "domain": [0.0, 1.0]}
+    if part is not None:
+        asked |= {"part": [part.index, part.count]} if part.count > 1 else {}
+        asked |= {"phases": [list(phase) for phase in part.phases]} if part.phases else {}
+    record = {
+        "key": "of the record",
+        "clip": {"sha256": "2"},
+        "set": asked,
+        "property": {"sha256": "3"},
+        "configuration": {"timeout": 60.0},
+        "seconds": 1.0,
+        "counts": {},
+        "verdict": word,
+        "model": {"digest": model},
+        "margin": {"lower": bound, "upper": bound},
+        "certificate": {"lower": bound, "closed": {}, "leaves": []} if word == "verified" else None,
+        "counterexample": {"margin": bound} if word == "falsified" else None,
+    }
+    return answer | {"record": record}
 
 
 def _number(part: Part) -> int:

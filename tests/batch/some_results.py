@@ -6,14 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from planted import with_record
+
 from stbp_milp.batch.supervised import Limits
 from stbp_milp.batch.task import Part, Task
 from stbp_milp.batch.worker import unfinished
-from stbp_milp.results import InstanceResult
+from stbp_milp.results import InstanceResult, key_of
 
 
-def task(folder: Path, key: str = "a" * 64, part: Part | None = None) -> Task:
-    listed = {"model": "m.onnx", "specification": "s.json", "model_sha256": "1", "specification_sha256": "2"}
+def task(folder: Path, key: str = "", part: Part | None = None, question: str = "2") -> Task:
+    """A task with the key that its question has, or another."""
+    listed = {"model": "m.onnx", "specification": "s.json", "model_sha256": "1", "specification_sha256": question}
+    key = key or key_of("1", question, 60, 1 << 30, "auto", 0)
     return Task(
         key, folder, Path("m.onnx"), Path("s.json"), listed, None, Limits(60, 0.3, 1 << 30), "auto", 0, part=part
     )
@@ -21,6 +25,9 @@ def task(folder: Path, key: str = "a" * 64, part: Part | None = None) -> Task:
 
 def result(task: Task, word: str = "verified", **changes: Any) -> InstanceResult:
     one = unfinished(task, "planted", "itself", 1, {"node": "n", "worker": "w"})
+    known = with_record(task.listed["model_sha256"], {"word": word}, task.part).get("record")
+    if known is not None:
+        changes = {"record": known, "margin": known["margin"]} | changes
     return replace(one, word=word, reason=None, seconds=1.0, **changes)
 
 

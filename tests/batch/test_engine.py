@@ -221,7 +221,9 @@ def test_a_result_of_another_writer_is_taken(tmp_path: Path, here: Open) -> None
     other.run(here)
     (theirs,) = other.results()
     assert theirs is not None
-    batch.folder.keep(replace(theirs, key=batch.tasks[0].key))
+    own = batch.tasks[0]
+    limits = theirs.limits | {"timeout": own.limits.timeout, "memory_bytes": own.limits.memory_bytes}
+    batch.folder.keep(replace(theirs, key=own.key, instance=dict(own.listed), limits=limits))
     with Mirror(batch.folder) as mirror:  # which has not seen it yet
         progress = run_batch(batch.tasks, batch.folder, mirror, here, OPTIONS)
     assert progress.words == Counter(verified=1)

@@ -14,7 +14,6 @@ from some_results import record, result, task
 
 from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.mirror import FILE, Mirror, in_file
-from stbp_milp.batch.task import Part
 from stbp_milp.errors import InputError
 from stbp_milp.results import read_result
 
@@ -25,7 +24,9 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def test_what_is_kept_is_read_again(folder: Folder) -> None:
-    one = result(task(folder.path), margin={"lower": -math.inf, "upper": 2.5}, record=record(0.5))
+    bounds = {"lower": "-inf", "upper": 2.5}
+    known = record(0.5, verdict="unknown", margin=bounds, certificate=None, counterexample=None)
+    one = result(task(folder.path), "unknown", margin={"lower": -math.inf, "upper": 2.5}, record=known)
     folder.keep(one)
     again = folder.result(one.key)
     assert again is not None
@@ -55,7 +56,7 @@ def test_evidence_of_the_loser_goes(folder: Folder) -> None:
 def test_results_are_put_aside_with_those_of_parts_to_run_again(folder: Folder) -> None:
     whole = task(folder.path)
     words = ("verified", "timeout")
-    parts = [result(task(folder.path, f"{i}" * 64, Part(i, 2, whole.key)), word) for i, word in enumerate(words)]
+    parts = [result(whole.of_part(i, 2), word) for i, word in enumerate(words)]
     for one in parts:
         folder.keep(one)
     for round in (1, 2):
@@ -99,18 +100,20 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_mirror_is_made_again_from_the_files(folder: Folder) -> None:
-    tasks = [task(folder.path, key * 64) for key in "abc"]
+    tasks = [replace(task(folder.path, question=name), expected="verified") for name in "abc"]
     with Mirror(folder) as mirror:
         mirror.begin(tasks)
-        mirror.add([folder.keep(result(tasks[0], margin={"lower": "-inf", "upper": 2.0}, record=record(0.5)))])
-        folder.keep(result(tasks[1], "falsified", expected="verified"))  # the driver died before it heard of it
+        bounds = {"lower": 0.5, "upper": 2.0}
+        known = record(0.5, margin=bounds, counterexample=None)
+        mirror.add([folder.keep(result(tasks[0], margin=bounds, record=known))])
+        folder.keep(result(tasks[1], "falsified"))  # the driver died before it heard of it
     query = "SELECT position, word, lower, upper, set_text FROM instances LEFT JOIN results USING (key) ORDER BY 1"
     assert in_file(folder.path / FILE, query)[1] == (1, None, None, None, None)
     with Mirror(folder) as mirror:
         mirror.begin(tasks)
-        assert mirror.words() == {"a" * 64: ("verified", False), "b" * 64: ("falsified", True)}
+        assert mirror.words() == {tasks[0].key: ("verified", False), tasks[1].key: ("falsified", True)}
     rows = in_file(folder.path / FILE, query)
-    assert rows[0] == (0, "verified", -math.inf, 2.0, "window:2")
+    assert rows[0] == (0, "verified", 0.5, 2.0, "window:2")
     assert [row[1] for row in rows] == ["verified", "falsified", None]
     (folder.path / FILE).unlink()
     with Mirror(folder) as mirror:

@@ -313,9 +313,7 @@ def test_too_much_work() -> None:
     assert precise_values(net, clip, most_work=1e9) is not None
 
 
-@pytest.mark.parametrize(
-    "weights", [(1e200, 1e200), (1.7976931348623157e308, 1e-300), (math.nan, 1.0), (math.inf, 1.0)]
-)
+@pytest.mark.parametrize("weights", [(1e200, 1e200), (1.7976931348623157e308, 1e-300)])
 def test_numbers_without_words(weights: tuple[float, float]) -> None:
     net = dense(*(([[weight]], [0.0]) for weight in weights))
     assert precise_values(net, torch.ones(1, 1, dtype=torch.float64)) is None
