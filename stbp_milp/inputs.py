@@ -6,6 +6,7 @@ array in it and the *item* along the array's first axis, the last two only where
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import zipfile
@@ -43,11 +44,12 @@ _UNREADABLE = (
 )
 
 
-def read_clip(text: str) -> Tensor:
+def read_clip(text: str, as_given: bool = False) -> Tensor:
     """The clip (C, T, H, W) that `text` names: float64, but every value one that float32 can hold.
 
     An array (T, H, W), such as one volume of a file (N, T, H, W), becomes a clip of one channel, an image (H, W) a
-    clip of one frame, a vector one row of pixels. uint8 is divided by 255.
+    clip of one frame, a vector one row of pixels. uint8 is divided by 255, unless the values are wanted `as_given`:
+    where the user names a data domain, they are in it already.
 
     Raises:
         InputError: no such file, key or item; not a numpy file; not one to four axes; not finite numbers.
@@ -55,12 +57,15 @@ def read_clip(text: str) -> Tensor:
     place = _PLACE.fullmatch(text)
     if place is None:
         raise InputError(
-            f"input {text!r} is not understood; expected a .npy or .npz file, such as clip.npy or clips.npz:key[7]"
+            f"input {text!r} is not understood; expected a .npy or .npz file, such as clip.npy or clips.npz:key[7], or "
+            "a video, .avi or .mp4"
         )
     path, key = Path(place["path"]), place["key"]
     item = None if place["item"] is None else int(place["item"])
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}; give the path of a .npy or .npz file after --input")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{str(path)!r} may not be read by this user; change its permissions, as with chmod u+r")
     try:
         with path.open("rb") as stream:  # numpy leaves the files of damaged archives open
             content = np.load(stream, allow_pickle=False)
@@ -73,7 +78,7 @@ def read_clip(text: str) -> Tensor:
         raise InputError(
             f"{str(path)!r} cannot be read as a numpy file ({reason}); save the clip again with numpy.savez"
         ) from error
-    return _to_clip(_one_item(array, item, text), text)
+    return to_clip(_one_item(array, item, text), text, as_given)
 
 
 def parse_epsilon(text: str) -> float:
@@ -189,14 +194,15 @@ def _one_item(array: NDArray[Any], item: int | None, text: str) -> NDArray[Any]:
     return selected
 
 
-def _to_clip(array: NDArray[Any], text: str) -> Tensor:
+def to_clip(array: NDArray[Any], text: str, as_given: bool = False) -> Tensor:
+    """`read_clip` of an array that `text` describes."""
     if array.ndim not in (1, 2, 3, 4) or 0 in array.shape:
         raise InputError(
             f"{text!r} has shape {array.shape}; expected a clip (C, T, H, W), or (T, H, W) for one channel"
         )
     array = array.reshape((1,) * (4 - array.ndim) + array.shape)
     if array.dtype == np.uint8:
-        array = array.astype(np.float32) / np.float32(255)
+        array = array.astype(np.float32) / np.float32(1 if as_given else 255)
     elif not np.issubdtype(array.dtype, np.floating):
         raise InputError(
             f"{text!r} holds values of type {array.dtype}; expected floats in the data domain, or uint8 from 0 to 255"

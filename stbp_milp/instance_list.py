@@ -35,7 +35,7 @@ def read_instances(path: str | Path) -> list[Instance]:
     """
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
             lines = [line for line in csv.reader(stream) if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = " ".join(str(error).split())
@@ -56,4 +56,10 @@ def _instance(path: Path, number: int, line: list[str]) -> Instance:
         raise InputError(
             f"line {number} of {str(path)!r} is {','.join(line)!r}; expected a model, a specification and seconds"
         )
-    return Instance(path.parent / model, path.parent / specification, timeout)
+    return Instance(_file(path.parent / model), _file(path.parent / specification), timeout)
+
+
+def _file(path: Path) -> Path:
+    """The file, or where it is only there compressed, that: lists of the competition name files without `.gz`."""
+    compressed = path.with_name(path.name + ".gz")
+    return compressed if not path.exists() and compressed.exists() else path

@@ -39,6 +39,7 @@ class Specification:
         tolerance: for regression: every output stays within +-tolerance of the clean output, in the output's unit.
         expected: the verdict where it is known.
         name: for people; None where it has none.
+        domain_given: is the set's domain the user's own? Then uint8 values are taken as they are.
     """
 
     clip: str
@@ -49,6 +50,11 @@ class Specification:
     tolerance: float | None = None
     expected: str | None = None
     name: str | None = None
+    domain_given: bool = False
+
+    def __post_init__(self) -> None:
+        if self.set.domain != (0.0, 1.0):  # nobody else can have said so
+            object.__setattr__(self, "domain_given", True)
 
     def query(self, model: Model) -> Query:
         """The question about `model`.
@@ -56,7 +62,8 @@ class Specification:
         Raises:
             InputError: the clip cannot be read, or clip, set, property and model do not fit together.
         """
-        clip = read_clip(self.clip if Path(self.clip).is_absolute() else str(self.folder / self.clip))
+        place = self.clip if Path(self.clip).is_absolute() else str(self.folder / self.clip)
+        clip = read_clip(place, self.domain_given)
         clip = as_clip(clip, model.network.input_shape)
         if tuple(clip.shape) != model.network.input_shape:
             raise InputError(
@@ -72,7 +79,7 @@ class Specification:
             "clip": self.clip,
             "set": self.set.text,
             "epsilon": self.set.epsilon,
-            "domain": list(self.set.domain),
+            "domain": list(self.set.domain) if self.domain_given else None,
             "label": self.label,
             "top_k": self.top_k,
             "tolerance": self.tolerance,
@@ -89,8 +96,8 @@ def read_specification(path: str | Path) -> Specification:
         InputError: no such file, or not a specification.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{str(path)!r} cannot be read as a specification ({reason}); give a JSON file") from error
     if not isinstance(entries, dict):
@@ -99,9 +106,11 @@ def read_specification(path: str | Path) -> Specification:
         )
     if entries.get("schema") != SCHEMA:
         raise InputError(f"{str(path)!r} has schema {entries.get('schema')!r}; this version reads schema {SCHEMA}")
-    odd = sorted((entries.keys() - _FIELDS) | (_REQUIRED - entries.keys()))
-    if odd:
-        raise InputError(f"{str(path)!r} has missing or unknown fields: {', '.join(odd)}; see results/README.md")
+    unknown, missing = sorted(entries.keys() - _FIELDS), sorted(_REQUIRED - entries.keys())
+    if unknown or missing:
+        parts = [f"unknown fields: {', '.join(unknown)}"] if unknown else []
+        parts += [f"no field {', '.join(missing)}"] if missing else []
+        raise InputError(f"{str(path)!r} has {' and '.join(parts)}; see results/README.md")
     return _specification(entries, Path(path))
 
 
@@ -144,4 +153,5 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
         tolerance,
         entries.get("expected"),
         entries.get("name"),
+        "domain" in entries,
     )

@@ -8,6 +8,7 @@ ends the run; clauses of the property that are proved are not looked at again.
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +28,8 @@ from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching import Expander, Family, Piece, Roots, hardest_neurons, within
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
-from stbp_milp.errors import InternalError, OutOfTimeError, SoundnessError, StbpError, contradict
+from stbp_milp.errors import InputError, InternalError, OutOfTimeError, SoundnessError, StbpError, contradict
+from stbp_milp.inputs import parse_epsilon
 from stbp_milp.ledger import STAGES, Ledger
 from stbp_milp.memory import affordable, is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
@@ -168,11 +170,11 @@ def verify_clip(
     model: nn.Module | str | Path,
     clip: Tensor | np.ndarray,
     set: str,
-    epsilon: float,
-    label: int | None = None,
+    epsilon: float | str,
+    label: int | str | None = None,
     top: int = 1,
     tolerance: float | None = None,
-    domain: tuple[float, float] = (0.0, 1.0),
+    domain: tuple[float, float] | None = None,
     configuration: Configuration | None = None,
     on_progress: OnProgress | None = None,
 ) -> Outcome:
@@ -180,31 +182,68 @@ def verify_clip(
 
     Args:
         model: a torch module, or the path of an ONNX file.
-        clip: (C, T, H, W), or of the shape that the model takes; values in the data domain.
+        clip: (C, T, H, W), or of the shape that the model takes; values in the data domain that float32 can hold.
+            uint8 is divided by 255 where no domain is given.
         set: in words, as in `SetSpecification`.
-        epsilon: radius in the units of the data.
+        epsilon: radius in the units of the data, a number or words such as "4/255".
         label: the class that must stay; the clean prediction without.
         top: the class stays among the first `top`.
         tolerance: for regression instead of a class: every output stays within +-tolerance of the clean output.
+        domain: smallest and largest value of the data; [0, 1] without.
+
+    Raises:
+        InputError: an argument cannot be used as it is.
+        UnsupportedLayerError, SoundnessError, InternalError: as `load_model` and `verify`.
     """
     configuration = configuration or Configuration()
     deadline = Deadline.after(configuration.timeout)
-    if isinstance(clip, np.ndarray):
-        clip = np.ascontiguousarray(clip)  # torch takes no negative strides
-    clip = torch.as_tensor(clip).to(torch.float32).to(torch.float64)
-    loaded = load_model(model, tuple(clip.shape))
-    clip = clip.reshape(loaded.network.input_shape)
+    values = _as_given(clip, domain is not None)
+    asked = SetSpecification(set, _radius(epsilon), (0.0, 1.0) if domain is None else domain)
+    loaded = load_model(model, tuple(values.shape))
+    values = values.reshape(loaded.network.input_shape)
     return verify(
-        Query(
-            loaded,
-            clip,
-            SetSpecification(set, epsilon, domain),
-            property_of(loaded.predict, clip, label, top, tolerance),
-        ),
+        Query(loaded, values, asked, property_of(loaded.predict, values, _class(label), top, tolerance)),
         configuration,
         on_progress,
         deadline,
     )
+
+
+def _as_given(clip: Tensor | np.ndarray, in_domain: bool) -> Tensor:
+    """A clip of a program's, in float64; uint8 as in `read_clip`."""
+    if isinstance(clip, Tensor):
+        clip = clip.detach().cpu()
+        clip = clip.to(torch.float32) if clip.dtype in (torch.float16, torch.bfloat16) else clip
+        clip = clip.numpy()
+    values = np.ascontiguousarray(clip)  # torch takes no negative strides
+    if values.dtype == np.uint8:
+        return torch.from_numpy(values.astype(np.float32) / np.float32(1 if in_domain else 255)).to(torch.float64)
+    if values.dtype not in (np.float32, np.float64, np.float16):
+        raise InputError(f"the clip is of type {values.dtype}; expected floats in the data domain, or uint8")
+    if not np.array_equal(values, values.astype(np.float32), equal_nan=True):
+        raise InputError(
+            "the clip holds values that float32 cannot hold, so the model would be given other ones; round it first, "
+            "as with clip.astype(numpy.float32)"
+        )
+    return torch.from_numpy(values.astype(np.float64))
+
+
+def _radius(epsilon: float | str) -> float:
+    if isinstance(epsilon, str):
+        return parse_epsilon(epsilon)
+    try:
+        return float(epsilon)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"epsilon is {epsilon!r}; expected a number, or words such as '4/255'") from error
+
+
+def _class(label: int | str | None) -> int | None:
+    if label is None:
+        return None
+    try:
+        return operator.index(int(label) if isinstance(label, str) else label)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"label is {label!r}; expected the number of a class") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import enumeration
 import micro_instances
@@ -326,7 +327,11 @@ def test_a_module_in_training_mode_is_left_alone() -> None:
     ).train()
     before = {k: v.clone() for k, v in module.state_dict().items()}
     outcome = verify_clip(
-        module, np.random.default_rng(0).random((1, 3, 3, 3)), "window:1", 0.02, configuration=configuration()
+        module,
+        np.random.default_rng(0).random((1, 3, 3, 3), np.float32),
+        "window:1",
+        0.02,
+        configuration=configuration(),
     )
     assert outcome.word in ("verified", "falsified")
     assert module.training
@@ -371,3 +376,49 @@ def test_the_lower_bound_of_a_falsified_query_is_no_bound_of_another() -> None:
         outcome = verify(instance.query, configuration())
         assert outcome.lower <= micro_instances.whole_minimum(instance.query, "scip").upper + SLACK
         assert not math.isnan(outcome.lower)
+
+
+BYTES = np.array([0, 51, 102, 255], dtype=np.uint8).reshape(1, 4, 1, 1)
+
+
+def level(voxels: int) -> nn.Module:
+    """Scores (mean of the clip, 0.2)."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(voxels, 2))
+    with torch.no_grad():
+        module[1].weight.copy_(torch.tensor([[1.0 / voxels], [0.0]]).expand(2, voxels))
+        module[1].bias.copy_(torch.tensor([0.0, 0.2]))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("clip", "domain", "mean"),
+    [
+        (BYTES, None, 0.4),
+        (BYTES, (0.0, 255.0), 102.0),
+        (BYTES.astype(np.float32), (0.0, 255.0), 102.0),
+        (torch.from_numpy(BYTES.astype(np.float32) / np.float32(255)).requires_grad_(), None, 0.4),
+        (torch.full((1, 4, 1, 1), 0.5, dtype=torch.bfloat16), None, 0.5),
+    ],
+)
+def test_bytes_are_divided_unless_a_domain_says_what_they_are(clip: Any, domain: Any, mean: float) -> None:
+    outcome = verify_clip(level(4), clip, "everywhere", "0/255", "0", domain=domain, configuration=configuration())
+    assert outcome.clean_outputs[0] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"clip": np.full((1, 2, 1, 1), 0.1)}, "float32 cannot hold"),
+        ({"clip": np.full((1, 2, 1, 1), 1)}, "of type int64"),
+        ({"epsilon": "a bit"}, "not a radius"),
+        ({"epsilon": None}, "expected a number"),
+        ({"label": "first"}, "the number of a class"),
+        ({"label": 0.5}, "the number of a class"),
+        ({"set": "window:0"}, "1 or more"),
+        ({"set": "patch:0x0@1"}, "1 or more"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(arguments: dict[str, Any], said: str) -> None:
+    usual: dict[str, Any] = {"clip": np.full((1, 2, 1, 1), 0.5, np.float32), "set": "everywhere", "epsilon": 0.1}
+    with pytest.raises(InputError, match=said):
+        verify_clip(level(2), **(usual | arguments), configuration=configuration())

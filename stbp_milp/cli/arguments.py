@@ -87,7 +87,8 @@ class Options:
     "--input",
     metavar="FILE",
     help="The clip: clip.npy, clips.npy[7], clips.npz, clips.npz:key or clips.npz:key[7] for item 7 of array key. "
-    "Shape (C,T,H,W); (T,H,W) is taken as one channel. Floats in the data domain, or uint8, which is divided by 255. "
+    "Shape (C,T,H,W); (T,H,W) is taken as one channel. Floats in the data domain, or uint8, which is "
+    "divided by 255 unless --domain is given. "
     "Or a video, .avi or .mp4, of which frames are sampled evenly and resized to what the model takes.",
 )
 @click.option("--set", metavar="SET", help="Where the attacker may act, see above.")

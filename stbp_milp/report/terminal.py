@@ -89,6 +89,7 @@ def question(query: Query, clean_outputs: Sequence[float]) -> RenderableType:
     return _pairs(
         ("model", f"{query.model.name}, input {'x'.join(map(str, query.clip.shape))}"),
         ("clean clip", answer(query, clean_outputs)),
+        ("values", f"{float(query.clip.min()):g} to {float(query.clip.max()):g}, eps in the same unit"),
         ("set", _set(query.set)),
         ("property", query.property.text),
     )

@@ -33,6 +33,8 @@ Voxels = tuple[int, int, int]
 
 def _size(numbers: list[int], voxels: Voxels, text: str) -> Voxels:
     h, w, m = numbers
+    if 0 in numbers:
+        raise InputError(f"set {text!r} is empty; give numbers of 1 or more")
     if not (1 <= m <= voxels[0] and 1 <= h <= voxels[1] and 1 <= w <= voxels[2]):
         raise InputError(
             f"set {text!r} needs {m} frames of {h}x{w} pixels, the clip has {voxels[0]} of {voxels[1]}x{voxels[2]}; "
@@ -137,8 +139,8 @@ class SetSpecification:
         clip = clip.to(torch.float64)
         if not bool(((clip >= low) & (clip <= high)).all()):
             raise InputError(
-                f"the clip's values run from {float(clip.min()):g} to {float(clip.max()):g}, outside the data domain "
-                f"[{low:g}, {high:g}]; scale the clip or give --domain"
+                f"the clip's values run from {float(clip.min())!r} to {float(clip.max())!r}, outside the data domain "
+                f"[{low!r}, {high!r}]; scale the clip or give --domain"
             )
         voxels = (clip.shape[1], clip.shape[2], clip.shape[3])
         choice = parse_set(self.text, voxels)

@@ -86,6 +86,7 @@ class Question:
             self.tolerance,
             self.expected,
             self.name,
+            domain_given=True,
         )
 
     def entries(self) -> dict[str, Any]:
