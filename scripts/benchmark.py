@@ -11,6 +11,7 @@
     scaling   time for a position when the clip's height and width double (convolutions of P, one pooled output)
     search    complete verdicts on P: frames 3 and 4 with eps 0.15, all frames with eps 0.03; and on Q
     profile   how much of the search's time is spent outside of tensor kernels
+    rounding  what counting rounding errors costs: hidden layers and forms with and without, alternating
     large     networks like C3D and R3D-18 on 3x16x112x112: bounds as multiples of a forward pass, and peak memory; a
               member on the whole network and, in the same run, on crops of every layer; 64 members together
 
@@ -51,7 +52,7 @@ from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
 from stbp_milp.verify import verify
 
-PARTS = ("members", "scaling", "search", "profile", "large")
+PARTS = ("members", "scaling", "search", "profile", "rounding", "large")
 PATCH = "patch:3x3@2"
 SEARCH_SETS = (("P", "frames:3,4", 0.15), ("P", "everywhere", 0.03), ("Q", "frames:3,4", 0.02))
 LARGE_WORK = 3e10  # multiplications a layer, as the verifier plans for a minute
@@ -81,6 +82,7 @@ def main() -> None:
             "scaling": scaling,
             "search": search,
             "profile": profile,
+            "rounding": rounding,
             "large": large,
         }[part](arguments, console)
         show(console, title, header, rows)
@@ -264,6 +266,25 @@ def profile(arguments: argparse.Namespace, console: Console) -> Table:
         kernels = sum(event.self_cpu_time_total for event in found.key_averages()) / 1e6
         rows.append([name, text, 1, outcome.seconds, kernels, 1 - kernels / outcome.seconds])
     return "share of the time of a search that is spent outside of tensor kernels, one thread", header, rows
+
+
+def rounding(arguments: argparse.Namespace, console: Console) -> Table:
+    header = ["network", "set", "without s", "with s", "ratio"]
+    rows: list[list[object]] = []
+    forms, offset = same_class(0, 4).forms()
+    for name, text, epsilon in SEARCH_SETS:
+        model, clips, _ = trained(name, console)
+        whole = Problem.of(model.network, SetSpecification(text, epsilon).build(clips[1]))
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for counted in (False, True) * 6:
+            problem = whole if counted else replace(whole, rounding=None)
+            began = time.perf_counter()
+            bounds = preactivations(problem, BoundingOptions())
+            bound_once(problem, bounds, forms, offset)
+            seconds[counted].append(time.perf_counter() - began)
+        without, counts = (min(seconds[counted]) for counted in (False, True))
+        rows.append([name, text, without, counts, counts / without])
+    return "bounds of hidden layers and forms, best of six, one torch thread a core", header, rows
 
 
 # --- large networks -----------------------------------------------------------------------------------------
