@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -20,6 +20,7 @@ from torch import nn
 from stbp_milp.batch.folder import EVIDENCE
 from stbp_milp.batch.supervised import Tell
 from stbp_milp.batch.task import Part, Task
+from stbp_milp.devices import named_device
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.interop import read_questions, record_of_all, verify_all
 from stbp_milp.memory import is_exhaustion
@@ -62,7 +63,9 @@ def answer(task: Task, tell: Tell) -> dict[str, Any]:
     """The word, the reason, the record and the evidence of one instance."""
     began = time.monotonic()
     try:
+        named_device(_configuration(task).device)  # raises before anything is read
         queries = _queries(task)
+        tell({"asked": _in_words(task, queries)})
         limit = task.limits.timeout
         left = limit - min(_RESERVE * limit, _RESERVE_AT_MOST) - (time.monotonic() - began)
         if left <= 0:
@@ -145,6 +148,17 @@ def _queries(task: Task) -> list[Query]:
     return [_of_part(query, task.part)]
 
 
+def _in_words(task: Task, queries: Sequence[Query]) -> dict[str, Any]:
+    """What is asked, for the result of an instance that is killed."""
+    first = queries[0]
+    return {
+        "clip": str(task.specification),
+        "set": first.set.text if len(queries) == 1 else f"{len(queries)} boxes, the first",
+        "epsilon": first.set.epsilon,
+        "property": first.property.text,
+    }
+
+
 def _of_part(whole: Query, part: Part) -> Query:
     query = replace(whole, phases=part.phases)
     if part.count == 1:
@@ -156,7 +170,8 @@ def _of_part(whole: Query, part: Part) -> Query:
 def _configuration(task: Task) -> Configuration:
     memory = int(_PLANNED * task.limits.memory_bytes)
     solver: Any = task.solver
-    return Configuration(task.limits.timeout, solver, task.seed, task.limits.threads, memory)
+    device = "cuda" if task.gpu else "cpu"
+    return Configuration(task.limits.timeout, solver, task.seed, task.limits.threads, memory, device)
 
 
 def _reporter(tell: Tell) -> OnProgress:

@@ -164,7 +164,7 @@ def _result(task: Task, ended: Ended, attempt: int, node: dict[str, str]) -> Ins
         key=task.key,
         word=answer["word"],
         reason=answer.get("reason"),
-        instance=dict(task.listed),
+        instance=task.listed | ({"asked": ended.heard["asked"]} if "asked" in ended.heard else {}),
         expected=task.expected,
         margin=record.get("margin") or ended.heard.get("margin") or _NOTHING,
         decided_by=record.get("decided_by"),

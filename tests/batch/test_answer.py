@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from stbp_milp.batch import answer as answering
@@ -166,3 +167,24 @@ def test_out_of_time_is_what_the_verifier_calls_it() -> None:
     hard = SHIPPED / "specifications" / "activity-S-pgd-chosen-04.json"
     query = read_specification(hard).query(load_model(SHIPPED / "onnx" / "activity-S-pgd.onnx"))
     assert word_of(verify(query, Configuration(timeout=1e-3)))[0] == "timeout"
+
+
+def test_what_was_asked_is_told_before_it_is_answered(ask: Callable[..., Task]) -> None:
+    heard: list[dict[str, Any]] = []
+    answer(ask(set="window:2"), heard.append)
+    first = heard[0]["asked"]
+    assert (first["set"], first["epsilon"]) == ("window:2", 0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_not_replaced_by_the_cpu(ask: Callable[..., Task]) -> None:
+    result = told(replace(ask(), gpu=True))
+    assert result.word == "error"
+    assert "CUDA" in (result.reason or "")
+
+
+def test_a_model_that_changed_is_not_answered_for(ask: Callable[..., Task]) -> None:
+    task = ask()
+    result = told(replace(task, listed=task.listed | {"model_sha256": "0" * 64}))
+    assert result.word == "error"
+    assert "not what it was" in (result.reason or "")

@@ -194,8 +194,11 @@ def _question(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _asked(listed: Mapping[str, Any], specifications: Path | None) -> dict[str, str]:
-    """What the list says of an instance that left no record; its set from the specification, if that is still there."""
+    """What is known of an instance that left no record: what its worker read, or what its specification says by now."""
     asked = {"model": stem_of(listed["model"])}
+    if heard := listed.get("asked"):
+        words = {name: str(heard[name]) for name in ("clip", "set", "property") if name in heard}
+        return asked | words | {"epsilon": as_fraction(float(heard["epsilon"]))}
     try:
         entries = json.loads((specifications or Path()).joinpath(listed["specification"]).read_text(encoding="utf-8"))
         return asked | {"set": str(entries["set"]), "epsilon": as_fraction(float(entries["epsilon"]))}
