@@ -25,6 +25,7 @@ from stbp_milp.bounds.ascent import OptimiserOptions
 from stbp_milp.bounds.interrupt import interruptible
 from stbp_milp.bounds.precise import precise_values
 from stbp_milp.bounds.problem import Problem
+from stbp_milp.bounds.rounding import PRECISE_WORK
 from stbp_milp.branching import Expander, Family, Piece, Roots, hardest_neurons, within
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
@@ -35,6 +36,7 @@ from stbp_milp.memory import affordable, is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
 from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import Stage, normal_form
+from stbp_milp.network.reading import LARGE, multiplications
 from stbp_milp.plan import Plan
 from stbp_milp.properties import property_of
 from stbp_milp.query import Configuration, Neuron, Query
@@ -54,6 +56,7 @@ from stbp_milp.verdict import (
 OnProgress = Callable[[Progress], None]
 
 _FLOAT32 = 1e-4  # what the original's margins are believed to, relative to its outputs
+_PRECISE_RATE = 3e8  # multiplications a second of the time left, that clean values may take: about a tenth of it
 _TARGET = 0.0  # bounds hold in spite of rounding, so a margin is proved when its bound is positive
 _TRIAL_SHARE = 0.15  # of the time, until when a trial of an attack that began ends at the latest
 _MATRICES_SHARE = 0.25  # of the time left, for matrices and for groups of members that share them
@@ -348,7 +351,8 @@ class _Run:
     def _start(self) -> SearchEnd | _Start:
         network = self.query.model.network
         with interruptible(self.deadline.expired):
-            problem = Problem.of(network, self.set)
+            work = min(PRECISE_WORK, _PRECISE_RATE * self.deadline.remaining())
+            problem = Problem.of(network, self.set, work)
         family = Family(problem, self.set)
         clauses = list(range(len(self.query.property.clauses)))
         forms, offset = self.query.property.forms()
@@ -538,9 +542,11 @@ class _Run:
         Raises:
             SoundnessError: so far that a proof about the one says nothing about the other.
         """
-        if not self.judge.last:
+        if not self.judge.last or (self.deadline.expired() and not proved):
             return 0.0
-        clips = torch.stack(list(self.judge.last.values())).to(torch.float32).numpy()
+        tried = list(self.judge.last.values())  # of every stage, the last ones nearest to breaking the property
+        large = multiplications(self.query.model.network) > LARGE
+        clips = torch.stack(tried[-1:] if large else tried).to(torch.float32).numpy()
         found = self.query.model.compared(clips)
         if proved and (wrong := found.disagreement):
             raise SoundnessError(

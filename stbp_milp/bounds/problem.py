@@ -12,7 +12,7 @@ from torch import Tensor
 from stbp_milp.bounds.ideal import IdealNeurons, ideal_neurons
 from stbp_milp.bounds.interval import Clean, Interval
 from stbp_milp.bounds.relaxation import Relaxation, relax
-from stbp_milp.bounds.rounding import Rounding, rounded, size
+from stbp_milp.bounds.rounding import PRECISE_WORK, Rounding, rounded, size
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import ReLU
 from stbp_milp.network.operations import linear, reads
@@ -40,9 +40,10 @@ class Problem:
     rounding: Rounding | None = None
 
     @classmethod
-    def of(cls, network: Network, inputs: InputSet) -> Problem:
+    def of(cls, network: Network, inputs: InputSet, precise_work: float = PRECISE_WORK) -> Problem:
+        """A network on these sets; `precise_work` as in `rounded`."""
         with torch.no_grad():
-            clean, rounding = rounded(network, inputs.centre)
+            clean, rounding = rounded(network, inputs.centre, precise_work)
             return cls(network, inputs, clean, rounding=rounding)
 
     @property

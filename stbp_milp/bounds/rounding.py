@@ -62,7 +62,7 @@ from stbp_milp.network.operations import apply, linear, reads
 SAFETY = 4.0  # times gamma, in the theorem
 _FEW = 64  # operations besides inner products
 _GOOD = 2.0**-34  # relative errors of clean values, beyond which they are computed in several words
-_PRECISE_WORK = 2.0**33  # multiplications that this may take
+PRECISE_WORK = 2.0**33  # multiplications that this may take
 
 Values = tuple[Tensor, Tensor]
 """Computed values and bounds of their errors."""
@@ -106,13 +106,17 @@ class Rounding:
         return self.errors[operand] + self.weight(operand)
 
 
-def rounded(network: Network, centre: Tensor) -> tuple[tuple[Tensor, ...], Rounding]:
-    """Clean values of all nodes at `centre` `(N, *input_shape)`, and how far they can be off."""
+def rounded(network: Network, centre: Tensor, most_work: float = PRECISE_WORK) -> tuple[tuple[Tensor, ...], Rounding]:
+    """Clean values of all nodes at `centre` `(N, *input_shape)`, and how far they can be off.
+
+    Args:
+        most_work: multiplications that better values may take, where those of a forward pass are too bad.
+    """
     own = gamma(network, centre.dtype)
     clean, errors = values_with_errors(network, own, {0: (centre, torch.zeros_like(centre))})
     bad = any(_is_bad(*pair) for pair in zip(clean, errors, strict=True))
     if bad and centre.shape[0] == 1 and centre.dtype == torch.float64:
-        precise = precise_values(network, centre, _PRECISE_WORK)
+        precise = precise_values(network, centre, most_work)
         if precise is not None:
             clean, errors = precise[0], tuple(map(_with_room, precise[0], precise[1]))
             relus = {relu: _after_relu(clean, errors, network.operand(relu)) for relu in network.relus}
