@@ -28,6 +28,7 @@ _ELSEWHERE = re.compile(rb"\x0a\x08location\x12[\x01-\x7f]([^\x00-\x1f]{1,127})"
 _CLIP = re.compile(r"(?P<path>.+?\.np[yz])(?P<item>[:\[].*)?", re.IGNORECASE)
 
 
+_MOST_NAMED = 12  # missing files
 _EXPECTED = ("verified", "falsified", "unknown")  # verdicts that a specification may expect
 
 
@@ -135,7 +136,16 @@ def read_tasks(path: Path, folder: Path, settings: Settings) -> list[Task]:
     Raises:
         InputError: the list or a file that it names cannot be read.
     """
-    return [_task(instance, path.parent, folder, settings) for instance in read_instances(path)]
+    instances = read_instances(path)
+    named = dict.fromkeys(file for instance in instances for file in (instance.model, instance.specification))
+    missing = [str(file) for file in named if not file.is_file()]
+    if missing:
+        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        named_files = f"{', '.join(missing[:_MOST_NAMED])}{more}"
+        raise InputError(
+            f"{str(path)!r} names files that are not there: {named_files}; paths are relative to the list's folder"
+        )
+    return [_task(instance, path.parent, folder, settings) for instance in instances]
 
 
 def _task(instance: Instance, base: Path, folder: Path, settings: Settings) -> Task:
@@ -226,7 +236,13 @@ def _clip_digest(specification: Path, clip: object) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _file_digest(path: Path) -> str:
-    return hashlib.sha256(_read(path)).hexdigest()
+    """sha256 of a clip's file; of one that is there but cannot be read, a word: the worker says what is wrong."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except PermissionError:
+        return "not readable"
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); a specification names it") from error
 
 
 def _unzipped(path: Path, content: bytes) -> bytes:

@@ -82,7 +82,12 @@ def _run(options: BatchOptions, arguments: Sequence[str]) -> int:
         for key in again:
             folder.put_aside(key, options.words_to_retry)
         mirror.forget(again)
-        progress = run_batch(tasks, folder, mirror, place.open, engine, display.update)
+        try:
+            progress = run_batch(tasks, folder, mirror, place.open, engine, display.update)
+        except KeyboardInterrupt:
+            kept = f"{len(folder.keys()):,} results are kept in {str(folder.path)!r}"
+            console(stderr=True).print(f"{kept}; the same command goes on where this one stopped", markup=False)
+            raise
     console(stderr=False).print(counts(progress))
     console(stderr=False).print(f"results: {path}")
     return _exit_code(progress)
