@@ -72,7 +72,10 @@ class Problem:
         operand = self.network.nodes[relu].inputs[0]
         clean = self.clean[operand]
         lines = relax(bounds, clean)
-        return lines if self.rounding is None else replace(lines, error=self.rounding.of_relu(operand, clean, bounds))
+        if self.rounding is None:
+            return lines
+        planes = self.ideal[relu].neurons if relu in self.ideal else None
+        return replace(lines, error=self.rounding.of_relu(operand, clean, bounds, planes))
 
     @torch.no_grad()
     def values(self, points: Tensor) -> list[Tensor]:

@@ -27,7 +27,8 @@ most `gamma/2 |L_i|^T |A_k|`, which changes the form's value by at most `gamma/2
 `gamma |A_k| . S_k`, as `|d_i| <= 2 S_i`: the clean input is in the sets. Adding forms where branches meet rounds by
 `u |A_i|` each, worth at most `2 u |A_i| . S_i`. A decided ReLU passes the form or drops it: its deviation is that of
 its operand, or none. Any other lies between two lines whose computed slope and intercept are each off by a few u of
-|l| + |u|, or below a plane whose constant is a sum of terms of together at most 4 S_z (`bounds.ideal`); the gap at
+|l| + |u|, or below a plane whose constant is a sum of terms of together at most 4 S_z (`bounds.ideal`), decided or not;
+the gap at
 `c_k` is not the one at `f_k(c)`, by at most E_z, as all slopes are in [0, 1]; the product of form and slope rounds by
 `u |A_k| . 2 S_k`. Split neurons: `s z(x) >= 0` for the true z, so `- m (z_c + d)` is off by E_z and by the rounding of
 the product and the sum with the form. The constant is a sum of inner products with numbers no larger than those sizes,
@@ -91,14 +92,17 @@ class Rounding:
         """`4 gamma S` of a node, `(1, *shape)`."""
         return SAFETY * self.gamma * self.sizes[node]
 
-    def of_relu(self, operand: int, clean: Tensor, bounds: Interval) -> Tensor:
+    def of_relu(self, operand: int, clean: Tensor, bounds: Interval, planes: Tensor | None = None) -> Tensor:
         """What a unit of a form on a ReLU costs besides, `(N, *shape)`.
 
-        Nothing where the ReLU is decided, for the clean input too: then its deviation is its operand's, or none.
+        Nothing where the ReLU is decided, for the clean input too: then its deviation is its operand's, or none. But
+        neurons with planes (flat positions) pass their form to the input by rows of their own.
         """
         error = self.errors[operand]
         reach = bounds.upper.abs().maximum(bounds.lower.abs()).mul_(2 * SAFETY * self.gamma)
         exact = ((bounds.lower >= 0) & (clean >= error)) | ((bounds.upper <= 0) & (clean <= -error))
+        if planes is not None:
+            exact.flatten(1)[:, planes] = False
         return (error + self.weight(operand) + reach).masked_fill_(exact, 0.0)
 
     def of_multiplier(self, operand: int) -> Tensor:

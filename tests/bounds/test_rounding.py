@@ -31,7 +31,7 @@ from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Add, Layer, Linear, ReLU, Reshape, Scale
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.network.torch_reader import read_module
-from stbp_milp.sets import PerturbationSet, SetSpecification
+from stbp_milp.sets import PerturbationSet, SetSpecification, VoxelBox
 from stbp_milp.verify import verify_clip
 
 seeds = st.integers(0, 10**6)
@@ -144,6 +144,32 @@ def test_bounds_hold_of_the_network_over_the_real_numbers(method: str, text: str
         for name, lower in found.items():
             for row, constant, bound in zip(rows, offset.tolist(), lower[0].tolist(), strict=True):
                 assert bound == -torch.inf or Fraction(bound) <= exact_form(row, values[-1]) + Fraction(constant), name
+
+
+@given(seed=seeds, power=powers, steps=st.sampled_from([0, 3]), parts=st.booleans())
+@settings(max_examples=20)
+def test_planes_hold_too(seed: int, power: int, steps: int, parts: bool) -> None:
+    """Of boxes, and in batches, where a neuron that one item leaves undecided is decided in another."""
+    network, perturbation = asked(seed, power, "everywhere")
+    lower, upper = perturbation.hull()
+    clip = perturbation.centre
+    if parts:
+        half = torch.cat([clip + 0.1 * (lower - clip), lower]), torch.cat([clip + 0.1 * (upper - clip), upper])
+        boxes = VoxelBox(clip.expand_as(half[0]), *half)
+    else:
+        boxes = VoxelBox(clip, lower, upper)
+    plain = Problem.of(network, boxes)
+    bounds = preactivations(plain, METHODS["backward"])
+    problem = plain.idealised(bounds)
+    rows, offset = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 0.5, 2.0]], dtype=torch.float64), torch.zeros(2).double()
+    options = OptimiserOptions(steps=steps)
+    found = optimise(problem, bounds, rows, offset, lambda lower, items: lower.new_zeros(len(items)) > 0, options).lower
+    for item in range(boxes.parts):
+        low, high = boxes.lower[item].flatten(), boxes.upper[item].flatten()
+        for point in random_corners(low, high, 6, seed):
+            values = exact_values(network, point)
+            for row, bound in zip(rows, found[item].tolist(), strict=True):
+                assert bound == -torch.inf or Fraction(bound) <= exact_form(row, values[-1])
 
 
 @given(seed=seeds, power=powers, text=st.sampled_from(TEXTS), strength=st.sampled_from([0.0, 1.0, 1e6]))
