@@ -95,13 +95,16 @@ def _check_parametrisations(name: str, part: nn.Module) -> None:
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
-    """What the module and its parts remember beside parameters, by path and name."""
+    """What the module and its parts remember, by path and name."""
     found: dict[str, Any] = {}
     for path, part in module.named_modules():
-        kept = {name: value for name, value in vars(part).items() if name not in _OWN} | part._buffers
+        kept = {name: value for name, value in vars(part).items() if name not in _OWN}
+        kept |= part._buffers | part._parameters
         for name, value in kept.items():
             at = f"{path}.{name}" if path else name
             found[at] = value
+            if isinstance(value, Tensor):
+                found[f"the values of {at}"] = value._version  # in place, it stays the same tensor
             if isinstance(value, (list, tuple, set, frozenset)):
                 found |= {f"{at}[{i}]": entry for i, entry in enumerate(value)} | {f"len({at})": len(value)}
             elif isinstance(value, dict):

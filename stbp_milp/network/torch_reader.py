@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from stbp_milp.errors import InputError, UnsupportedLayerError
+from stbp_milp.errors import InputError, StbpError, UnsupportedLayerError
 from stbp_milp.network.assembly import Site, Value
 from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.torch_admission import attributes, changed, check_module
@@ -39,8 +40,11 @@ def read_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     whole = _Whole(own)
     before = attributes(own)
     try:
-        traced = fx.symbolic_trace(whole)
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        tracer = _Tracer()
+        traced = fx.GraphModule(whole, tracer.trace(whole))
+    except StbpError:
+        raise
+    except Exception as error:  # whatever the user's own code raises when it is traced
         raise UnsupportedLayerError(
             f"cannot trace {type(module).__name__}: {error}. The forward method must apply the same operators to "
             "every input; export the module to ONNX and load that instead"
@@ -78,6 +82,36 @@ class _Whole(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.model(x)
+
+
+class _Proxy(fx.Proxy):
+    """What tracing computes with; unlike torch's own, it tells `x += y`, which changes x, from `x = x + y`."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+    def _refuse(self, other: Any) -> Any:
+        raise UnsupportedLayerError(
+            "the forward method changes a tensor in place by an operator without a rule; expected +=, -=, *= or /="
+        )
+
+    __ifloordiv__ = __imod__ = __ipow__ = __imatmul__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = (
+        _refuse
+    )
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
 
 class _Reader:
