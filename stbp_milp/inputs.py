@@ -30,6 +30,8 @@ _PLACE = re.compile(r"(?P<path>.+?\.np[yz])(?::(?P<key>[^\[\]]+))?(?:\[(?P<item>
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,2})?", re.IGNORECASE)
 _FRACTION = re.compile(r"\d{1,40}/\d{1,40}")
 
+_KINDS = "a .npy or .npz file, such as clip.npy or clips.npz:key[7]"
+
 # What numpy and zipfile raise on damaged files.
 _UNREADABLE = (
     OSError,
@@ -44,26 +46,26 @@ _UNREADABLE = (
 )
 
 
-def read_clip(text: str, as_given: bool = False) -> Tensor:
+def read_clip(text: str, as_given: bool = False, videos: str = "") -> Tensor:
     """The clip (C, T, H, W) that `text` names: float64, but every value one that float32 can hold.
 
     An array (T, H, W), such as one volume of a file (N, T, H, W), becomes a clip of one channel, an image (H, W) a
     clip of one frame, a vector one row of pixels. uint8 is divided by 255, unless the values are wanted `as_given`:
     where the user names a data domain, they are in it already.
 
+    Args:
+        videos: what the caller takes besides, for messages.
+
     Raises:
         InputError: no such file, key or item; not a numpy file; not one to four axes; not finite numbers.
     """
     place = _PLACE.fullmatch(text)
     if place is None:
-        raise InputError(
-            f"input {text!r} is not understood; expected a .npy or .npz file, such as clip.npy or clips.npz:key[7], or "
-            "a video, .avi or .mp4"
-        )
+        raise InputError(f"input {text!r} is not understood; expected {_KINDS}{videos}")
     path, key = Path(place["path"]), place["key"]
     item = None if place["item"] is None else int(place["item"])
     if not path.is_file():
-        raise InputError(f"there is no file {str(path)!r}; give the path of a .npy or .npz file after --input")
+        raise InputError(f"there is no file {str(path)!r}; give {_KINDS}{videos}")
     if not os.access(path, os.R_OK):
         raise InputError(f"{str(path)!r} may not be read by this user; change its permissions, as with chmod u+r")
     try:

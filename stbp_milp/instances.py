@@ -17,6 +17,7 @@ from stbp_milp.files import write_new_file
 from stbp_milp.inputs import read_clip
 from stbp_milp.network.model import Model
 from stbp_milp.network.views import as_clip
+from stbp_milp.plain import from_json
 from stbp_milp.properties import property_of
 from stbp_milp.query import Query
 from stbp_milp.sets import SetSpecification
@@ -96,22 +97,33 @@ def read_specification(path: str | Path) -> Specification:
         InputError: no such file, or not a specification.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        entries = from_json(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{str(path)!r} cannot be read as a specification ({reason}); give a JSON file") from error
+        raise InputError(
+            f"{str(path)!r} cannot be read as a specification ({reason}); give a JSON file, or a property in VNN-LIB, "
+            ".vnnlib or .vnnlib.gz"
+        ) from error
     if not isinstance(entries, dict):
         raise InputError(
             f"{str(path)!r} holds a JSON {type(entries).__name__}; expected an object with a clip and a set"
         )
     if entries.get("schema") != SCHEMA:
         raise InputError(f"{str(path)!r} has schema {entries.get('schema')!r}; this version reads schema {SCHEMA}")
+    nested = sorted(field for field, value in entries.items() if _nested(value))
+    if nested:
+        raise InputError(f"{str(path)!r} has lists or objects in {', '.join(nested)}; expected text and numbers")
     unknown, missing = sorted(entries.keys() - _FIELDS), sorted(_REQUIRED - entries.keys())
     if unknown or missing:
         parts = [f"unknown fields: {', '.join(unknown)}"] if unknown else []
         parts += [f"no field {', '.join(missing)}"] if missing else []
         raise InputError(f"{str(path)!r} has {' and '.join(parts)}; see results/README.md")
     return _specification(entries, Path(path))
+
+
+def _nested(value: object) -> bool:
+    """Is there a list or an object in a list, or an object? The deepest that a specification has is a domain."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value))
 
 
 def write_specification(specification: Specification, path: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
-from stbp_milp.plain import digest_of, plain
+from stbp_milp.plain import digest_of, from_json, plain
 from stbp_milp.properties import Property
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import BoxSpecification, SetSpecification
@@ -131,7 +131,7 @@ def read_record(path: str | Path) -> Record:
         InputError: no such file, or not a record of this schema.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = from_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{str(path)!r} cannot be read as a record ({reason}); give JSON that a run wrote") from error

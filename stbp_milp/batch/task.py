@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import Any
 from stbp_milp.batch.supervised import Limits
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.instance_list import Instance, read_instances
-from stbp_milp.plain import digest_of
+from stbp_milp.plain import digest_of, from_json
 from stbp_milp.versions import versions
 
 # In an ONNX file, where a tensor's values lie in another file (a StringStringEntryProto of fewer than 128 bytes).
@@ -28,6 +27,7 @@ _ELSEWHERE = re.compile(rb"\x0a\x08location\x12[\x01-\x7f]([^\x00-\x1f]{1,127})"
 _CLIP = re.compile(r"(?P<path>.+?\.np[yz])(?P<item>[:\[].*)?", re.IGNORECASE)
 
 
+_NAMED = 50  # files in one sentence
 _EXPECTED = ("verified", "falsified", "unknown")  # verdicts that a specification may expect
 
 
@@ -133,9 +133,40 @@ def read_tasks(path: Path, folder: Path, settings: Settings) -> list[Task]:
     """The tasks of an instance list, line by line; equal lines have equal keys.
 
     Raises:
-        InputError: the list or a file that it names cannot be read.
+        InputError: the list or files that it names, all of which are told, cannot be read.
     """
-    return [_task(instance, path.parent, folder, settings) for instance in read_instances(path)]
+    instances = read_instances(path)
+    try:
+        return [_task(instance, path.parent, folder, settings) for instance in instances]
+    except _UnreadableError as error:
+        raise InputError(_all_unreadable(instances)) from error
+
+
+class _UnreadableError(InputError):
+    """A file cannot be read."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{str(path)!r} cannot be read ({reason}); the instance list or a specification names it")
+        self.path, self.reason = path, reason
+
+
+def _all_unreadable(instances: Sequence[Instance]) -> str:
+    """A sentence that names every file that cannot be read."""
+    found: dict[Path, str] = {}
+    for instance in instances:
+        for read, path in ((_model_digest, instance.model), (_question, instance.specification)):
+            try:
+                read(path)
+            except _UnreadableError as error:
+                found[error.path] = error.reason
+    named = [f"{str(path)!r} ({reason})" for path, reason in found.items()]
+    if len(named) == 1:
+        return f"{named[0]} cannot be read; the instance list or a specification names it"
+    more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
+    return (
+        f"{len(named):,} files cannot be read: {', '.join(named[:_NAMED])}{more}; the instance list or a specification "
+        "names them"
+    )
 
 
 def _task(instance: Instance, base: Path, folder: Path, settings: Settings) -> Task:
@@ -203,14 +234,17 @@ def _question(path: Path) -> tuple[str, str | None]:
     entries.pop("name", None)
     clip = entries.pop("clip", None)
     asked = [entries, _clip_digest(path, clip)]
-    return digest_of(asked), expected
+    try:
+        return digest_of(asked), expected
+    except RecursionError:
+        return hashlib.sha256(content).hexdigest(), None
 
 
 def _entries(content: bytes) -> dict[str, Any] | None:
     """Of a specification; None where the reader would refuse an entry that is no part of the question, or all of it."""
     try:
-        entries = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+        entries = from_json(content.decode("utf-8-sig"))
+    except ValueError:
         return None
     if not isinstance(entries, dict) or entries.get("expected") not in (None, *_EXPECTED):
         return None
@@ -219,7 +253,7 @@ def _entries(content: bytes) -> dict[str, Any] | None:
 
 def _clip_digest(specification: Path, clip: object) -> list[str]:
     place = _CLIP.fullmatch(clip) if isinstance(clip, str) else None
-    if place is None:
+    if place is None or "\0" in place["path"]:
         return [str(clip)]
     return [_file_digest(specification.parent / place["path"]), place["item"] or ""]
 
@@ -240,6 +274,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{str(path)!r} cannot be read ({error.strerror}); the instance list or a specification names it"
-        ) from error
+        raise _UnreadableError(path, error.strerror or str(error)) from error

@@ -130,7 +130,7 @@ def read_query(options: Options) -> tuple[Query, list[float]]:
         model = load_model(options.model)
         clip = read_video(Path(options.input), clip_shape(model.network.input_shape)).double()
     else:
-        clip = read_clip(options.input, as_given=options.domain is not None)
+        clip = read_clip(options.input, options.domain is not None, " or a video, .avi or .mp4")
         model = _load(options.model, clip)
         clip = as_clip(clip, model.network.input_shape)
     specification.build(clip)  # raises before anything runs

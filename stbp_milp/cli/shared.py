@@ -23,7 +23,16 @@ class Positive(click.ParamType[float]):
         return number
 
 
-FILE = click.Path(path_type=Path)
+class FilePath(click.Path):
+    """A path; click's own takes empty text for the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; give a path, or . for the working directory.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = FilePath(path_type=Path)
 COUNT = click.IntRange(min=1)
 POSITIVE = Positive()
 

@@ -302,6 +302,9 @@ def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> No
         ({"memory": "lots"}, "512M"),
         ({"threads": "0"}, "--threads"),
         ({"epsilon": "1"}, "--eps"),
+        ({"set": "window:0"}, "is empty"),
+        ({"input": "net.onnx"}, ".npy or .npz file, such as clip.npy or clips.npz:key[7] or a video, .avi or .mp4"),
+        ({"input": "clip.mkv"}, ".avi or .mp4"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -315,6 +318,11 @@ def test_bad_input_is_one_sentence(
     assert says in printed.err
     assert "Traceback" not in printed.err
     assert run.asked == []
+
+
+def test_empty_text_is_no_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", ""]) == 2
+    assert "--out" in capsys.readouterr().err
 
 
 def test_results_that_cannot_be_written(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
