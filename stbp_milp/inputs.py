@@ -6,7 +6,6 @@ array in it and the *item* along the array's first axis, the last two only where
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import zipfile
@@ -64,17 +63,19 @@ def read_clip(text: str, as_given: bool = False, videos: str = "") -> Tensor:
         raise InputError(f"input {text!r} is not understood; expected {_KINDS}{videos}")
     path, key = Path(place["path"]), place["key"]
     item = None if place["item"] is None else int(place["item"])
-    if not path.is_file():
-        raise InputError(f"there is no file {str(path)!r}; give {_KINDS}{videos}")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"{str(path)!r} may not be read by this user; change its permissions, as with chmod u+r")
     try:
+        if not path.is_file():
+            raise InputError(f"there is no file {str(path)!r}; give {_KINDS}{videos}")
         with path.open("rb") as stream:  # numpy leaves the files of damaged archives open
             content = np.load(stream, allow_pickle=False)
             choose = _from_archive if path.suffix.lower() == ".npz" else _from_file
             array = choose(path, key, content)
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(
+            f"this user may not read {str(path)!r} or its folder; change the permissions, as with chmod u+r"
+        ) from error
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
