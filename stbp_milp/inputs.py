@@ -45,7 +45,23 @@ _UNREADABLE = (
 )
 
 
-def read_clip(text: str, as_given: bool = False, videos: str = "") -> Tensor:
+DIVIDED = " (bytes, divided by 255)"  # of values, in a summary
+
+
+@dataclass(frozen=True, eq=False)
+class ReadClip:
+    """A clip (C, T, H, W) in float64, and what was done to the values of its file: "" or `DIVIDED`."""
+
+    values: Tensor
+    units: str
+
+
+def read_clip(text: str, as_given: bool = False) -> Tensor:
+    """The values of `read_clip_and_units`."""
+    return read_clip_and_units(text, as_given).values
+
+
+def read_clip_and_units(text: str, as_given: bool = False, videos: str = "") -> ReadClip:
     """The clip (C, T, H, W) that `text` names: float64, but every value one that float32 can hold.
 
     An array (T, H, W), such as one volume of a file (N, T, H, W), becomes a clip of one channel, an image (H, W) a
@@ -81,7 +97,9 @@ def read_clip(text: str, as_given: bool = False, videos: str = "") -> Tensor:
         raise InputError(
             f"{str(path)!r} cannot be read as a numpy file ({reason}); save the clip again with numpy.savez"
         ) from error
-    return to_clip(_one_item(array, item, text), text, as_given)
+    chosen = _one_item(array, item, text)
+    units = DIVIDED if chosen.dtype == np.uint8 and not as_given else ""
+    return ReadClip(to_clip(chosen, text, as_given), units)
 
 
 def parse_epsilon(text: str) -> float:
@@ -198,7 +216,7 @@ def _one_item(array: NDArray[Any], item: int | None, text: str) -> NDArray[Any]:
 
 
 def to_clip(array: NDArray[Any], text: str, as_given: bool = False) -> Tensor:
-    """`read_clip` of an array that `text` describes."""
+    """The values of `read_clip` for an array that `text` describes."""
     if array.ndim not in (1, 2, 3, 4) or 0 in array.shape:
         raise InputError(
             f"{text!r} has shape {array.shape}; expected a clip (C, T, H, W), or (T, H, W) for one channel"

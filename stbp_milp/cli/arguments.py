@@ -89,7 +89,8 @@ class Options:
     help="The clip: clip.npy, clips.npy[7], clips.npz, clips.npz:key or clips.npz:key[7] for item 7 of array key. "
     "Shape (C,T,H,W); (T,H,W) is taken as one channel. Floats in the data domain, or uint8, which is "
     "divided by 255 unless --domain is given. "
-    "Or a video, .avi or .mp4, of which frames are sampled evenly and resized to what the model takes.",
+    "Or a video, .avi or .mp4, of which frames are sampled evenly and resized to what the model takes; its "
+    "values are bytes too.",
 )
 @click.option("--set", metavar="SET", help="Where the attacker may act, see above.")
 @click.option(
@@ -103,7 +104,12 @@ class Options:
     metavar="NUMBER",
     help="For regression: every output stays within this distance of the output on the clip.",
 )
-@click.option("--domain", metavar="LOW,HIGH", help="Smallest and largest value of the data. Default: 0,1.")
+@click.option(
+    "--domain",
+    metavar="LOW,HIGH",
+    help="Smallest and largest value of the data, which is then taken as it is: 0,255 for bytes. Default: 0,1, "
+    "and bytes are divided by 255.",
+)
 @click.option(
     "--timeout",
     type=POSITIVE,

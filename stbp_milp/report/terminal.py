@@ -84,12 +84,16 @@ def progress_text(progress: Progress | None, limit: float, since: float = 0.0) -
     return "  ".join([*found, f"{progress.seconds + since:.1f}/{limit:g} s"])
 
 
-def question(query: Query, clean_outputs: Sequence[float]) -> RenderableType:
-    """What is asked, in a few lines."""
+def question(query: Query, clean_outputs: Sequence[float], units: str = "") -> RenderableType:
+    """What is asked, in a few lines.
+
+    Args:
+        units: what was done to the values that were given, such as `DIVIDED`.
+    """
     return _pairs(
         ("model", f"{query.model.name}, input {'x'.join(map(str, query.clip.shape))}"),
         ("clean clip", answer(query, clean_outputs)),
-        ("values", f"{float(query.clip.min()):g} to {float(query.clip.max()):g}, eps in the same unit"),
+        ("values", f"{float(query.clip.min()):g} to {float(query.clip.max()):g}{units}, eps in the same unit"),
         ("set", _set(query.set)),
         ("property", query.property.text),
     )

@@ -231,9 +231,18 @@ def test_default_label_is_the_clean_prediction(run: Run) -> None:
     assert configuration == Configuration()
 
 
-def test_uint8_is_divided(run: Run) -> None:
-    run(input="bytes.npy")
-    assert float(run.asked[0][0].clip.max()) == float(np.float32(153) / np.float32(255))
+@pytest.mark.parametrize("name", ["bytes.npy", "clip.avi"])
+def test_bytes_are_divided_unless_a_domain_is_given(run: Run, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(input=name) == 0
+    assert "(bytes, divided by 255), eps in the same unit" in capsys.readouterr().out
+    assert run(input=name, domain="0,255", eps="8") == 0
+    said = capsys.readouterr().out
+    (divided, _), (given, _) = run.asked
+    assert torch.equal((given.clip.float() / 255).double(), divided.clip)
+    assert torch.equal(given.clip, given.clip.round())
+    assert f"{int(given.clip.min())} to {int(given.clip.max())}, eps in the same unit" in said
+    assert run(input=name, domain="-1,1") == 2
+    assert "outside the data domain" in capsys.readouterr().err
 
 
 def test_regression(run: Run) -> None:
