@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
 from stbp_milp.inputs import read_clip
 from stbp_milp.network.model import Model
-from stbp_milp.network.views import as_clip
+from stbp_milp.network.views import LAYOUTS, as_clip
 from stbp_milp.plain import from_json
 from stbp_milp.properties import property_of
 from stbp_milp.query import Query
@@ -24,7 +25,7 @@ from stbp_milp.sets import SetSpecification
 
 SCHEMA = 1
 WORDS = ("verified", "falsified", "unknown")
-_FIELDS = {"schema", "clip", "set", "epsilon", "domain", "label", "top_k", "tolerance", "expected", "name"}
+_FIELDS = {"schema", "clip", "set", "epsilon", "domain", "label", "top_k", "tolerance", "expected", "name", "layout"}
 _REQUIRED = {"schema", "clip", "set", "epsilon"}
 
 
@@ -40,6 +41,7 @@ class Specification:
         tolerance: for regression: every output stays within +-tolerance of the clean output, in the output's unit.
         expected: the verdict where it is known.
         name: for people; None where it has none.
+        layout: the axes of the model's input, see `network.views`; None where nobody named them.
         domain_given: is the set's domain the user's own? Then uint8 values are taken as they are.
     """
 
@@ -52,6 +54,7 @@ class Specification:
     expected: str | None = None
     name: str | None = None
     domain_given: bool = False
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         if self.set.domain != (0.0, 1.0):  # nobody else can have said so
@@ -65,14 +68,17 @@ class Specification:
         """
         place = self.clip if Path(self.clip).is_absolute() else str(self.folder / self.clip)
         clip = read_clip(place, self.domain_given)
-        clip = as_clip(clip, model.network.input_shape)
+        model = model if self.layout is None else model.seen_as(self.layout)
+        clip = as_clip(clip, model.axes)
         if tuple(clip.shape) != model.network.input_shape:
             raise InputError(
                 f"the clip {self.clip!r} has shape {tuple(clip.shape)}, model {model.name} takes "
                 f"{model.network.input_shape}; name a clip of that shape in the specification"
             )
         wanted = property_of(model.predict, clip, self.label, self.top_k, self.tolerance)
-        return Query(model, clip, self.set, wanted)
+        query = Query(model, clip, self.set, wanted)
+        query.check()
+        return query
 
     def to_json(self) -> str:
         entries = {
@@ -86,6 +92,7 @@ class Specification:
             "tolerance": self.tolerance,
             "expected": self.expected,
             "name": self.name,
+            "layout": self.layout,
         }
         return json.dumps({key: value for key, value in entries.items() if value is not None}, indent=2) + "\n"
 
@@ -131,12 +138,23 @@ def write_specification(specification: Specification, path: Path) -> None:
     write_new_file(path, specification.to_json().encode())
 
 
+def _one_of(
+    words: tuple[str, ...], word: str | None, wrong: Callable[[str, str], InputError], field: str
+) -> str | None:
+    if word not in (None, *words):
+        raise wrong(field, "one of " + ", ".join(words))
+    return word
+
+
 def _specification(entries: dict[str, Any], path: Path) -> Specification:
     def wrong(field: str, expected: str) -> InputError:
         return InputError(f"{str(path)!r} has {field} {entries[field]!r}; expected {expected}")
 
     def number(value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    def chosen(field: str, words: tuple[str, ...]) -> str | None:
+        return _one_of(words, entries.get(field), wrong, field)
 
     for field in ("clip", "set"):
         if not isinstance(entries[field], str):
@@ -154,8 +172,6 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
         raise wrong("tolerance", "a number in the unit of the output")
     if not isinstance(entries.get("name", ""), str):
         raise wrong("name", "text")
-    if entries.get("expected") not in (None, *WORDS):
-        raise wrong("expected", " or ".join(WORDS))
     return Specification(
         entries["clip"],
         SetSpecification(entries["set"], float(entries["epsilon"]), (float(domain[0]), float(domain[1]))),
@@ -163,7 +179,8 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
         label,
         1 if top is None else top,
         tolerance,
-        entries.get("expected"),
+        chosen("expected", WORDS),
         entries.get("name"),
         "domain" in entries,
+        chosen("layout", LAYOUTS),
     )

@@ -35,6 +35,7 @@ from stbp_milp.memory import affordable, is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
 from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import Stage, normal_form
+from stbp_milp.network.views import as_clip
 from stbp_milp.plan import Plan
 from stbp_milp.properties import property_of
 from stbp_milp.query import Configuration, Neuron, Query
@@ -177,19 +178,21 @@ def verify_clip(
     domain: tuple[float, float] | None = None,
     configuration: Configuration | None = None,
     on_progress: OnProgress | None = None,
+    layout: str | None = None,
 ) -> Outcome:
     """`verify` for one clip and the usual properties; the time that the model takes to load counts.
 
     Args:
         model: a torch module, or the path of an ONNX file.
-        clip: (C, T, H, W), or of the shape that the model takes; values in the data domain that float32 can hold.
-            uint8 is divided by 255 where no domain is given.
+        clip: of the shape that the model takes, or (C, T, H, W) for a model in a file; values in the data domain that
+            float32 can hold. uint8 is divided by 255 where no domain is given.
         set: in words, as in `SetSpecification`.
         epsilon: radius in the units of the data, a number or words such as "4/255".
         label: the class that must stay; the clean prediction without.
         top: the class stays among the first `top`.
         tolerance: for regression instead of a class: every output stays within +-tolerance of the clean output.
         domain: smallest and largest value of the data; [0, 1] without.
+        layout: the axes of the model's input without the batch axis, such as "THWC"; needed where they are in doubt.
 
     Raises:
         InputError: an argument cannot be used as it is.
@@ -199,8 +202,13 @@ def verify_clip(
     deadline = Deadline.after(configuration.timeout)
     values = _as_given(clip, domain is not None)
     asked = SetSpecification(set, _radius(epsilon), (0.0, 1.0) if domain is None else domain)
-    loaded = load_model(model, tuple(values.shape))
-    values = values.reshape(loaded.network.input_shape)
+    loaded = load_model(model, tuple(values.shape), layout)
+    values = as_clip(values, loaded.axes)
+    if tuple(values.shape) != loaded.axes.clip:
+        raise InputError(
+            f"the clip has shape {tuple(values.shape)}, the model {loaded.name} takes {loaded.axes.shape}; give a clip "
+            "of that shape"
+        )
     return verify(
         Query(loaded, values, asked, property_of(loaded.predict, values, _class(label), top, tolerance)),
         configuration,

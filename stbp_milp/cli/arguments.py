@@ -69,6 +69,7 @@ class Options:
     set: str | None
     epsilon: str | None
     domain: str | None
+    layout: str | None
     timeout: float | None
     solver: str
     seed: int
@@ -109,6 +110,13 @@ class Options:
     metavar="LOW,HIGH",
     help="Smallest and largest value of the data, which is then taken as it is: 0,255 for bytes. Default: 0,1, "
     "and bytes are divided by 255.",
+)
+@click.option(
+    "--layout",
+    metavar="AXES",
+    help="The axes of the model's input without the batch axis: CTHW, TCHW, THWC, THW, CHW, HWC, HW, CT or TC, where D "
+    "may stand for T. A clip has these axes too, or (C,T,H,W) where its shape fits those alone. Needed where several "
+    "layouts fit and the set means something else in each.",
 )
 @click.option(
     "--timeout",
@@ -165,6 +173,7 @@ def _check_together(options: Options) -> None:
         "--set": options.set,
         "--eps": options.epsilon,
         "--domain": options.domain,
+        "--layout": options.layout,
     }
     if options.model is None:
         given = [name for name, value in about_one_clip.items() if value is not None]

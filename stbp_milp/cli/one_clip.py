@@ -20,7 +20,7 @@ from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.files import prepare_folder
 from stbp_milp.inputs import DIVIDED, parse_bytes, parse_domain, parse_epsilon, read_clip_and_units
 from stbp_milp.network.model import Model, load_model
-from stbp_milp.network.views import as_clip, clip_shape
+from stbp_milp.network.views import as_clip
 from stbp_milp.properties import property_of
 from stbp_milp.query import Configuration, Query, SolverName
 from stbp_milp.records import Record, make_record, query_key, run_stem, write_record
@@ -128,29 +128,31 @@ def read_query(options: Options) -> tuple[Query, list[float], str]:
     specification = SetSpecification(options.set, parse_epsilon(options.epsilon), domain)
     as_given = options.domain is not None
     if is_video(options.input):
-        model = load_model(options.model)
-        frames = read_video(Path(options.input), clip_shape(model.network.input_shape)).double()
+        model = load_model(options.model, layout=options.layout)
+        frames = read_video(Path(options.input), model.axes.clip).double()
         # Pictures are bytes too, which the reader has divided.
         clip, units = ((frames * 255).round(), "") if as_given else (frames, DIVIDED)
     else:
         read = read_clip_and_units(options.input, as_given, " or a video, .avi or .mp4")
-        model = _load(options.model, read.values)
-        clip, units = as_clip(read.values, model.network.input_shape), read.units
+        model = _load(options.model, read.values, options.layout)
+        clip, units = as_clip(read.values, model.axes), read.units
     specification.build(clip)  # raises before anything runs
     outputs = _outputs(model, clip)
     wanted = property_of(model.predict, clip, options.label, options.top_k or 1, options.tolerance)
-    return Query(model, clip, specification, wanted), outputs, units
+    query = Query(model, clip, specification, wanted)
+    query.check()
+    return query, outputs, units
 
 
-def _load(path: Path, clip: Tensor) -> Model:
+def _load(path: Path, clip: Tensor, layout: str | None) -> Model:
     """The model, if it takes the clip; where the file leaves axes of its input open, the clip settles them."""
     try:
-        model = load_model(path)
+        model = load_model(path, layout=layout)
     except UnsupportedLayerError:
         raise
     except InputError:
-        model = load_model(path, tuple(clip.shape))
-    expected, arrived = model.network.input_shape, tuple(as_clip(clip, model.network.input_shape).shape)
+        model = load_model(path, tuple(clip.shape), layout)
+    expected, arrived = model.axes.clip, tuple(as_clip(clip, model.axes).shape)
     if arrived != expected:
         same_axes = sorted(arrived) == sorted(expected)
         hint = "reorder its axes" if same_axes else "give a clip made for this model"

@@ -273,8 +273,8 @@ def undecided(axes: Axes, set_text: str) -> str | None:
     first = [] if axes.convolved and axes.layout not in axes.convolved else [axes]
     readings = [*first, *(Axes.of(axes.shape, name) for name in others)]
     described = " or ".join(f"{one.layout or 'a row'} ({one.words()})" for one in readings)
-    advice = " or ".join(f"--layout {one.layout}" for one in readings if one.layout)
-    return f"{shape}, which can be {described}, and the set {set_text!r} depends on it; say which, with {advice}"
+    advice = f"say which with layout (--layout), as {readings[0].layout or others[0]}"
+    return f"{shape}, which can be {described}, and the set {set_text!r} depends on it; {advice}"
 
 
 def _fitting(axes: Axes, of_frames: bool) -> list[str]:
