@@ -16,10 +16,10 @@ from stbp_milp.cli.arguments import Options
 from stbp_milp.cli.screen import Screen
 from stbp_milp.data.frames import is_video, read_video
 from stbp_milp.devices import named_device
-from stbp_milp.errors import InputError, UnsupportedLayerError
+from stbp_milp.errors import InputError
 from stbp_milp.files import prepare_folder
 from stbp_milp.inputs import DIVIDED, parse_bytes, parse_domain, parse_epsilon, read_clip_and_units
-from stbp_milp.network.model import Model, load_model
+from stbp_milp.network.model import Model, load_model, load_model_for
 from stbp_milp.network.views import as_clip
 from stbp_milp.properties import property_of
 from stbp_milp.query import Configuration, Query, SolverName
@@ -145,13 +145,8 @@ def read_query(options: Options) -> tuple[Query, list[float], str]:
 
 
 def _load(path: Path, clip: Tensor, layout: str | None) -> Model:
-    """The model, if it takes the clip; where the file leaves axes of its input open, the clip settles them."""
-    try:
-        model = load_model(path, layout=layout)
-    except UnsupportedLayerError:
-        raise
-    except InputError:
-        model = load_model(path, tuple(clip.shape), layout)
+    """The model, if it takes the clip."""
+    model = load_model_for(clip, path, layout)
     expected, arrived = model.axes.clip, tuple(as_clip(clip, model.axes).shape)
     if arrived != expected:
         same_axes = sorted(arrived) == sorted(expected)

@@ -18,7 +18,7 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, nn
 
-from stbp_milp.errors import InputError
+from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.network.graph import Network
 from stbp_milp.network.onnx_file import OnnxFile, open_onnx
 from stbp_milp.network.onnx_reader import read_onnx_file
@@ -93,6 +93,22 @@ def load_model(
     model = model if layout is None else model.seen_as(layout)
     _check_reading(model)
     return model
+
+
+def load_model_for(clip: Tensor, source: str | Path | nn.Module, layout: str | None = None) -> Model:
+    """`load_model` where there is a clip, whose shape counts for a module and where a file leaves axes open.
+
+    Raises:
+        UnsupportedLayerError, InputError: as `load_model`.
+    """
+    if isinstance(source, nn.Module):
+        return load_model(source, tuple(clip.shape), layout)
+    try:
+        return load_model(source, layout=layout)
+    except UnsupportedLayerError:
+        raise
+    except InputError:
+        return load_model(source, tuple(clip.shape), layout)
 
 
 def _load_module(module: nn.Module, input_shape: Sequence[int] | None) -> Model:
