@@ -15,6 +15,7 @@ from stbp_milp.errors import InputError
 from stbp_milp.inputs import parse_domain
 from stbp_milp.instance_list import Instance, read_instances
 from stbp_milp.instances import Specification, read_specification, write_specification
+from stbp_milp.interop.writer import write_vnnlib
 from stbp_milp.network.model import load_model
 from stbp_milp.sets import SetSpecification
 
@@ -36,6 +37,32 @@ def test_a_specification_becomes_a_query_about_a_model(tmp_path: Path) -> None:
     other = load_model(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), (2, 2, 2, 2))
     with pytest.raises(InputError, match="has shape"):
         Specification("clip.npy", SET, tmp_path).query(other)
+
+
+def test_a_specification_names_the_axes(tmp_path: Path) -> None:
+    clip = np.linspace(0, 1, 24, dtype=np.float32).reshape(3, 2, 2, 2)  # (T, H, W, C)
+    np.save(tmp_path / "clip.npy", clip)
+    model = load_model(nn.Sequential(nn.Flatten(), nn.Linear(24, 3)), (3, 2, 2, 2))
+    written = Specification("clip.npy", SET, tmp_path, layout="THWC")
+    write_specification(written, tmp_path / "one.json")
+    query = read_specification(tmp_path / "one.json").query(model)
+    assert query.clip.shape == query.model.network.input_shape == (2, 3, 2, 2)
+    np.testing.assert_array_equal(query.clip.numpy(), np.moveaxis(clip, -1, 0))
+    with pytest.raises(InputError, match="another order"):
+        write_vnnlib(query, tmp_path / "one.vnnlib")
+
+
+def test_a_specification_whose_axes_are_in_doubt_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "clip.npy", np.full((4, 3, 3, 1), 0.5, dtype=np.float32))
+    model = load_model(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), (4, 3, 3, 1))
+    with pytest.raises(InputError, match="THWC"):
+        Specification("clip.npy", SET, tmp_path).query(model)
+    assert Specification("clip.npy", SetSpecification("everywhere", 0.1), tmp_path).query(model).clip.shape == (
+        4,
+        3,
+        3,
+        1,
+    )
 
 
 def test_a_list_is_read_relative_to_its_folder(tmp_path: Path) -> None:
@@ -74,6 +101,8 @@ def test_an_empty_or_missing_list_is_refused(tmp_path: Path) -> None:
         ({"label": 1.5}, "label 1.5"),
         ({"tolerance": "small"}, "tolerance 'small'"),
         ({"expected": "robust"}, "expected 'robust'"),
+        ({"layout": "ABCD"}, "layout 'ABCD'"),
+        ({"layout": 4}, "layout 4"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -14,10 +14,10 @@ other layouts fit as well. The rule:
    is, or transposed, the layouts that fit its operand are the only ones. Frames may be stacked as channels of an image,
    though: three axes under a 2D convolution are `CHW` only where the first has length 1, or length 3 and the set does
    not speak of frames.
-3. Without a convolution, lengths decide. Four axes may be `THWC` where the last is at most 4 and below its two
-   neighbours, and `TCHW` where the second is 1 or 3, the first is not 1. Three axes may be `THW` where the first is not
-   1, and `HWC` where the last is at most 4 and below the other two. Two axes may be `TC` or `HW`, (n, 1) a series where
-   the set speaks of frames. More than four axes have no names.
+3. Without a convolution, lengths decide. Four axes may be `THWC` where the last is at most 4 and below the two before
+   it, and `TCHW` where the first is not 1 and the second is 1, 3, or at most 4 and below the two after it. Three axes
+   may be `THW` where the first is not 1, and `HWC` where the last is at most 4 and below the other two. Two axes may be
+   `TC` or `HW`, (n, 1) a series where the set speaks of frames. More than four axes have no names.
 """
 
 from __future__ import annotations
@@ -284,7 +284,8 @@ def _fitting(axes: Axes, of_frames: bool) -> list[str]:
             if axes.convolved:
                 return [] if axes.layout in axes.convolved else list(axes.convolved)
             last_fits = last <= _MOST_CHANNELS and last < min(second, third)
-            return ["TCHW"] * (second in _PICTURE and first != 1) + ["THWC"] * last_fits
+            second_fits = second in _PICTURE or (second <= _MOST_CHANNELS and second < min(third, last))
+            return ["TCHW"] * (second_fits and first != 1) + ["THWC"] * last_fits
         case (first, second, last):
             if axes.convolved and axes.layout not in axes.convolved:
                 return list(axes.convolved)

@@ -245,6 +245,30 @@ def test_bytes_are_divided_unless_a_domain_is_given(run: Run, name: str, capsys:
     assert "outside the data domain" in capsys.readouterr().err
 
 
+def test_axes_are_named_where_two_readings_fit(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model of inputs (T, H, W, C) = (4, 6, 6, 1) and a clip with these axes, then with those of a clip."""
+    write_model(run.folder / "last.onnx", shape=(4, 6, 6, 1))
+    np.save(run.folder / "channels-last.npy", np.moveaxis(clip().numpy(), 0, -1))
+    assert run(model="last.onnx", input="channels-last.npy") == 2
+    said = capsys.readouterr().err
+    assert "CTHW (4 channels, 6 frames, 6x1 pixels) or THWC (1 channel, 4 frames, 6x6 pixels)" in said
+    assert "--layout" in said
+    for name in ("channels-last.npy", "clip.npy", "clip.avi"):
+        assert run(model="last.onnx", input=name, layout="thwc") == 0
+        assert "input 4x6x6x1 as THWC: 1 channel, 4 frames, 6x6 pixels" in capsys.readouterr().out
+    first, second, video = (query.clip for query, _ in run.asked)
+    assert torch.equal(first, clip())
+    assert torch.equal(second, clip())
+    assert video.shape == SHAPE
+    (path, *_) = sorted(run.out.glob("*.json"))
+    assert read_record(path).model["layout"] == "THWC"
+
+
+def test_everywhere_needs_no_axes(run: Run) -> None:
+    write_model(run.folder / "last.onnx", shape=(4, 6, 6, 1))
+    assert run(model="last.onnx", input="last.npy", set="everywhere") == 0
+
+
 def test_regression(run: Run) -> None:
     assert run(model="steer.onnx", tolerance="0.5") == 0
     assert run.asked[0][0].property.text.startswith("output stays within 0.5 of [43.19")
@@ -290,6 +314,8 @@ def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> No
         ({"input": "absent.avi"}, "no video"),
         ({"input": "short.MP4"}, "has 3 frames; expected 4"),
         ({"set": "windows:2"}, "expected one of"),
+        ({"layout": "ABCD"}, "CTHW"),
+        ({"layout": "CHW"}, "names 3 axes"),
         ({"set": "window:5"}, "5 frames"),
         ({"set": "frames:4"}, "frames 0 to 3"),
         ({"set": "patch-at:3,0,0:3x3@2"}, "outside the clip"),

@@ -182,6 +182,7 @@ PATCH, FRAMES, PIXELS = "patch:1x1@1", "frames:0", "pixels:2"
         (_sums(60), (4, 3, 5, 1), FRAMES, "THWC"),
         (_sums(60), (4, 1, 3, 5), PATCH, "TCHW"),
         (_sums(81), (3, 3, 3, 3), FRAMES, "TCHW"),
+        (_sums(120), (5, 2, 4, 3), FRAMES, "TCHW"),
         (_sums(60), (4, 3, 5), PIXELS, "THW"),
         (_sums(75), (5, 5, 3), PIXELS, "HWC"),
         (MODULES["image"][0], (2, 3, 4), FRAMES, "THW"),
