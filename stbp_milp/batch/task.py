@@ -27,7 +27,7 @@ _ELSEWHERE = re.compile(rb"\x0a\x08location\x12[\x01-\x7f]([^\x00-\x1f]{1,127})"
 _CLIP = re.compile(r"(?P<path>.+?\.np[yz])(?P<item>[:\[].*)?", re.IGNORECASE)
 
 
-_NAMED = 50  # files in one sentence
+_MOST_NAMED = 12  # missing files
 _EXPECTED = ("verified", "falsified", "unknown")  # verdicts that a specification may expect
 
 
@@ -133,40 +133,20 @@ def read_tasks(path: Path, folder: Path, settings: Settings) -> list[Task]:
     """The tasks of an instance list, line by line; equal lines have equal keys.
 
     Raises:
-        InputError: the list or files that it names, all of which are told, cannot be read.
+        InputError: the list or a file that it names cannot be read.
     """
     instances = read_instances(path)
-    try:
-        return [_task(instance, path.parent, folder, settings) for instance in instances]
-    except _UnreadableError as error:
-        raise InputError(_all_unreadable(instances)) from error
-
-
-class _UnreadableError(InputError):
-    """A file cannot be read."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{str(path)!r} cannot be read ({reason}); the instance list or a specification names it")
-        self.path, self.reason = path, reason
-
-
-def _all_unreadable(instances: Sequence[Instance]) -> str:
-    """A sentence that names every file that cannot be read."""
-    found: dict[Path, str] = {}
-    for instance in instances:
-        for read, path in ((_model_digest, instance.model), (_question, instance.specification)):
-            try:
-                read(path)
-            except _UnreadableError as error:
-                found[error.path] = error.reason
-    named = [f"{str(path)!r} ({reason})" for path, reason in found.items()]
-    if len(named) == 1:
-        return f"{named[0]} cannot be read; the instance list or a specification names it"
-    more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
-    return (
-        f"{len(named):,} files cannot be read: {', '.join(named[:_NAMED])}{more}; the instance list or a specification "
-        "names them"
-    )
+    named = dict.fromkeys(file for instance in instances for file in (instance.model, instance.specification))
+    clips = (clip for instance in instances if (clip := _clip_file(instance.specification)) is not None)
+    missing = [str(file) for file in dict.fromkeys([*named, *clips]) if not file.is_file()]
+    if missing:
+        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        named_files = f"{', '.join(missing[:_MOST_NAMED])}{more}"
+        raise InputError(
+            f"{str(path)!r}, or a specification in it, names files that are not there: {named_files}; paths are relative "
+            "to the folder of the file that names them"
+        )
+    return [_task(instance, path.parent, folder, settings) for instance in instances]
 
 
 def _task(instance: Instance, base: Path, folder: Path, settings: Settings) -> Task:
@@ -233,9 +213,8 @@ def _question(path: Path) -> tuple[str, str | None]:
     expected = entries.pop("expected", None)
     entries.pop("name", None)
     clip = entries.pop("clip", None)
-    asked = [entries, _clip_digest(path, clip)]
     try:
-        return digest_of(asked), expected
+        return digest_of([entries, _clip_digest(path, clip)]), expected
     except RecursionError:
         return hashlib.sha256(content).hexdigest(), None
 
@@ -252,15 +231,35 @@ def _entries(content: bytes) -> dict[str, Any] | None:
 
 
 def _clip_digest(specification: Path, clip: object) -> list[str]:
-    place = _CLIP.fullmatch(clip) if isinstance(clip, str) else None
-    if place is None or "\0" in place["path"]:
+    place = _clip_place(clip)
+    if place is None:
         return [str(clip)]
     return [_file_digest(specification.parent / place["path"]), place["item"] or ""]
 
 
+def _clip_place(clip: object) -> re.Match[str] | None:
+    return _CLIP.fullmatch(clip) if isinstance(clip, str) and "\0" not in clip else None
+
+
+def _clip_file(specification: Path) -> Path | None:
+    """The file of the clip, where a specification of ours names one."""
+    try:
+        entries = _entries(specification.read_bytes()) if specification.suffix == ".json" else None
+    except OSError:
+        return None
+    place = None if entries is None else _clip_place(entries.get("clip"))
+    return None if place is None else specification.parent / place["path"]
+
+
 @lru_cache(maxsize=4096)
 def _file_digest(path: Path) -> str:
-    return hashlib.sha256(_read(path)).hexdigest()
+    """sha256 of a clip's file; of one that is there but cannot be read, a word: the worker says what is wrong."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except PermissionError:
+        return "not readable"
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); a specification names it") from error
 
 
 def _unzipped(path: Path, content: bytes) -> bytes:
@@ -274,4 +273,6 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _UnreadableError(path, error.strerror or str(error)) from error
+        raise InputError(
+            f"{str(path)!r} cannot be read ({error.strerror}); the instance list or a specification names it"
+        ) from error

@@ -76,20 +76,18 @@ def _run(options: BatchOptions, arguments: Sequence[str]) -> int:
         gpu=options.gpus is not None,
         devices_by_number=options.gpus is not None and place.here,
     )
-    try:
-        with Mirror(folder) as mirror, BatchDisplay(errors, shown=not options.quiet) as display:
-            mirror.begin(tasks)
-            again = [key for key, (word, _) in mirror.words().items() if word in options.words_to_retry]
-            for key in again:
-                folder.put_aside(key, options.words_to_retry)
-            mirror.forget(again)
+    with Mirror(folder) as mirror, BatchDisplay(errors, shown=not options.quiet) as display:
+        mirror.begin(tasks)
+        again = [key for key, (word, _) in mirror.words().items() if word in options.words_to_retry]
+        for key in again:
+            folder.put_aside(key, options.words_to_retry)
+        mirror.forget(again)
+        try:
             progress = run_batch(tasks, folder, mirror, place.open, engine, display.update)
-    except KeyboardInterrupt as interrupt:
-        listed = {task.key for task in tasks}
-        raise KeyboardInterrupt(
-            f"{len(listed & folder.keys()):,} of {len(listed):,} instances have a result, kept in {str(path)!r}; "
-            "give the same command again to go on with the others"
-        ) from interrupt
+        except KeyboardInterrupt:
+            kept = f"{len(folder.keys()):,} results are kept in {str(folder.path)!r}"
+            console(stderr=True).print(f"{kept}; the same command goes on where this one stopped", markup=False)
+            raise
     console(stderr=False).print(counts(progress))
     console(stderr=False).print(f"results: {path}")
     return _exit_code(progress)

@@ -42,8 +42,8 @@ def guarded(action: Callable[[], int]) -> int:
         return _fail(f"internal contradiction: {error}; no verdict is given, please report this", CONTRADICTION)
     except StbpError as error:
         return _fail(str(error), INTERNAL_ERROR)
-    except KeyboardInterrupt as interrupt:  # its text, if any, says what is left of the work
-        return _fail(": ".join(["interrupted", *map(str, interrupt.args)]), INTERRUPTED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output left (as `| head` does); python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -23,16 +23,16 @@ class Positive(click.ParamType[float]):
         return number
 
 
-class FilePath(click.Path):
-    """A path; click's own takes empty text for the working directory."""
+class _File(click.Path):
+    """A path that is not empty: '' would be the working directory, which nobody means."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
-            self.fail("it is empty; give a path, or . for the working directory.", param, ctx)
+            self.fail("the path is empty; name a file or a folder", param, ctx)
         return super().convert(value, param, ctx)
 
 
-FILE = FilePath(path_type=Path)
+FILE = _File(path_type=Path)
 COUNT = click.IntRange(min=1)
 POSITIVE = Positive()
 

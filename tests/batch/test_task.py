@@ -109,3 +109,34 @@ def test_driver_and_worker_need_no_torch(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_all_missing_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "there.onnx").write_bytes(b"model")
+    (tmp_path / "list.csv").write_text("there.onnx,first.json,5\nsecond.onnx,first.json,5\n")
+    with pytest.raises(InputError) as refused:
+        read_tasks(tmp_path / "list.csv", tmp_path, Settings())
+    assert all(name in str(refused.value) for name in ("first.json", "second.onnx"))
+    assert "there.onnx" not in str(refused.value).replace("not there", "")
+
+
+@pytest.mark.parametrize(("first", "second"), [({}, {"expected": "maybe"}), ({}, {"name": 7})])
+def test_a_question_that_the_reader_refuses_has_a_key_of_its_own(
+    tmp_path: Path, first: dict[str, object], second: dict[str, object]
+) -> None:
+    usual = {"schema": 1, "clip": "c.npy", "set": "window:1", "epsilon": 0.1}
+    (tmp_path / "m.onnx").write_bytes(b"model")
+    (tmp_path / "c.npy").write_bytes(b"clip")
+    for name, entries in (("a", first), ("b", second)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(usual | entries))
+    (tmp_path / "list.csv").write_text("m.onnx,a.json,5\nm.onnx,b.json,5\n")
+    one, other = read_tasks(tmp_path / "list.csv", tmp_path, Settings())
+    assert one.key != other.key
+
+
+def test_a_list_may_leave_out_the_compression_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx.gz").write_bytes(b"model")
+    (tmp_path / "p.vnnlib.gz").write_bytes(b"property")
+    (tmp_path / "list.csv").write_text("\ufeffm.onnx,p.vnnlib,5\n")
+    (one,) = read_tasks(tmp_path / "list.csv", tmp_path, Settings())
+    assert (one.model.name, one.specification.name) == ("m.onnx.gz", "p.vnnlib.gz")
