@@ -143,8 +143,8 @@ def read_tasks(path: Path, folder: Path, settings: Settings) -> list[Task]:
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         named_files = f"{', '.join(missing[:_MOST_NAMED])}{more}"
         raise InputError(
-            f"{str(path)!r}, or a specification in it, names files that are not there: {named_files}; paths are relative "
-            "to the folder of the file that names them"
+            f"{str(path)!r}, or a specification in it, names files that are not there: {named_files}; paths are "
+            "relative to the folder of the file that names them"
         )
     return [_task(instance, path.parent, folder, settings) for instance in instances]
 
