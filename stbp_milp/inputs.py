@@ -6,7 +6,6 @@ array in it and the *item* along the array's first axis, the last two only where
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import zipfile
@@ -30,6 +29,8 @@ _PLACE = re.compile(r"(?P<path>.+?\.np[yz])(?::(?P<key>[^\[\]]+))?(?:\[(?P<item>
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,2})?", re.IGNORECASE)
 _FRACTION = re.compile(r"\d{1,40}/\d{1,40}")
 
+_KINDS = "a .npy or .npz file, such as clip.npy or clips.npz:key[7]"
+
 # What numpy and zipfile raise on damaged files.
 _UNREADABLE = (
     OSError,
@@ -44,41 +45,61 @@ _UNREADABLE = (
 )
 
 
+DIVIDED = " (bytes, divided by 255)"  # of values, in a summary
+
+
+@dataclass(frozen=True, eq=False)
+class ReadClip:
+    """A clip (C, T, H, W) in float64, and what was done to the values of its file: "" or `DIVIDED`."""
+
+    values: Tensor
+    units: str
+
+
 def read_clip(text: str, as_given: bool = False) -> Tensor:
+    """The values of `read_clip_and_units`."""
+    return read_clip_and_units(text, as_given).values
+
+
+def read_clip_and_units(text: str, as_given: bool = False, videos: str = "") -> ReadClip:
     """The clip (C, T, H, W) that `text` names: float64, but every value one that float32 can hold.
 
     An array (T, H, W), such as one volume of a file (N, T, H, W), becomes a clip of one channel, an image (H, W) a
     clip of one frame, a vector one row of pixels. uint8 is divided by 255, unless the values are wanted `as_given`:
     where the user names a data domain, they are in it already.
 
+    Args:
+        videos: what the caller takes besides, for messages.
+
     Raises:
         InputError: no such file, key or item; not a numpy file; not one to four axes; not finite numbers.
     """
     place = _PLACE.fullmatch(text)
     if place is None:
-        raise InputError(
-            f"input {text!r} is not understood; expected a .npy or .npz file, such as clip.npy or clips.npz:key[7], or "
-            "a video, .avi or .mp4"
-        )
+        raise InputError(f"input {text!r} is not understood; expected {_KINDS}{videos}")
     path, key = Path(place["path"]), place["key"]
     item = None if place["item"] is None else int(place["item"])
-    if not path.is_file():
-        raise InputError(f"there is no file {str(path)!r}; give the path of a .npy or .npz file after --input")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"{str(path)!r} may not be read by this user; change its permissions, as with chmod u+r")
     try:
+        if not path.is_file():
+            raise InputError(f"there is no file {str(path)!r}; give {_KINDS}{videos}")
         with path.open("rb") as stream:  # numpy leaves the files of damaged archives open
             content = np.load(stream, allow_pickle=False)
             choose = _from_archive if path.suffix.lower() == ".npz" else _from_file
             array = choose(path, key, content)
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(
+            f"this user may not read {str(path)!r} or its folder; change the permissions, as with chmod u+r"
+        ) from error
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{str(path)!r} cannot be read as a numpy file ({reason}); save the clip again with numpy.savez"
         ) from error
-    return to_clip(_one_item(array, item, text), text, as_given)
+    chosen = _one_item(array, item, text)
+    units = DIVIDED if chosen.dtype == np.uint8 and not as_given else ""
+    return ReadClip(to_clip(chosen, text, as_given), units)
 
 
 def parse_epsilon(text: str) -> float:
@@ -195,7 +216,7 @@ def _one_item(array: NDArray[Any], item: int | None, text: str) -> NDArray[Any]:
 
 
 def to_clip(array: NDArray[Any], text: str, as_given: bool = False) -> Tensor:
-    """`read_clip` of an array that `text` describes."""
+    """The values of `read_clip` for an array that `text` describes."""
     if array.ndim not in (1, 2, 3, 4) or 0 in array.shape:
         raise InputError(
             f"{text!r} has shape {array.shape}; expected a clip (C, T, H, W), or (T, H, W) for one channel"

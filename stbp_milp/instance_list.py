@@ -36,16 +36,19 @@ def read_instances(path: str | Path) -> list[Instance]:
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            lines = [line for line in csv.reader(stream) if line]
+            reader = csv.reader(stream)
+            lines = [(reader.line_num, line) for line in reader if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{str(path)!r} cannot be read as a list of instances ({reason}); give a CSV file") from error
     if not lines:
         raise InputError(f"{str(path)!r} has no instances; expected lines of a model, a specification and seconds")
-    return [_instance(path, number, line) for number, line in enumerate(lines, 1)]
+    return [_instance(path, number, line) for number, line in lines]
 
 
 def _instance(path: Path, number: int, line: list[str]) -> Instance:
+    if any("\0" in cell for cell in line):
+        raise InputError(f"line {number} of {str(path)!r} holds a NUL character; save the list again as plain text")
     cells = [cell.strip() for cell in line]
     try:
         model, specification, seconds = cells

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
 from stbp_milp.inputs import read_clip
 from stbp_milp.network.model import Model
-from stbp_milp.network.views import as_clip
+from stbp_milp.network.views import LAYOUTS, as_clip
+from stbp_milp.plain import from_json
 from stbp_milp.properties import property_of
 from stbp_milp.query import Query
 from stbp_milp.sets import SetSpecification
 
 SCHEMA = 1
 WORDS = ("verified", "falsified", "unknown")
-_FIELDS = {"schema", "clip", "set", "epsilon", "domain", "label", "top_k", "tolerance", "expected", "name"}
+_FIELDS = {"schema", "clip", "set", "epsilon", "domain", "label", "top_k", "tolerance", "expected", "name", "layout"}
 _REQUIRED = {"schema", "clip", "set", "epsilon"}
 
 
@@ -39,6 +41,7 @@ class Specification:
         tolerance: for regression: every output stays within +-tolerance of the clean output, in the output's unit.
         expected: the verdict where it is known.
         name: for people; None where it has none.
+        layout: the axes of the model's input, see `network.views`; None where nobody named them.
         domain_given: is the set's domain the user's own? Then uint8 values are taken as they are.
     """
 
@@ -51,6 +54,7 @@ class Specification:
     expected: str | None = None
     name: str | None = None
     domain_given: bool = False
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         if self.set.domain != (0.0, 1.0):  # nobody else can have said so
@@ -64,14 +68,17 @@ class Specification:
         """
         place = self.clip if Path(self.clip).is_absolute() else str(self.folder / self.clip)
         clip = read_clip(place, self.domain_given)
-        clip = as_clip(clip, model.network.input_shape)
+        model = model if self.layout is None else model.seen_as(self.layout)
+        clip = as_clip(clip, model.axes)
         if tuple(clip.shape) != model.network.input_shape:
             raise InputError(
                 f"the clip {self.clip!r} has shape {tuple(clip.shape)}, model {model.name} takes "
                 f"{model.network.input_shape}; name a clip of that shape in the specification"
             )
         wanted = property_of(model.predict, clip, self.label, self.top_k, self.tolerance)
-        return Query(model, clip, self.set, wanted)
+        query = Query(model, clip, self.set, wanted)
+        query.check()
+        return query
 
     def to_json(self) -> str:
         entries = {
@@ -85,6 +92,7 @@ class Specification:
             "tolerance": self.tolerance,
             "expected": self.expected,
             "name": self.name,
+            "layout": self.layout,
         }
         return json.dumps({key: value for key, value in entries.items() if value is not None}, indent=2) + "\n"
 
@@ -96,16 +104,22 @@ def read_specification(path: str | Path) -> Specification:
         InputError: no such file, or not a specification.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        entries = from_json(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{str(path)!r} cannot be read as a specification ({reason}); give a JSON file") from error
+        raise InputError(
+            f"{str(path)!r} cannot be read as a specification ({reason}); give a JSON file, or a property in VNN-LIB, "
+            ".vnnlib or .vnnlib.gz"
+        ) from error
     if not isinstance(entries, dict):
         raise InputError(
             f"{str(path)!r} holds a JSON {type(entries).__name__}; expected an object with a clip and a set"
         )
     if entries.get("schema") != SCHEMA:
         raise InputError(f"{str(path)!r} has schema {entries.get('schema')!r}; this version reads schema {SCHEMA}")
+    nested = sorted(field for field, value in entries.items() if _nested(value))
+    if nested:
+        raise InputError(f"{str(path)!r} has lists or objects in {', '.join(nested)}; expected text and numbers")
     unknown, missing = sorted(entries.keys() - _FIELDS), sorted(_REQUIRED - entries.keys())
     if unknown or missing:
         parts = [f"unknown fields: {', '.join(unknown)}"] if unknown else []
@@ -114,9 +128,22 @@ def read_specification(path: str | Path) -> Specification:
     return _specification(entries, Path(path))
 
 
+def _nested(value: object) -> bool:
+    """Is there a list or an object in a list, or an object? The deepest that a specification has is a domain."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value))
+
+
 def write_specification(specification: Specification, path: Path) -> None:
     """Write to the new file `path`; see `write_new_file`."""
     write_new_file(path, specification.to_json().encode())
+
+
+def _one_of(
+    words: tuple[str, ...], word: str | None, wrong: Callable[[str, str], InputError], field: str
+) -> str | None:
+    if word not in (None, *words):
+        raise wrong(field, "one of " + ", ".join(words))
+    return word
 
 
 def _specification(entries: dict[str, Any], path: Path) -> Specification:
@@ -125,6 +152,9 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
 
     def number(value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    def chosen(field: str, words: tuple[str, ...]) -> str | None:
+        return _one_of(words, entries.get(field), wrong, field)
 
     for field in ("clip", "set"):
         if not isinstance(entries[field], str):
@@ -142,8 +172,6 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
         raise wrong("tolerance", "a number in the unit of the output")
     if not isinstance(entries.get("name", ""), str):
         raise wrong("name", "text")
-    if entries.get("expected") not in (None, *WORDS):
-        raise wrong("expected", " or ".join(WORDS))
     return Specification(
         entries["clip"],
         SetSpecification(entries["set"], float(entries["epsilon"]), (float(domain[0]), float(domain[1]))),
@@ -151,7 +179,8 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
         label,
         1 if top is None else top,
         tolerance,
-        entries.get("expected"),
+        chosen("expected", WORDS),
         entries.get("name"),
         "domain" in entries,
+        chosen("layout", LAYOUTS),
     )

@@ -44,3 +44,8 @@ def from_json(content: str | bytes) -> Any:
 def digest_of(value: Any) -> str:
     """sha256 of `value` as JSON with sorted keys, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def asked_model(digest: str, layout: str | None) -> Any:
+    """What a question says of its model; the layout only where the user named one."""
+    return digest if layout is None else [digest, layout]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stbp_milp.errors import InputError
 from stbp_milp.network.model import Model
+from stbp_milp.network.views import undecided
 from stbp_milp.properties import Property
 from stbp_milp.sets import BoxSpecification, SetSpecification
 
@@ -43,9 +44,12 @@ class Query:
         """Can it be answered?
 
         Raises:
-            InputError: the clip does not fit the model, or there is no such phase.
+            InputError: the clip does not fit the model, the axes of the model's input must be named before the set
+                means anything, or there is no such phase.
         """
         network = self.model.network
+        if (doubt := undecided(self.model.axes, self.set.text)) is not None:
+            raise InputError(doubt)
         if tuple(self.clip.shape) != network.input_shape:
             raise InputError(
                 f"the clip has shape {tuple(self.clip.shape)}, the model {self.model.name} takes "

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
-from stbp_milp.plain import digest_of, plain
+from stbp_milp.plain import asked_model, digest_of, from_json, plain
 from stbp_milp.properties import Property
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import BoxSpecification, SetSpecification
@@ -95,6 +95,7 @@ def make_record(
         date=(date or datetime.now(UTC)).isoformat(timespec="milliseconds"),
         command=command,
         model={"name": query.model.name, "digest": query.model.digest, "source": str(query.model.source)}
+        | ({} if (layout := _layout(query)) is None else {"layout": layout})
         | {"reading": plain(outcome.reading)},
         clip={"source": clip_source, "sha256": clip_digest(query.clip), "shape": list(query.clip.shape)},
         set=plain(asked_set(query)),
@@ -131,7 +132,7 @@ def read_record(path: str | Path) -> Record:
         InputError: no such file, or not a record of this schema.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = from_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{str(path)!r} cannot be read as a record ({reason}); give JSON that a run wrote") from error
@@ -155,13 +156,17 @@ def run_stem(key: str, began: datetime, label: str = "") -> str:
 def query_key(query: Query, configuration: Configuration) -> str:
     """sha256 of the question and the way of answering it, as 64 hexadecimal digits."""
     question = {
-        "model": query.model.digest,
+        "model": asked_model(query.model.digest, _layout(query)),
         "clip": clip_digest(query.clip),
         "set": list(asked_set(query).values()),
         "property": property_digest(query.property),
         "configuration": asdict(configuration),
     }
     return digest_of(question)
+
+
+def _layout(query: Query) -> str | None:
+    return query.model.axes.layout if query.model.axes.named else None
 
 
 def asked_set(query: Query) -> dict[str, Any]:

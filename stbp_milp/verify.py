@@ -8,7 +8,6 @@ ends the run; clauses of the property that are proved are not looked at again.
 from __future__ import annotations
 
 import math
-import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers import RefusedError
+from stbp_milp import given
 from stbp_milp.attack import QUICK, THOROUGH, AttackConfiguration, Judge, attack
 from stbp_milp.bounds.ascent import OptimiserOptions
 from stbp_milp.bounds.interrupt import interruptible
@@ -30,13 +30,13 @@ from stbp_milp.branching import Expander, Family, Piece, Roots, hardest_neurons,
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
 from stbp_milp.errors import InputError, InternalError, OutOfTimeError, SoundnessError, StbpError, contradict
-from stbp_milp.inputs import parse_epsilon
 from stbp_milp.ledger import STAGES, Ledger
 from stbp_milp.memory import affordable, is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
-from stbp_milp.network.model import load_model
+from stbp_milp.network.model import load_model_for
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.network.reading import LARGE, multiplications
+from stbp_milp.network.views import as_clip
 from stbp_milp.plan import Plan
 from stbp_milp.properties import property_of
 from stbp_milp.query import Configuration, Neuron, Query
@@ -180,19 +180,21 @@ def verify_clip(
     domain: tuple[float, float] | None = None,
     configuration: Configuration | None = None,
     on_progress: OnProgress | None = None,
+    layout: str | None = None,
 ) -> Outcome:
     """`verify` for one clip and the usual properties; the time that the model takes to load counts.
 
     Args:
         model: a torch module, or the path of an ONNX file.
-        clip: (C, T, H, W), or of the shape that the model takes; values in the data domain that float32 can hold.
-            uint8 is divided by 255 where no domain is given.
+        clip: of the shape that the model takes, or (C, T, H, W) for a model in a file; values in the data domain that
+            float32 can hold. uint8 is divided by 255 where no domain is given.
         set: in words, as in `SetSpecification`.
         epsilon: radius in the units of the data, a number or words such as "4/255".
         label: the class that must stay; the clean prediction without.
         top: the class stays among the first `top`.
         tolerance: for regression instead of a class: every output stays within +-tolerance of the clean output.
         domain: smallest and largest value of the data; [0, 1] without.
+        layout: the axes of the model's input without the batch axis, such as "THWC"; needed where they are in doubt.
 
     Raises:
         InputError: an argument cannot be used as it is.
@@ -200,53 +202,25 @@ def verify_clip(
     """
     configuration = configuration or Configuration()
     deadline = Deadline.after(configuration.timeout)
-    values = _as_given(clip, domain is not None)
-    asked = SetSpecification(set, _radius(epsilon), (0.0, 1.0) if domain is None else domain)
-    loaded = load_model(model, tuple(values.shape))
-    values = values.reshape(loaded.network.input_shape)
+    values = given.clip_values(clip, domain is not None)
+    bounds = (0.0, 1.0) if domain is None else given.interval(domain)
+    asked = SetSpecification(given.words(set), given.radius(epsilon), bounds)
+    first = given.whole("top", top, "a number of classes")
+    label = None if label is None else given.whole("label", label, "the number of a class")
+    tolerance = None if tolerance is None else given.number("tolerance", tolerance)
+    loaded = load_model_for(values, given.source(model), layout)
+    values = as_clip(values, loaded.axes)
+    if tuple(values.shape) != loaded.axes.clip:
+        raise InputError(
+            f"the clip has shape {tuple(values.shape)}, the model {loaded.name} takes {loaded.axes.shape}; give a clip "
+            "of that shape"
+        )
     return verify(
-        Query(loaded, values, asked, property_of(loaded.predict, values, _class(label), top, tolerance)),
+        Query(loaded, values, asked, property_of(loaded.predict, values, label, first, tolerance)),
         configuration,
         on_progress,
         deadline,
     )
-
-
-def _as_given(clip: Tensor | np.ndarray, in_domain: bool) -> Tensor:
-    """A clip of a program's, in float64; uint8 as in `read_clip`."""
-    if isinstance(clip, Tensor):
-        clip = clip.detach().cpu()
-        clip = clip.to(torch.float32) if clip.dtype in (torch.float16, torch.bfloat16) else clip
-        clip = clip.numpy()
-    values = np.ascontiguousarray(clip)  # torch takes no negative strides
-    if values.dtype == np.uint8:
-        return torch.from_numpy(values.astype(np.float32) / np.float32(1 if in_domain else 255)).to(torch.float64)
-    if values.dtype not in (np.float32, np.float64, np.float16):
-        raise InputError(f"the clip is of type {values.dtype}; expected floats in the data domain, or uint8")
-    if not np.array_equal(values, values.astype(np.float32), equal_nan=True):
-        raise InputError(
-            "the clip holds values that float32 cannot hold, so the model would be given other ones; round it first, "
-            "as with clip.astype(numpy.float32)"
-        )
-    return torch.from_numpy(values.astype(np.float64))
-
-
-def _radius(epsilon: float | str) -> float:
-    if isinstance(epsilon, str):
-        return parse_epsilon(epsilon)
-    try:
-        return float(epsilon)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"epsilon is {epsilon!r}; expected a number, or words such as '4/255'") from error
-
-
-def _class(label: int | str | None) -> int | None:
-    if label is None:
-        return None
-    try:
-        return operator.index(int(label) if isinstance(label, str) else label)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"label is {label!r}; expected the number of a class") from error
 
 
 @dataclass(frozen=True, eq=False)

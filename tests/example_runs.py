@@ -32,7 +32,7 @@ def clip() -> Tensor:
     return values.float().double()
 
 
-def write_model(path: Path, outputs: int = 3) -> Path:
+def write_model(path: Path, outputs: int = 3, shape: tuple[int, ...] = SHAPE) -> Path:
     """The model above as ONNX; with `outputs=1` a regressor that returns the first score."""
     weight = np.zeros((outputs, 144), dtype=np.float32)
     weight[0, :72] = 1
@@ -46,7 +46,7 @@ def write_model(path: Path, outputs: int = 3) -> Path:
             helper.make_node("Gemm", ["hidden", "I"], ["scores"]),
         ],
         "example",
-        [helper.make_tensor_value_info("clip", TensorProto.FLOAT, ["N", *SHAPE])],
+        [helper.make_tensor_value_info("clip", TensorProto.FLOAT, ["N", *shape])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", outputs])],
         [numpy_helper.from_array(weight, "W"), numpy_helper.from_array(np.eye(outputs, dtype=np.float32), "I")],
     )

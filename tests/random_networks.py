@@ -18,6 +18,7 @@ from torch import Tensor
 from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Add, Convolution, Layer, Linear, ReLU, Reshape, Scale, Select
 from stbp_milp.network.model import Model
+from stbp_milp.network.views import Axes
 from stbp_milp.properties import Property, same_class, within_tolerance
 from stbp_milp.query import Query
 from stbp_milp.sets import SetSpecification
@@ -180,7 +181,7 @@ def model(net: Network) -> Model:
             scores: np.ndarray = net.single(torch.from_numpy(np.ascontiguousarray(clips))).numpy()
         return scores
 
-    return Model(net, predict, "random", "0" * 64, "a random network")
+    return Model(net, predict, "random", "0" * 64, "a random network", Axes.of(net.input_shape))
 
 
 def draw(seed: int) -> Instance:

@@ -148,3 +148,17 @@ def test_bytes(text: str, value: int) -> None:
 def test_no_bytes(text: str) -> None:
     with pytest.raises(InputError, match="memory"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("name", ["is_file", "open"])
+def test_a_clip_that_may_not_be_read_is_not_to_be_saved_again(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    np.save(folder / "mine.npy", np.zeros((1, 1, 1, 1)))
+    monkeypatch.setattr(Path, name, forbidden)
+    with pytest.raises(InputError, match="permissions") as raised:
+        read_clip(f"{folder}/mine.npy")
+    assert "save the clip again" not in str(raised.value)

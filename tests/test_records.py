@@ -15,8 +15,10 @@ import torch
 from example_runs import falsified, query, unknown, verified, write_model
 
 from stbp_milp import records
+from stbp_milp.batch.split import _question as question_of
 from stbp_milp.errors import InputError
 from stbp_milp.files import prepare_folder, write_new_file
+from stbp_milp.plain import digest_of
 from stbp_milp.properties import top_k
 from stbp_milp.query import Configuration, Query
 from stbp_milp.records import Record, make_record, query_key, read_record, run_stem, write_record
@@ -71,11 +73,21 @@ def test_key_tells_questions_apart(asked: Query) -> None:
         query_key(replace(asked, property=top_k(1, 1, 3)), configuration),
         query_key(replace(asked, property=top_k(0, 2, 3)), configuration),
         query_key(replace(asked, model=replace(asked.model, digest="0")), configuration),
+        query_key(replace(asked, model=asked.model.seen_as("CTHW")), configuration),
+        query_key(replace(asked, model=asked.model.seen_as("TCHW")), configuration),
     ]
     own = query_key(asked, configuration)
     assert len({own, *others}) == len(others) + 1
     copied = replace(asked, clip=asked.clip.clone(), model=replace(asked.model, source="elsewhere.onnx"))
     assert query_key(copied, Configuration()) == own
+
+
+@pytest.mark.parametrize("layout", [None, "THWC"])
+def test_the_question_of_a_record_has_the_key_of_its_query(asked: Query, layout: str | None) -> None:
+    query = asked if layout is None else replace(asked, model=asked.model.seen_as(layout))
+    record = json.loads(make_record(query, Configuration(), verified(), clip_source="clip.npy").to_json())
+    assert record["model"].get("layout") == layout
+    assert digest_of(question_of(record)) == record["key"] == query_key(query, Configuration())
 
 
 def test_clip_digest_is_of_values_and_shape() -> None:

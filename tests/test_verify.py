@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import enumeration
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from enumeration import SETS
+from example_runs import write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -414,11 +416,55 @@ def test_bytes_are_divided_unless_a_domain_says_what_they_are(clip: Any, domain:
         ({"epsilon": None}, "expected a number"),
         ({"label": "first"}, "the number of a class"),
         ({"label": 0.5}, "the number of a class"),
+        ({"label": True}, "the number of a class"),
+        ({"top": "many"}, "a number of classes"),
+        ({"top": 1.5}, "a number of classes"),
+        ({"tolerance": "2"}, "tolerance is '2'; expected a number"),
+        ({"epsilon": 10**400}, "expected a number"),
+        ({"epsilon": float("inf")}, "finite radius"),
+        ({"clip": np.full((1, 2, 1, 1), np.nan, np.float32)}, "2 values that are NaN or infinite"),
+        ({"clip": "clip.npy"}, "expected floats"),
+        ({"clip": [[0.5], [0.5, 0.5]]}, "no array"),
+        ({"clip": np.full((1, 3, 1, 1), 0.5, np.float32), "model": "absent.onnx"}, "absent.onnx"),
+        ({"model": None}, "the path of an ONNX file"),
+        ({"model": level(2).bfloat16()}, "bfloat16"),
+        ({"domain": (0, 1, 2)}, "the smallest and the largest"),
+        ({"domain": (0.0, float("nan"))}, "two finite numbers"),
+        ({"domain": (1, 0)}, "the smaller one first"),
+        ({"domain": "1,0"}, "0,1 or -1,1"),
+        ({"set": None}, "expected words"),
+        ({"layout": "ABCD"}, "CTHW"),
         ({"set": "window:0"}, "1 or more"),
         ({"set": "patch:0x0@1"}, "1 or more"),
     ],
 )
 def test_arguments_that_cannot_be_meant(arguments: dict[str, Any], said: str) -> None:
-    usual: dict[str, Any] = {"clip": np.full((1, 2, 1, 1), 0.5, np.float32), "set": "everywhere", "epsilon": 0.1}
+    usual: dict[str, Any] = {
+        "model": level(2),
+        "clip": np.full((1, 2, 1, 1), 0.5, np.float32),
+        "set": "everywhere",
+        "epsilon": 0.1,
+    }
     with pytest.raises(InputError, match=said):
-        verify_clip(level(2), **(usual | arguments), configuration=configuration())
+        verify_clip(**(usual | arguments), configuration=configuration())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"epsilon": "0.1", "label": "0", "top": "1", "domain": "0,1"},
+        {"epsilon": np.float32(0.1), "label": np.int64(0), "domain": [0, 1]},
+        {"epsilon": torch.tensor(0.1), "label": torch.tensor(0), "clip": torch.full((1, 2, 1, 1), 0.5).to_sparse()},
+    ],
+)
+def test_arguments_with_one_meaning(arguments: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"clip": np.full((1, 2, 1, 1), 0.5, np.float32), "set": "everywhere"}
+    assert verify_clip(level(2), **(usual | arguments), configuration=configuration()).word == "verified"
+
+
+def test_a_clip_of_another_shape_than_a_file_takes(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "net.onnx")
+    with pytest.raises(InputError, match=r"shape \(1, 4, 6, 5\), the model net takes \(1, 4, 6, 6\)"):
+        verify_clip(model, torch.zeros(1, 4, 6, 5), "everywhere", 0.1)
+    with pytest.raises(InputError, match=r"takes \(1, 4, 6, 6\)"):  # as many values in another order
+        verify_clip(model, torch.zeros(4, 1, 6, 6), "frames:0", 0.1)

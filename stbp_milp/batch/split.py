@@ -14,7 +14,7 @@ from typing import Any
 
 from stbp_milp.batch.task import Part, Task
 from stbp_milp.errors import InputError, SoundnessError, contradict
-from stbp_milp.plain import digest_of
+from stbp_milp.plain import asked_model, digest_of
 from stbp_milp.results import InstanceResult
 
 _LEAVES_KEPT = 1_000
@@ -162,7 +162,7 @@ def _of_whole(record: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> di
 def _question(record: Mapping[str, Any]) -> dict[str, Any]:
     """What `records.query_key` hashes, of the whole set."""
     return {
-        "model": record["model"]["digest"],
+        "model": asked_model(record["model"]["digest"], record["model"].get("layout")),
         "clip": record["clip"]["sha256"],
         "set": list(_whole_set(record).values()),
         "property": record["property"]["sha256"],

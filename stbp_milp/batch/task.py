@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import Any
 from stbp_milp.batch.supervised import Limits
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.instance_list import Instance, read_instances
-from stbp_milp.plain import digest_of
+from stbp_milp.plain import digest_of, from_json
 from stbp_milp.versions import versions
 
 # In an ONNX file, where a tensor's values lie in another file (a StringStringEntryProto of fewer than 128 bytes).
@@ -138,12 +137,14 @@ def read_tasks(path: Path, folder: Path, settings: Settings) -> list[Task]:
     """
     instances = read_instances(path)
     named = dict.fromkeys(file for instance in instances for file in (instance.model, instance.specification))
-    missing = [str(file) for file in named if not file.is_file()]
+    clips = (clip for instance in instances if (clip := _clip_file(instance.specification)) is not None)
+    missing = [str(file) for file in dict.fromkeys([*named, *clips]) if not file.is_file()]
     if missing:
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         named_files = f"{', '.join(missing[:_MOST_NAMED])}{more}"
         raise InputError(
-            f"{str(path)!r} names files that are not there: {named_files}; paths are relative to the list's folder"
+            f"{str(path)!r}, or a specification in it, names files that are not there: {named_files}; paths are "
+            "relative to the folder of the file that names them"
         )
     return [_task(instance, path.parent, folder, settings) for instance in instances]
 
@@ -212,15 +213,17 @@ def _question(path: Path) -> tuple[str, str | None]:
     expected = entries.pop("expected", None)
     entries.pop("name", None)
     clip = entries.pop("clip", None)
-    asked = [entries, _clip_digest(path, clip)]
-    return digest_of(asked), expected
+    try:
+        return digest_of([entries, _clip_digest(path, clip)]), expected
+    except RecursionError:
+        return hashlib.sha256(content).hexdigest(), None
 
 
 def _entries(content: bytes) -> dict[str, Any] | None:
     """Of a specification; None where the reader would refuse an entry that is no part of the question, or all of it."""
     try:
-        entries = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+        entries = from_json(content.decode("utf-8-sig"))
+    except ValueError:
         return None
     if not isinstance(entries, dict) or entries.get("expected") not in (None, *_EXPECTED):
         return None
@@ -228,10 +231,24 @@ def _entries(content: bytes) -> dict[str, Any] | None:
 
 
 def _clip_digest(specification: Path, clip: object) -> list[str]:
-    place = _CLIP.fullmatch(clip) if isinstance(clip, str) else None
+    place = _clip_place(clip)
     if place is None:
         return [str(clip)]
     return [_file_digest(specification.parent / place["path"]), place["item"] or ""]
+
+
+def _clip_place(clip: object) -> re.Match[str] | None:
+    return _CLIP.fullmatch(clip) if isinstance(clip, str) and "\0" not in clip else None
+
+
+def _clip_file(specification: Path) -> Path | None:
+    """The file of the clip, where a specification of ours names one."""
+    try:
+        entries = _entries(specification.read_bytes()) if specification.suffix == ".json" else None
+    except OSError:
+        return None
+    place = None if entries is None else _clip_place(entries.get("clip"))
+    return None if place is None else specification.parent / place["path"]
 
 
 @lru_cache(maxsize=4096)

@@ -69,6 +69,7 @@ class Options:
     set: str | None
     epsilon: str | None
     domain: str | None
+    layout: str | None
     timeout: float | None
     solver: str
     seed: int
@@ -89,7 +90,8 @@ class Options:
     help="The clip: clip.npy, clips.npy[7], clips.npz, clips.npz:key or clips.npz:key[7] for item 7 of array key. "
     "Shape (C,T,H,W); (T,H,W) is taken as one channel. Floats in the data domain, or uint8, which is "
     "divided by 255 unless --domain is given. "
-    "Or a video, .avi or .mp4, of which frames are sampled evenly and resized to what the model takes.",
+    "Or a video, .avi or .mp4, of which frames are sampled evenly and resized to what the model takes; its "
+    "values are bytes too.",
 )
 @click.option("--set", metavar="SET", help="Where the attacker may act, see above.")
 @click.option(
@@ -103,7 +105,19 @@ class Options:
     metavar="NUMBER",
     help="For regression: every output stays within this distance of the output on the clip.",
 )
-@click.option("--domain", metavar="LOW,HIGH", help="Smallest and largest value of the data. Default: 0,1.")
+@click.option(
+    "--domain",
+    metavar="LOW,HIGH",
+    help="Smallest and largest value of the data, which is then taken as it is: 0,255 for bytes. Default: 0,1, "
+    "and bytes are divided by 255.",
+)
+@click.option(
+    "--layout",
+    metavar="AXES",
+    help="The axes of the model's input without the batch axis: CTHW, TCHW, THWC, THW, CHW, HWC, HW, CT or TC, where D "
+    "may stand for T. A clip has these axes too, or (C,T,H,W) where its shape fits those alone. Needed where several "
+    "layouts fit and the set means something else in each.",
+)
 @click.option(
     "--timeout",
     type=POSITIVE,
@@ -159,6 +173,7 @@ def _check_together(options: Options) -> None:
         "--set": options.set,
         "--eps": options.epsilon,
         "--domain": options.domain,
+        "--layout": options.layout,
     }
     if options.model is None:
         given = [name for name, value in about_one_clip.items() if value is not None]

@@ -16,11 +16,11 @@ from stbp_milp.cli.arguments import Options
 from stbp_milp.cli.screen import Screen
 from stbp_milp.data.frames import is_video, read_video
 from stbp_milp.devices import named_device
-from stbp_milp.errors import InputError, UnsupportedLayerError
+from stbp_milp.errors import InputError
 from stbp_milp.files import prepare_folder
-from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip
-from stbp_milp.network.model import Model, load_model
-from stbp_milp.network.views import as_clip, clip_shape
+from stbp_milp.inputs import DIVIDED, parse_bytes, parse_domain, parse_epsilon, read_clip_and_units
+from stbp_milp.network.model import Model, load_model, load_model_for
+from stbp_milp.network.views import as_clip
 from stbp_milp.properties import property_of
 from stbp_milp.query import Configuration, Query, SolverName
 from stbp_milp.records import Record, make_record, query_key, run_stem, write_record
@@ -41,9 +41,9 @@ def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
         SoundnessError: two methods contradict each other.
     """
     folder = prepare_folder(options.out)
-    query, clean_outputs = read_query(options)
+    query, clean_outputs, units = read_query(options)
     configuration = read_configuration(options)
-    screen.say(question(query, clean_outputs))
+    screen.say(question(query, clean_outputs, units))
     began = datetime.now(UTC)
     live = LiveLine(screen.errors, configuration.timeout, shown=not screen.quiet)
     try:
@@ -114,8 +114,8 @@ def read_configuration(options: Options, timeout: float = 60.0) -> Configuration
     return Configuration(limit, solver, options.seed, options.threads, memory, options.device)
 
 
-def read_query(options: Options) -> tuple[Query, list[float]]:
-    """What is asked, and the model's scores on the clean clip.
+def read_query(options: Options) -> tuple[Query, list[float], str]:
+    """What is asked, the model's scores on the clean clip, and what was done to the values, see `ReadClip`.
 
     Raises:
         InputError: model, clip, set and property do not exist or do not fit together.
@@ -126,28 +126,28 @@ def read_query(options: Options) -> tuple[Query, list[float]]:
     assert options.epsilon is not None
     domain = (0.0, 1.0) if options.domain is None else parse_domain(options.domain)
     specification = SetSpecification(options.set, parse_epsilon(options.epsilon), domain)
+    as_given = options.domain is not None
     if is_video(options.input):
-        model = load_model(options.model)
-        clip = read_video(Path(options.input), clip_shape(model.network.input_shape)).double()
+        model = load_model(options.model, layout=options.layout)
+        frames = read_video(Path(options.input), model.axes.clip).double()
+        # Pictures are bytes too, which the reader has divided.
+        clip, units = ((frames * 255).round(), "") if as_given else (frames, DIVIDED)
     else:
-        clip = read_clip(options.input, as_given=options.domain is not None)
-        model = _load(options.model, clip)
-        clip = as_clip(clip, model.network.input_shape)
+        read = read_clip_and_units(options.input, as_given, " or a video, .avi or .mp4")
+        model = _load(options.model, read.values, options.layout)
+        clip, units = as_clip(read.values, model.axes), read.units
     specification.build(clip)  # raises before anything runs
     outputs = _outputs(model, clip)
     wanted = property_of(model.predict, clip, options.label, options.top_k or 1, options.tolerance)
-    return Query(model, clip, specification, wanted), outputs
+    query = Query(model, clip, specification, wanted)
+    query.check()
+    return query, outputs, units
 
 
-def _load(path: Path, clip: Tensor) -> Model:
-    """The model, if it takes the clip; where the file leaves axes of its input open, the clip settles them."""
-    try:
-        model = load_model(path)
-    except UnsupportedLayerError:
-        raise
-    except InputError:
-        model = load_model(path, tuple(clip.shape))
-    expected, arrived = model.network.input_shape, tuple(as_clip(clip, model.network.input_shape).shape)
+def _load(path: Path, clip: Tensor, layout: str | None) -> Model:
+    """The model, if it takes the clip."""
+    model = load_model_for(clip, path, layout)
+    expected, arrived = model.axes.clip, tuple(as_clip(clip, model.axes).shape)
     if arrived != expected:
         same_axes = sorted(arrived) == sorted(expected)
         hint = "reorder its axes" if same_axes else "give a clip made for this model"

@@ -30,6 +30,11 @@ def write_vnnlib(query: Query, path: Path) -> int:
     Raises:
         InputError: the set has too many members to write out, or the file cannot be written.
     """
+    if not query.model.axes.in_order:
+        raise InputError(
+            f"VNN-LIB numbers the inputs of {query.model.name} in another order than that of a clip (its layout is "
+            f"{query.model.axes.layout}), which is not written; export the model with the layout CTHW"
+        )
     perturbation = query.set.build(query.clip)
     stays = _members(query, perturbation)
     text = "\n".join(_lines(query, perturbation, stays)) + "\n"

@@ -18,13 +18,13 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, nn
 
-from stbp_milp.errors import InputError
+from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.network.graph import Network
 from stbp_milp.network.onnx_file import OnnxFile, open_onnx
 from stbp_milp.network.onnx_reader import read_onnx_file
 from stbp_milp.network.reading import LARGE, Comparison, compared, multiplications
 from stbp_milp.network.torch_reader import private_copy, read_module
-from stbp_milp.network.views import on_clips, predicts_clips
+from stbp_milp.network.views import Axes, convolved_layouts, on_clips, predicts_clips
 
 Predict = Callable[[np.ndarray], np.ndarray]  # (N, C, T, H, W) float32 -> (N, K)
 
@@ -45,7 +45,22 @@ class Model:
     name: str
     digest: str  # sha256 of the file, or of the layers read from a module
     source: str  # the path, or the class of the module
+    axes: Axes  # of the original's input
     reference: Predict | None = None  # the original in float64; None where it is large, or cannot run so
+
+    def seen_as(self, layout: str) -> Model:
+        """The same model with the axes of its own input named, see `network.views`.
+
+        Raises:
+            InputError: the layout is unknown, or does not fit the input.
+        """
+        axes = Axes.of(self.axes.shape, layout, self.axes.convolved)
+        if self.axes.named:
+            raise InputError(f"the axes of {self.name} are named already, {self.axes.layout}; name them once")
+        # Without a name the values have kept their order, so the network takes the model's own input but for its shape.
+        reference = None if self.reference is None else _relaid(self.reference, self.axes, axes)
+        network, predict = on_clips(self.network, axes), _relaid(self.predict, self.axes, axes)
+        return replace(self, network=network, predict=predict, axes=axes, reference=reference)
 
     def compared(self, clips: np.ndarray) -> Comparison:
         """The network and the original on clips `(N, C, T, H, W)`, in float64 where the original can run so."""
@@ -57,22 +72,43 @@ class Model:
         return compared(self.network, self.predict(clips.astype(np.float32)), clips, torch.float32)
 
 
-def load_model(source: str | Path | nn.Module, input_shape: Sequence[int] | None = None) -> Model:
+def load_model(
+    source: str | Path | nn.Module, input_shape: Sequence[int] | None = None, layout: str | None = None
+) -> Model:
     """Read a model and check the reading against the original.
 
     `input_shape` is the model's own, without the batch axis; a torch module needs it, a file only where it leaves
-    axes open.
+    axes open. `layout` names the axes, see `network.views`.
 
     Raises:
         UnsupportedLayerError: an operator has no rule.
         InputError: the model cannot be read, or the network read from it disagrees with the original.
     """
     own = _load_module(source, input_shape) if isinstance(source, nn.Module) else _load_onnx(source, input_shape)
-    shape = own.network.input_shape
-    reference = None if own.reference is None else predicts_clips(own.reference, shape)
-    model = replace(own, network=on_clips(own.network), predict=predicts_clips(own.predict, shape), reference=reference)
+    axes = own.axes
+    reference = None if own.reference is None else predicts_clips(own.reference, axes)
+    model = replace(
+        own, network=on_clips(own.network, axes), predict=predicts_clips(own.predict, axes), reference=reference
+    )
+    model = model if layout is None else model.seen_as(layout)
     _check_reading(model)
     return model
+
+
+def load_model_for(clip: Tensor, source: str | Path | nn.Module, layout: str | None = None) -> Model:
+    """`load_model` where there is a clip, whose shape counts for a module and where a file leaves axes open.
+
+    Raises:
+        UnsupportedLayerError, InputError: as `load_model`.
+    """
+    if isinstance(source, nn.Module):
+        return load_model(source, tuple(clip.shape), layout)
+    try:
+        return load_model(source, layout=layout)
+    except UnsupportedLayerError:
+        raise
+    except InputError:
+        return load_model(source, tuple(clip.shape), layout)
 
 
 def _load_module(module: nn.Module, input_shape: Sequence[int] | None) -> Model:
@@ -81,13 +117,24 @@ def _load_module(module: nn.Module, input_shape: Sequence[int] | None) -> Model:
         raise InputError(f"the input shape of module {name} is unknown; give input_shape, as in (1, 8, 16, 16)")
     network = read_module(module, input_shape)
     reference = _module_predict(module, torch.float64) if multiplications(network) <= LARGE else None
-    return Model(network, _module_predict(module), name, _network_digest(network), f"torch module {name}", reference)
+    digest, source = _network_digest(network), f"torch module {name}"
+    return Model(network, _module_predict(module), name, digest, source, _axes(network), reference)
 
 
 def _load_onnx(path: str | Path, input_shape: Sequence[int] | None) -> Model:
     file = open_onnx(path, input_shape)
     name = file.path.name.removesuffix(".gz").removesuffix(".onnx")
-    return Model(read_onnx_file(file), _onnx_predict(file), name, file.digest, str(path))
+    network = read_onnx_file(file)
+    return Model(network, _onnx_predict(file), name, file.digest, str(path), _axes(network))
+
+
+def _axes(network: Network) -> Axes:
+    return Axes.of(network.input_shape, convolved=convolved_layouts(network))
+
+
+def _relaid(predict: Predict, before: Axes, after: Axes) -> Predict:
+    """`predict` on clips of one layout as the same on those of another; before, values keep their order."""
+    return predicts_clips(lambda inputs: predict(inputs.reshape(len(inputs), *before.clip)), after)
 
 
 # --- the original -----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from stbp_milp.network.views import Axes
 from stbp_milp.query import Query
 from stbp_milp.report.comparison import answer, as_fraction
 from stbp_milp.sets import BoxSpecification, SetSpecification
@@ -84,15 +85,25 @@ def progress_text(progress: Progress | None, limit: float, since: float = 0.0) -
     return "  ".join([*found, f"{progress.seconds + since:.1f}/{limit:g} s"])
 
 
-def question(query: Query, clean_outputs: Sequence[float]) -> RenderableType:
-    """What is asked, in a few lines."""
+def question(query: Query, clean_outputs: Sequence[float], units: str = "") -> RenderableType:
+    """What is asked, in a few lines.
+
+    Args:
+        units: what was done to the values that were given, such as `DIVIDED`.
+    """
     return _pairs(
-        ("model", f"{query.model.name}, input {'x'.join(map(str, query.clip.shape))}"),
+        ("model", f"{query.model.name}, input {_axes(query.model.axes)}"),
         ("clean clip", answer(query, clean_outputs)),
-        ("values", f"{float(query.clip.min()):g} to {float(query.clip.max()):g}, eps in the same unit"),
+        ("values", f"{float(query.clip.min()):g} to {float(query.clip.max()):g}{units}, eps in the same unit"),
         ("set", _set(query.set)),
         ("property", query.property.text),
     )
+
+
+def _axes(axes: Axes) -> str:
+    """The axes of the model's own input, and what that makes of a clip."""
+    lengths = "x".join(map(str, axes.shape))
+    return f"{lengths} as {axes.layout}: {axes.words()}" if axes.layout else f"{lengths}: {axes.words()}"
 
 
 def _set(asked: SetSpecification | BoxSpecification) -> str:

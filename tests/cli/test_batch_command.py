@@ -74,6 +74,8 @@ def test_a_batch_from_list_to_results(
         (["missing.csv", "--slurm", "a.yaml"], "a.yaml"),
         (["missing.csv", "--gpus", "1", "--jobs", "2"], "--gpus"),
         (["missing.csv", "--timeout", "-1"], "--timeout"),
+        (["missing.csv", "--out", ""], "--out"),
+        ([""], "LIST"),
         ([], "LIST"),
     ],
 )
@@ -120,3 +122,39 @@ def test_what_is_shown_while_it_runs() -> None:
     with BatchDisplay(console, shown=True) as display:
         display.update(progress)
     assert "4 of 10 done" in console.export_text()
+
+
+def test_all_files_that_are_missing_are_named(
+    instances: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "2.json").write_text(json.dumps({"schema": 1, "clip": "gone.npy", "set": "window:1", "epsilon": 1}))
+    with instances.open("a") as stream:
+        stream.write("absent.onnx,nowhere.json,1\n")
+    assert main([str(instances), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("gone.npy", "absent.onnx", "nowhere.json"))
+
+
+def test_a_specification_nested_too_deeply_is_the_error_of_its_instance(
+    instances: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.json").write_text('{"schema": 1, "set": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    (tmp_path / "2.json").write_text(json.dumps({"schema": 1, "clip": "a\0.npy", "set": "window:1", "epsilon": 1}))
+    out = tmp_path / "out"
+    assert main([str(instances), "--jobs", "1", "--memory", "2G", "--out", str(out), "--quiet"]) == 3
+    assert words(out) == ["verified", "error", "error"]
+    assert capsys.readouterr().err == ""
+
+
+def test_interrupted_says_what_is_kept_and_how_to_go_on(
+    instances: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stbp_milp.batch.engine.run_batch", interrupt)
+    out = tmp_path / "out"
+    assert main([str(instances), "--out", str(out), "--quiet"]) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"0 results are kept in {str(out)!r}" in said
+    assert "the same command goes on" in said

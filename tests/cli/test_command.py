@@ -231,9 +231,42 @@ def test_default_label_is_the_clean_prediction(run: Run) -> None:
     assert configuration == Configuration()
 
 
-def test_uint8_is_divided(run: Run) -> None:
-    run(input="bytes.npy")
-    assert float(run.asked[0][0].clip.max()) == float(np.float32(153) / np.float32(255))
+@pytest.mark.parametrize("name", ["bytes.npy", "clip.avi"])
+def test_bytes_are_divided_unless_a_domain_is_given(run: Run, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(input=name) == 0
+    assert "(bytes, divided by 255), eps in the same unit" in capsys.readouterr().out
+    assert run(input=name, domain="0,255", eps="8") == 0
+    said = capsys.readouterr().out
+    (divided, _), (given, _) = run.asked
+    assert torch.equal((given.clip.float() / 255).double(), divided.clip)
+    assert torch.equal(given.clip, given.clip.round())
+    assert f"{int(given.clip.min())} to {int(given.clip.max())}, eps in the same unit" in said
+    assert run(input=name, domain="-1,1") == 2
+    assert "outside the data domain" in capsys.readouterr().err
+
+
+def test_axes_are_named_where_two_readings_fit(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model of inputs (T, H, W, C) = (4, 6, 6, 1) and a clip with these axes, then with those of a clip."""
+    write_model(run.folder / "last.onnx", shape=(4, 6, 6, 1))
+    np.save(run.folder / "channels-last.npy", np.moveaxis(clip().numpy(), 0, -1))
+    assert run(model="last.onnx", input="channels-last.npy") == 2
+    said = capsys.readouterr().err
+    assert "CTHW (4 channels, 6 frames, 6x1 pixels) or THWC (1 channel, 4 frames, 6x6 pixels)" in said
+    assert "--layout" in said
+    for name in ("channels-last.npy", "clip.npy", "clip.avi"):
+        assert run(model="last.onnx", input=name, layout="thwc") == 0
+        assert "input 4x6x6x1 as THWC: 1 channel, 4 frames, 6x6 pixels" in capsys.readouterr().out
+    first, second, video = (query.clip for query, _ in run.asked)
+    assert torch.equal(first, clip())
+    assert torch.equal(second, clip())
+    assert video.shape == SHAPE
+    (path, *_) = sorted(run.out.glob("*.json"))
+    assert read_record(path).model["layout"] == "THWC"
+
+
+def test_everywhere_needs_no_axes(run: Run) -> None:
+    write_model(run.folder / "last.onnx", shape=(4, 6, 6, 1))
+    assert run(model="last.onnx", input="last.npy", set="everywhere") == 0
 
 
 def test_regression(run: Run) -> None:
@@ -281,6 +314,8 @@ def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> No
         ({"input": "absent.avi"}, "no video"),
         ({"input": "short.MP4"}, "has 3 frames; expected 4"),
         ({"set": "windows:2"}, "expected one of"),
+        ({"layout": "ABCD"}, "CTHW"),
+        ({"layout": "CHW"}, "names 3 axes"),
         ({"set": "window:5"}, "5 frames"),
         ({"set": "frames:4"}, "frames 0 to 3"),
         ({"set": "patch-at:3,0,0:3x3@2"}, "outside the clip"),
@@ -302,6 +337,9 @@ def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> No
         ({"memory": "lots"}, "512M"),
         ({"threads": "0"}, "--threads"),
         ({"epsilon": "1"}, "--eps"),
+        ({"set": "window:0"}, "is empty"),
+        ({"input": "net.onnx"}, ".npy or .npz file, such as clip.npy or clips.npz:key[7] or a video, .avi or .mp4"),
+        ({"input": "clip.mkv"}, ".avi or .mp4"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -315,6 +353,11 @@ def test_bad_input_is_one_sentence(
     assert says in printed.err
     assert "Traceback" not in printed.err
     assert run.asked == []
+
+
+def test_empty_text_is_no_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", ""]) == 2
+    assert "--out" in capsys.readouterr().err
 
 
 def test_results_that_cannot_be_written(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

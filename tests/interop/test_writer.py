@@ -34,7 +34,7 @@ def model_of(shape: tuple[int, ...], outputs: int = 3) -> nn.Module:
 
 
 def query_of(text: str, clip: torch.Tensor, epsilon: float, wanted: Property) -> Query:
-    model = load_model(model_of(tuple(clip.shape), wanted.rows.shape[1]), tuple(clip.shape))
+    model = load_model(model_of(tuple(clip.shape), wanted.rows.shape[1]), tuple(clip.shape), "CTHW")
     return Query(model, clip, SetSpecification(text, epsilon), wanted)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stbp_milp.errors import InputError
+from stbp_milp.plain import from_json
 from stbp_milp.report.comparison import as_fraction, says
 from stbp_milp.results import WORDS, InstanceResult, read_result
 
@@ -85,7 +86,7 @@ def read_instance(path: Path, folder: Path, batch: bool, specifications: Path | 
 
 def _entries(path: Path) -> dict[str, Any]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path.name!r} cannot be read as a result ({' '.join(str(error).split())})") from error
     if not isinstance(entries, dict) or entries.get("schema") != 1:
@@ -200,7 +201,7 @@ def _asked(listed: Mapping[str, Any], specifications: Path | None) -> dict[str, 
         words = {name: str(heard[name]) for name in ("clip", "set", "property") if name in heard}
         return asked | words | {"epsilon": as_fraction(float(heard["epsilon"]))}
     try:
-        entries = json.loads((specifications or Path()).joinpath(listed["specification"]).read_text(encoding="utf-8"))
+        entries = from_json((specifications or Path()).joinpath(listed["specification"]).read_text(encoding="utf-8"))
         return asked | {"set": str(entries["set"]), "epsilon": as_fraction(float(entries["epsilon"]))}
     except (OSError, ValueError, KeyError, TypeError):
         return asked

@@ -5,7 +5,6 @@ A folder may hold broken files among thousands of good ones: they are left out, 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stbp_milp.errors import InputError
+from stbp_milp.plain import from_json
 from stbp_milp.report.html.instance import Instance, read_instance, stem_of
 
 
@@ -88,7 +88,7 @@ def _runs(folder: Path) -> Iterator[Mapping[str, Any]]:
     """What the driver wrote down at each of its starts."""
     for path in sorted((folder / "runs").glob("*.json")):
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(entries, dict):
