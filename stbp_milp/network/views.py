@@ -236,6 +236,8 @@ def predicts_clips(predict: Callable[[np.ndarray], np.ndarray], axes: Axes) -> C
     """`predict` on inputs `(N, *axes.shape)` as the same on clips `(N, C, T, H, W)`."""
     if axes.shape == axes.clip and axes.in_order:
         return predict
+    if axes.in_order:
+        return lambda clips: predict(clips.reshape(len(clips), *axes.shape))
     return lambda clips: predict(np.ascontiguousarray(axes.to_model(torch.from_numpy(np.array(clips))).numpy()))
 
 
