@@ -58,11 +58,13 @@ class Problem:
 
     @torch.no_grad()
     def sized(self, bounds: Preactivations, upto: int) -> Self:
-        """With sizes of the nodes up to `upto`, which lie above no ReLU without bounds; those known already stay."""
+        """With sizes of `upto` and all nodes below it, whose ReLUs have bounds; those known already stay."""
         if self.rounding is None or upto in self.rounding.sizes:
             return self
         sizes, hull = dict(self.rounding.sizes), self.inputs.hull()
-        for position in range(len(sizes), upto + 1):
+        for position in self.network.below(upto):
+            if position in sizes:
+                continue
             upper = bounds[position].upper if position in bounds else None
             sizes[position] = size(self.network, position, self.clean, self.rounding, sizes, hull, upper)
         return replace(self, rounding=replace(self.rounding, sizes=sizes))

@@ -266,3 +266,21 @@ def test_slopes_of_a_branch_that_a_neuron_does_not_see() -> None:
     bounds = preactivations(Problem.of(network, box), BoundingOptions(slope_steps=5))
     found = [(float(b.lower), float(b.upper)) for b in bounds.values()]
     assert found == [pytest.approx(sides) for sides in [(-0.5, 0.5), (1.0, 2.0), (-0.5, 0.5)]]
+
+
+def test_an_affine_branch_behind_another_branchs_relu() -> None:
+    """relu(c(b(x))) after relu(a(x)): the size of c's values does not wait for bounds of a's ReLU."""
+    builder = NetworkBuilder((2,))
+
+    def linear(name: str, source: str) -> str:
+        weight = torch.tensor([[1.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
+        return builder.add(name, Linear(weight, torch.zeros(2, dtype=torch.float64)), source)
+
+    first = builder.add("relu a", ReLU(), linear("a", linear("a0", "input")))
+    second = builder.add("relu c", ReLU(), linear("c", linear("b", "input")))
+    network = builder.build(builder.add("sum", Add((1.0, -1.0)), first, second))
+    box = VoxelBox(*(torch.full((1, 2), value, dtype=torch.float64) for value in (0.5, 0.0, 1.0)))
+    bounds = preactivations(Problem.of(network, box), BoundingOptions())
+    for own in bounds.values():  # (x - 2 y) - 2 (x / 2 + y) = -4 y, and (x - 2 y) / 2 + x / 2 + y = x
+        assert own.lower[0].tolist() == pytest.approx([-4.0, 0.0], abs=1e-12)
+        assert own.upper[0].tolist() == pytest.approx([0.0, 1.0], abs=1e-12)
