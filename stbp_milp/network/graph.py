@@ -86,8 +86,8 @@ class Network:
         """The same network in float32; made once."""
         return self.to(torch.float32)
 
-    def below(self, node: int) -> list[int]:
-        """The nodes that `node` is computed from, the input and itself, in order."""
+    def part(self, node: int) -> Network:
+        """The network whose output is `node` `(*shape)`: that node, all that it is computed from, and the input."""
         needed = {0}
         pending = [node]
         while pending:
@@ -95,11 +95,7 @@ class Network:
             if position not in needed:
                 needed.add(position)
                 pending += self.nodes[position].inputs
-        return sorted(needed)
-
-    def part(self, node: int) -> Network:
-        """The network whose output is `node` `(*shape)`: that node, all that it is computed from, and the input."""
-        order = self.below(node)
+        order = sorted(needed)
         position_of = {old: new for new, old in enumerate(order)}
         return Network(
             tuple(
