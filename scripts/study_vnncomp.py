@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from stbp_milp.instance_list import read_instances
+
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "scripts" / "vnncomp" / "run_instance.py"
 _LATE = 60.0  # seconds after its limit, at which a process is killed
@@ -56,24 +58,14 @@ def instances(folder: Path, families: list[str]) -> Iterator[tuple[str, Path, Pa
         known = {}
         if (listed.parent / "reference.csv").exists():
             with (listed.parent / "reference.csv").open(newline="") as file:
-                known = {(row["model"], row["property"]): row["consensus"] for row in csv.DictReader(file)}
-        with listed.open(newline="") as file:
-            for row in csv.reader(file):
-                if len(row) >= 2:
-                    model, asked = row[0].removeprefix("./"), row[1].removeprefix("./")
-                    found = next((word for key, word in known.items() if _same(key, (model, asked))), "")
-                    yield family, _file(listed.parent / model), _file(listed.parent / asked), found
+                known = {_names(row["model"], row["property"]): row["consensus"] for row in csv.DictReader(file)}
+        for one in read_instances(listed):
+            yield family, one.model, one.specification, known.get(_names(one.model, one.specification), "")
 
 
-def _same(first: tuple[str, str], second: tuple[str, str]) -> bool:
-    return all(
-        a.removeprefix("./").removesuffix(".gz") == b.removesuffix(".gz") for a, b in zip(first, second, strict=True)
-    )
-
-
-def _file(path: Path) -> Path:
-    compressed = path.with_name(path.name + ".gz")
-    return compressed if compressed.exists() and not path.exists() else path
+def _names(model: Path | str, asked: Path | str) -> tuple[str, str]:
+    """How a list and the reference name an instance alike: without folders and compression."""
+    return Path(model).name.removesuffix(".gz"), Path(asked).name.removesuffix(".gz")
 
 
 def ask(family: str, model: Path, asked: Path, known: str, limit: float) -> Answer:

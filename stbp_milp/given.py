@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stbp_milp.errors import InputError
-from stbp_milp.inputs import parse_domain, parse_epsilon
+from stbp_milp.inputs import bytes_as_floats, parse_domain, parse_epsilon
 
 
 def clip_values(clip: Tensor | np.ndarray, in_domain: bool) -> Tensor:
@@ -31,7 +31,7 @@ def clip_values(clip: Tensor | np.ndarray, in_domain: bool) -> Tensor:
     except ValueError as error:
         raise InputError(f"the clip is no array ({error}); expected floats in the data domain, or uint8") from error
     if values.dtype == np.uint8:
-        return torch.from_numpy(values.astype(np.float32) / np.float32(1 if in_domain else 255)).to(torch.float64)
+        return torch.from_numpy(bytes_as_floats(values, in_domain)).to(torch.float64)
     if values.dtype not in (np.float32, np.float64, np.float16):
         raise InputError(f"the clip is of type {values.dtype}; expected floats in the data domain, or uint8")
     wrong = int((~np.isfinite(values)).sum())

@@ -99,7 +99,7 @@ def read_clip_and_units(text: str, as_given: bool = False, videos: str = "") -> 
         ) from error
     chosen = _one_item(array, item, text)
     units = DIVIDED if chosen.dtype == np.uint8 and not as_given else ""
-    return ReadClip(to_clip(chosen, text, as_given), units)
+    return ReadClip(_to_clip(chosen, text, as_given), units)
 
 
 def parse_epsilon(text: str) -> float:
@@ -215,7 +215,12 @@ def _one_item(array: NDArray[Any], item: int | None, text: str) -> NDArray[Any]:
     return selected
 
 
-def to_clip(array: NDArray[Any], text: str, as_given: bool = False) -> Tensor:
+def bytes_as_floats(values: NDArray[np.uint8], as_given: bool) -> NDArray[np.float32]:
+    """Divided by 255, unless they are wanted as they are."""
+    return values.astype(np.float32) / np.float32(1 if as_given else 255)
+
+
+def _to_clip(array: NDArray[Any], text: str, as_given: bool = False) -> Tensor:
     """The values of `read_clip` for an array that `text` describes."""
     if array.ndim not in (1, 2, 3, 4) or 0 in array.shape:
         raise InputError(
@@ -223,7 +228,7 @@ def to_clip(array: NDArray[Any], text: str, as_given: bool = False) -> Tensor:
         )
     array = array.reshape((1,) * (4 - array.ndim) + array.shape)
     if array.dtype == np.uint8:
-        array = array.astype(np.float32) / np.float32(1 if as_given else 255)
+        array = bytes_as_floats(array, as_given)
     elif not np.issubdtype(array.dtype, np.floating):
         raise InputError(
             f"{text!r} holds values of type {array.dtype}; expected floats in the data domain, or uint8 from 0 to 255"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from stbp_milp.errors import InputError
 
+VERDICTS = ("verified", "falsified", "unknown")  # that a specification may expect
+
 
 @dataclass(frozen=True)
 class Instance:

@@ -16,6 +16,7 @@ from typing import Any
 from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
 from stbp_milp.inputs import read_clip
+from stbp_milp.instance_list import VERDICTS
 from stbp_milp.network.model import Model
 from stbp_milp.network.views import LAYOUTS, as_clip
 from stbp_milp.plain import from_json
@@ -24,7 +25,6 @@ from stbp_milp.query import Query
 from stbp_milp.sets import SetSpecification
 
 SCHEMA = 1
-WORDS = ("verified", "falsified", "unknown")
 _FIELDS = {"schema", "clip", "set", "epsilon", "domain", "label", "top_k", "tolerance", "expected", "name", "layout"}
 _REQUIRED = {"schema", "clip", "set", "epsilon"}
 
@@ -179,7 +179,7 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
         label,
         1 if top is None else top,
         tolerance,
-        chosen("expected", WORDS),
+        chosen("expected", VERDICTS),
         entries.get("name"),
         "domain" in entries,
         chosen("layout", LAYOUTS),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from stbp_milp.bounds.backward import FORMS_ALIVE
-from stbp_milp.bounds.preactivation import BoundingOptions, multiplications
+from stbp_milp.bounds.preactivation import BoundingOptions
 from stbp_milp.branching import ExpanderOptions
 from stbp_milp.network.graph import Network
 
@@ -50,7 +50,7 @@ class Plan:
         """`clauses`: forms that a first bound has; `memory`: bytes that the run may take."""
         default = ExpanderOptions()
         budget = _RATE * seconds
-        passes = [0, *multiplications(network)]
+        passes = [0, *network.multiplications()]
         work = max(1, passes[-1])
         dearest = max(1, *(after - before for before, after in pairwise(passes)))
         sizes = [math.prod(node.shape) for node in network.nodes]

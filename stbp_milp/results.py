@@ -76,9 +76,9 @@ def key_of(model: str, question: str, timeout: float, memory_bytes: int, solver:
     return digest_of({"model": model, "question": question, "configuration": [timeout, memory_bytes, solver, seed]})
 
 
-def key_of_part(whole: str, index: int, count: int) -> str:
-    """The key of a part of the set of the instance with the key `whole`."""
-    return digest_of({"whole": whole, "part": [index, count]})
+def key_of_part(whole: str, index: int, count: int, **more: Any) -> str:
+    """The key of a part of the set of the instance with the key `whole`; of a subtree, with what `more` says of it."""
+    return digest_of({"whole": whole, "part": [index, count]} | more)
 
 
 def believed(path: Path) -> InstanceResult:

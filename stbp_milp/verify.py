@@ -35,7 +35,7 @@ from stbp_milp.memory import affordable, is_exhaustion
 from stbp_milp.milp import PROOF_MARGIN
 from stbp_milp.network.model import load_model_for
 from stbp_milp.network.normal_form import Stage, normal_form
-from stbp_milp.network.reading import LARGE, multiplications
+from stbp_milp.network.reading import is_large
 from stbp_milp.network.views import as_clip
 from stbp_milp.plan import Plan
 from stbp_milp.properties import property_of
@@ -516,11 +516,10 @@ class _Run:
         Raises:
             SoundnessError: so far that a proof about the one says nothing about the other.
         """
-        if not self.judge.last or (self.deadline.expired() and not proved):
+        if not self.judge.nearest or (self.deadline.expired() and not proved):
             return 0.0
-        tried = list(self.judge.last.values())  # of every stage, the last ones nearest to breaking the property
-        large = multiplications(self.query.model.network) > LARGE
-        clips = torch.stack(tried[-1:] if large else tried).to(torch.float32).numpy()
+        tried = [clip for _, clip in sorted(self.judge.nearest.values(), key=lambda found: found[0])]
+        clips = torch.stack(tried[:1] if is_large(self.query.model.network) else tried).to(torch.float32).numpy()
         found = self.query.model.compared(clips)
         if proved and (wrong := found.disagreement):
             raise SoundnessError(

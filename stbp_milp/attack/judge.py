@@ -30,6 +30,7 @@ class Judge:
         least: the smallest margin of a clip of the set.
         least_asked: the smallest of those that clearly have the phases the query asks about; no bound may exceed it.
         least_clip: its clip.
+        nearest: of every stage the smallest margin and its clip.
     """
 
     def __init__(self, query: Query, perturbation: PerturbationSet) -> None:
@@ -37,8 +38,7 @@ class Judge:
         self._at_once = clips_at_once(query.model.network)
         self.least = self.least_asked = math.inf
         self.least_clip: Tensor | None = None
-        self.last: dict[str, Tensor] = {}  # of every stage the clip that came nearest to breaking the property
-        self._nearest: dict[str, float] = {}
+        self.nearest: dict[str, tuple[float, Tensor]] = {}
         self.counterexample: Counterexample | None = None
 
     @property
@@ -57,8 +57,8 @@ class Judge:
         if not inside:
             raise SoundnessError(f"a candidate of stage {stage!r} lies outside the perturbation set; report this query")
         self.least = min(self.least, margin)
-        if margin < self._nearest.get(stage, math.inf):
-            self._nearest[stage], self.last[stage] = margin, candidates[at].cpu()
+        if stage not in self.nearest or margin < self.nearest[stage][0]:
+            self.nearest[stage] = margin, candidates[at].cpu()
         asked = margins.masked_fill(~self._asked_about(candidates), math.inf)
         if float(asked.min()) < self.least_asked:
             self.least_asked, self.least_clip = float(asked.min()), candidates[int(asked.argmin())]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.preactivation import multiplications
 from stbp_milp.network.graph import Network
 from stbp_milp.properties import Property
 from stbp_milp.sets import Choice, PerturbationSet
@@ -98,7 +97,7 @@ class Room:
 
 def clips_at_once(network: Network) -> int:
     """How many clips may go through a network together, so that there is a look at the clock every so often."""
-    return max(1, int(_OPERATION / max(1, multiplications(network)[-1])))
+    return max(1, int(_OPERATION / max(1, network.multiplications()[-1])))
 
 
 def single_members(choice: Choice, limit: int) -> tuple[Choice, ...]:

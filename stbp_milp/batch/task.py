@@ -18,8 +18,9 @@ from typing import Any
 
 from stbp_milp.batch.supervised import Limits
 from stbp_milp.errors import InputError, SoundnessError
-from stbp_milp.instance_list import Instance, read_instances
+from stbp_milp.instance_list import VERDICTS, Instance, read_instances
 from stbp_milp.plain import digest_of, from_json
+from stbp_milp.results import key_of, key_of_part
 from stbp_milp.versions import versions
 
 # In an ONNX file, where a tensor's values lie in another file (a StringStringEntryProto of fewer than 128 bytes).
@@ -28,7 +29,6 @@ _CLIP = re.compile(r"(?P<path>.+?\.np[yz])(?P<item>[:\[].*)?", re.IGNORECASE)
 
 
 _MOST_NAMED = 12  # missing files
-_EXPECTED = ("verified", "falsified", "unknown")  # verdicts that a specification may expect
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,8 @@ class Task:
 
         A neuron's position is that in the network as this code reads it, so another version's subtrees are others.
         """
-        asked: dict[str, Any] = {"whole": self.key, "part": [index, count]}
-        if phases:
-            asked |= {"phases": [list(phase) for phase in phases], "versions": versions()}
-        key = digest_of(asked)
+        more = {"phases": [list(phase) for phase in phases], "versions": versions()} if phases else {}
+        key = key_of_part(self.key, index, count, **more)
         return replace(self, key=key, part=Part(index, count, self.key, phases))
 
     def subtrees(self, index: int, count: int, neurons: Sequence[Sequence[int]]) -> list[Task]:
@@ -158,11 +156,6 @@ def _task(instance: Instance, base: Path, folder: Path, settings: Settings) -> T
         settings.memory_bytes,
         settings.threads,
     )
-    asked = {
-        "model": model,
-        "question": question,
-        "configuration": [limits.timeout, limits.memory_bytes, settings.solver, settings.seed],
-    }
     listed = {
         "model": _as_listed(instance.model, base),
         "specification": _as_listed(instance.specification, base),
@@ -170,7 +163,7 @@ def _task(instance: Instance, base: Path, folder: Path, settings: Settings) -> T
         "specification_sha256": question,
     }
     return Task(
-        digest_of(asked),
+        key_of(model, question, limits.timeout, limits.memory_bytes, settings.solver, settings.seed),
         folder.resolve(),
         instance.model.resolve(),
         instance.specification.resolve(),
@@ -225,7 +218,7 @@ def _entries(content: bytes) -> dict[str, Any] | None:
         entries = from_json(content.decode("utf-8-sig"))
     except ValueError:
         return None
-    if not isinstance(entries, dict) or entries.get("expected") not in (None, *_EXPECTED):
+    if not isinstance(entries, dict) or entries.get("expected") not in (None, *VERDICTS):
         return None
     return entries if isinstance(entries.get("name"), str | None) else None
 

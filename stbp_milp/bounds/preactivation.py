@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -24,7 +25,6 @@ from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivati
 from stbp_milp.bounds.relaxation import Relaxation
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape, Scale
-from stbp_milp.network.operations import products
 from stbp_milp.sets import PerturbationSet, VoxelBox
 
 
@@ -96,11 +96,15 @@ class _Layers:
         self._problem, self._options, self._expired = problem, options, expired
         self.affine = problem.network.affine_depth()
         self.bounds: dict[int, Interval] = {}
-        self._below = multiplications(problem.network)
+        self._below = problem.network.multiplications()
         self._relaxations: dict[int, Relaxation] = {}
-        columns = len(moved_voxels(problem))
-        self._columns = columns if forward_memory(problem, columns) <= options.memory_bytes else math.inf
         self._forward: ForwardForms | None = None
+
+    @cached_property
+    def _columns(self) -> float:
+        """What forward forms of the problem take; infinitely many where there is no room for them."""
+        columns = len(moved_voxels(self._problem))
+        return columns if forward_memory(self._problem, columns) <= self._options.memory_bytes else math.inf
 
     def bounded(self, operand: int, moved: Interval, known: Interval | None) -> tuple[Interval, Interval]:
         """The values and the deviations of a ReLU's operand, given its deviations by intervals and what is known."""
@@ -118,9 +122,9 @@ class _Layers:
             if _most_undecided(values()) > 2 * self._columns:  # all neurons at the cost of a few
                 self._forward = self._forward or ForwardForms(problem)
                 moved = moved.meet(self._forward.deviations(operand, self.bounds))
-            undecided = values().undecided
-            if 2 * int(undecided.flatten(1).sum(1).max()) * self._below[operand] <= options.work:
-                closer = self._backward(operand, undecided)
+            own = values()
+            if 2 * _most_undecided(own) * self._below[operand] <= options.work:
+                closer = self._backward(operand, own.undecided)
                 moved = moved if closer is None else moved.meet(closer)
         return values(), moved
 
@@ -224,15 +228,6 @@ def _backward(
 
 def _most_undecided(bounds: Interval) -> int:
     return int(bounds.undecided.flatten(1).sum(1).max())
-
-
-def multiplications(network: Network) -> list[int]:
-    """Of every node: the multiplications that a form takes from it back to the input."""
-    total, result = 0, []
-    for node in network.nodes:
-        total += products(node.layer, node.shape)
-        result.append(total)
-    return result
 
 
 def node_size(network: Network, position: int) -> int:

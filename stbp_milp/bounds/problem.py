@@ -61,13 +61,13 @@ class Problem:
         """With sizes of the nodes up to `upto`, but for those above a ReLU without bounds; those known already stay."""
         if self.rounding is None or upto in self.rounding.sizes:
             return self
-        sizes, hull = dict(self.rounding.sizes), self.inputs.hull()
+        sizes = dict(self.rounding.sizes)
         for position, node in enumerate(self.network.nodes[: upto + 1]):
             bounded = position in bounds or not isinstance(node.layer, ReLU)
             if position in sizes or not bounded or any(i not in sizes for i in node.inputs):
                 continue
             upper = bounds[position].upper if position in bounds else None
-            sizes[position] = size(self.network, position, self.clean, self.rounding, sizes, hull, upper)
+            sizes[position] = size(self.network, position, self.clean, self.rounding, sizes, self.inputs, upper)
         return replace(self, rounding=replace(self.rounding, sizes=sizes))
 
     def relaxation(self, relu: int, bounds: Interval) -> Relaxation:

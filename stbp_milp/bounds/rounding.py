@@ -59,6 +59,7 @@ from stbp_milp.bounds.precise import precise_values
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Add, Convolution, Input, Linear, Maximum, ReLU, Reshape, Scale, Select
 from stbp_milp.network.operations import apply, linear, reads
+from stbp_milp.sets import InputSet
 
 SAFETY = 4.0  # times gamma, in the theorem
 _FEW = 64  # operations besides inner products
@@ -174,20 +175,20 @@ def size(
     clean: Sequence[Tensor],
     rounding: Rounding,
     known: Mapping[int, Tensor],
-    hull: tuple[Tensor, Tensor],
+    inputs: InputSet,
     upper: Tensor | None,
 ) -> Tensor:
     """The size of one node, `(1, *shape)`.
 
     Args:
         known: the sizes of its operands.
-        hull: the box of the inputs, two `(N, *shape)`.
         upper: of a ReLU, the upper bounds of its operand, `(N, *shape)`.
     """
     node = network.nodes[position]
     least = (clean[position].abs() + rounding.errors[position]).amax(0, keepdim=True)
     if position == 0:
-        own = torch.maximum(hull[0].abs(), hull[1].abs()).amax(0, keepdim=True)
+        lower, greater = inputs.hull()
+        own = torch.maximum(lower.abs(), greater.abs()).amax(0, keepdim=True)
     elif isinstance(node.layer, ReLU):
         assert upper is not None
         own = upper.amax(0, keepdim=True).clamp(min=0)

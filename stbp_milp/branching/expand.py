@@ -17,7 +17,7 @@ from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.interrupt import interruptible
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_once
-from stbp_milp.bounds.preactivation import BoundingOptions, empty, multiplications, preactivations
+from stbp_milp.bounds.preactivation import BoundingOptions, empty, preactivations
 from stbp_milp.bounds.problem import Problem, select_preactivations, unstable_count
 from stbp_milp.branching.benefit import Realised, gain
 from stbp_milp.branching.choose import Choice, choose, split_phase
@@ -149,7 +149,7 @@ class Expander:
 
     def work(self, problem: Problem, forms: float) -> float:
         """Multiplications of a backward pass with so many forms; small tensor operations count too."""
-        return (forms * multiplications(problem.network)[-1]) + _PER_LAYER * len(problem.network.nodes)
+        return forms * problem.network.multiplications()[-1] + _PER_LAYER * len(problem.network.nodes)
 
     def _sides(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Which pieces to split by the set, which by a ReLU.

@@ -277,8 +277,7 @@ class _Encoder:
     def _value(self, stage: Stage, combination: sp.csr_matrix, offset: np.ndarray) -> Affine:
         """`combination @ (the stage's value) + offset` over the columns."""
         constant, absolute = combination @ stage.bias + offset, abs(combination)
-        bias = np.abs(stage.bias) if stage.bias_magnitude is None else stage.bias_magnitude
-        size = absolute @ bias + np.abs(offset)
+        size = absolute @ stage.bias_size + np.abs(offset)
         error = np.zeros(constant.size)
         if stage.relu in self._accuracy.errors:
             error = error + absolute @ self._accuracy.errors[stage.relu]

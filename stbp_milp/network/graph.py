@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import networkx as nx
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from stbp_milp.errors import InputError
 from stbp_milp.network.layers import Add, Affine, Input, Layer, Maximum, ReLU, Scale
-from stbp_milp.network.operations import apply
+from stbp_milp.network.operations import apply, products
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +86,10 @@ class Network:
     def single(self) -> Network:
         """The same network in float32; made once."""
         return self.to(torch.float32)
+
+    def multiplications(self) -> list[int]:
+        """Of every node: the multiplications that a form takes from it back to the input; of the last, of all."""
+        return list(accumulate(products(node.layer, node.shape) for node in self.nodes))
 
     def part(self, node: int) -> Network:
         """The network whose output is `node` `(*shape)`: that node, all that it is computed from, and the input."""

@@ -22,7 +22,7 @@ from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.network.graph import Network
 from stbp_milp.network.onnx_file import OnnxFile, open_onnx
 from stbp_milp.network.onnx_reader import read_onnx_file
-from stbp_milp.network.reading import LARGE, Comparison, compared, multiplications
+from stbp_milp.network.reading import Comparison, compared, is_large
 from stbp_milp.network.torch_reader import private_copy, read_module
 from stbp_milp.network.views import Axes, convolved_layouts, on_clips, predicts_clips
 
@@ -65,10 +65,7 @@ class Model:
     def compared(self, clips: np.ndarray) -> Comparison:
         """The network and the original on clips `(N, C, T, H, W)`, in float64 where the original can run so."""
         if self.reference is not None:
-            try:
-                return compared(self.network, self.reference(clips), clips, torch.float64)
-            except (RuntimeError, TypeError):  # a part that insists on float32
-                pass
+            return compared(self.network, self.reference(clips), clips, torch.float64)
         return compared(self.network, self.predict(clips.astype(np.float32)), clips, torch.float32)
 
 
@@ -91,8 +88,7 @@ def load_model(
         own, network=on_clips(own.network, axes), predict=predicts_clips(own.predict, axes), reference=reference
     )
     model = model if layout is None else model.seen_as(layout)
-    _check_reading(model)
-    return model
+    return _checked(model)
 
 
 def load_model_for(clip: Tensor, source: str | Path | nn.Module, layout: str | None = None) -> Model:
@@ -116,7 +112,7 @@ def _load_module(module: nn.Module, input_shape: Sequence[int] | None) -> Model:
     if input_shape is None:
         raise InputError(f"the input shape of module {name} is unknown; give input_shape, as in (1, 8, 16, 16)")
     network = read_module(module, input_shape)
-    reference = _module_predict(module, torch.float64) if multiplications(network) <= LARGE else None
+    reference = None if is_large(network) else _module_predict(module, torch.float64)
     digest, source = _network_digest(network), f"torch module {name}"
     return Model(network, _module_predict(module), name, digest, source, _axes(network), reference)
 
@@ -197,7 +193,8 @@ def _in_groups(run: Predict, group: int) -> Predict:
 # --- checks -----------------------------------------------------------------------------------------------
 
 
-def _check_reading(model: Model) -> None:
+def _checked(model: Model) -> Model:
+    """The model, if its network agrees with the original; without a reference, if that cannot run in float64."""
     samples = _samples(model.network.input_shape)
     try:
         expected = model.predict(samples)
@@ -211,13 +208,20 @@ def _check_reading(model: Model) -> None:
             f"{model.source} returns shape {expected.shape} for {len(samples)} clips, the network read from it "
             f"{(len(samples), *model.network.output_shape)}; expected one flat row of scores per clip"
         )
-    if wrong := model.compared(samples).disagreement:
+    dtype = torch.float32
+    if model.reference is not None:
+        try:
+            expected, dtype = model.reference(samples), torch.float64
+        except (RuntimeError, TypeError):  # a part insists on float32
+            model = replace(model, reference=None)
+    if wrong := compared(model.network, expected, samples, dtype).disagreement:
         raise InputError(
             f"the network read from {model.source} disagrees with the original at output {wrong.output} of sample clip "
             f"{wrong.clip}: {wrong.read:.6g} instead of {wrong.expected:.6g} (difference "
             f"{abs(wrong.read - wrong.expected):.3g}, rounding explains {wrong.allowed:.3g}); the model uses an "
             "operator in a way that is read wrongly, report it"
         )
+    return model
 
 
 def _samples(input_shape: tuple[int, ...]) -> np.ndarray:  # (4, *input_shape) float32

@@ -37,10 +37,13 @@ class Stage:
     def magnitude(self, source: int) -> sp.csr_matrix:
         return self.magnitudes[source] if source in self.magnitudes else abs(self.weights[source])
 
+    @property
+    def bias_size(self) -> np.ndarray:
+        return np.abs(self.bias) if self.bias_magnitude is None else self.bias_magnitude
+
     def sizes(self, reach: Mapping[int, np.ndarray]) -> np.ndarray:
         """What the terms of every row add up to in magnitude, `(n,)`, for sources of at most these magnitudes."""
-        total = np.abs(self.bias) if self.bias_magnitude is None else self.bias_magnitude
-        return sum((self.magnitude(source) @ reach[source] for source in self.weights), total)
+        return sum((self.magnitude(source) @ reach[source] for source in self.weights), self.bias_size)
 
 
 def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -> tuple[Stage, ...]:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import ReLU
-from stbp_milp.network.operations import apply, linear, products, reads
+from stbp_milp.network.operations import apply, linear, reads
 
-LARGE = 2e9  # multiplications: networks beyond are compared in float32, which takes a fraction of the time and memory
+_LARGE = 2e9  # multiplications: networks beyond are compared in float32, which takes a fraction of the time and memory
 _SUSPECTS = 4  # outputs of a clip whose rounding errors are estimated
 _SAFETY = 64.0  # times the estimate; sums of many terms are usually far better
 _QUICK = {torch.float64: 2.0**-30, torch.float32: 2.0**-15}  # differences relative to sizes that nobody asks about
@@ -46,7 +46,7 @@ class Comparison:
 
 def compared(network: Network, expected: np.ndarray, clips: np.ndarray, dtype: torch.dtype) -> Comparison:
     """The network's scores on clips `(N, *input_shape)` against the original's `(N, K)`, computed in `dtype`."""
-    own = torch.float32 if multiplications(network) > LARGE else torch.float64
+    own = torch.float32 if is_large(network) else torch.float64
     precision = torch.float32 if torch.float32 in (own, dtype) else torch.float64
     cast = network.to(torch.device("cpu")).to(own)  # clips and the original are there
     largest, worst = 0.0, None
@@ -68,9 +68,9 @@ def compared(network: Network, expected: np.ndarray, clips: np.ndarray, dtype: t
     return Comparison(largest, worst)
 
 
-def multiplications(network: Network) -> int:
-    """Of a forward pass."""
-    return sum(products(node.layer, node.shape) for node in network.nodes)
+def is_large(network: Network) -> bool:
+    """Is a pass in float64 too dear, so that comparisons are made in float32?"""
+    return network.multiplications()[-1] > _LARGE
 
 
 def _size(network: Network, position: int, values: list[Tensor]) -> Tensor:
