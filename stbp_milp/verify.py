@@ -31,11 +31,11 @@ from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
 from stbp_milp.errors import InputError, InternalError, OutOfTimeError, SoundnessError, StbpError, contradict
 from stbp_milp.ledger import STAGES, Ledger
-from stbp_milp.memory import affordable, is_exhaustion
+from stbp_milp.memory import affordable, held_below, is_exhaustion, resident
 from stbp_milp.milp import PROOF_MARGIN
 from stbp_milp.network.model import load_model_for
 from stbp_milp.network.normal_form import Stage, normal_form
-from stbp_milp.network.reading import is_large
+from stbp_milp.network.reading import compared, is_large
 from stbp_milp.network.views import as_clip
 from stbp_milp.plan import Plan
 from stbp_milp.properties import property_of
@@ -55,7 +55,6 @@ from stbp_milp.verdict import (
 
 OnProgress = Callable[[Progress], None]
 
-_FLOAT32 = 1e-4  # what the original's margins are believed to, relative to its outputs
 _PRECISE_RATE = 3e8  # multiplications a second of the time left, that clean values may take: about a tenth of it
 _TARGET = 0.0  # bounds hold in spite of rounding, so a margin is proved when its bound is positive
 _TRIAL_SHARE = 0.15  # of the time, until when a trial of an attack that began ends at the latest
@@ -223,6 +222,14 @@ def verify_clip(
     )
 
 
+def _room(configuration: Configuration, device: torch.device) -> int:
+    """Bytes to plan with."""
+    limit = configuration.memory_bytes
+    if limit is None:
+        return affordable(device)
+    return limit if device.type == "cuda" else max(0, limit - resident())
+
+
 @dataclass(frozen=True, eq=False)
 class _Start:
     """Where the branch and bound begins."""
@@ -263,35 +270,41 @@ class _Run:
             configuration,
             report,
             deadline,
-            affordable(device) if configuration.memory_bytes is None else configuration.memory_bytes,
+            _room(configuration, device),
             perturbation,
             Judge(query, perturbation),
             tuple(float(v) for v in clean),
         )
 
     def outcome(self) -> Outcome:
-        with self.ledger.timed("clean"):
-            self.judge(self.set.centre, "clean")
-        if (found := self.judge.counterexample) is not None:
-            return self._falsified(found)
-        # A look at the easy corners, so that bounds of a hopeless set are not waited for; the long attack comes after
-        # the first bounds, which settle most of what holds.
-        self._attack(QUICK, 0.02)
-        if (found := self.judge.counterexample) is not None:
-            return self._falsified(found)
-        try:
-            start = self.start() if not self.deadline.expired() else SearchEnd.EXPIRED
-            end = start if isinstance(start, SearchEnd) else self._search(start)
-        except (MemoryError, RuntimeError) as error:  # before there were batches that could be halved
-            if not is_exhaustion(error):
-                raise
-            self.short_of_memory, end = True, SearchEnd.GIVEN_UP
+        end = self._stages()
         if (found := self.judge.counterexample) is not None:
             return self._falsified(found)
         if end is SearchEnd.CLOSED:
             decided = max(self.ledger.closed, key=STAGES.index)
             return self._outcome(Verified(self.ledger.certificate()), decided)
         return self._outcome(self._unknown(end), None)
+
+    def _stages(self) -> SearchEnd:
+        """From the clean clip to the search, within the limit of memory; what they held is free at the end."""
+        limit = self.configuration.memory_bytes if self.set.clip.device.type == "cpu" else None
+        try:
+            with held_below(limit):
+                with self.ledger.timed("clean"):
+                    self.judge(self.set.centre, "clean")
+                # A look at the easy corners, so that bounds of a hopeless set are not waited for; the long attack
+                # comes after the first bounds, which settle most of what holds.
+                if not self.judge.found:
+                    self._attack(QUICK, 0.02)
+                if self._over():
+                    return SearchEnd.EXPIRED
+                start = self.start()
+                return start if isinstance(start, SearchEnd) else self._search(start)
+        except (MemoryError, RuntimeError) as error:  # before there were batches that could be halved
+            if not is_exhaustion(error):
+                raise
+            self.short_of_memory = True
+            return SearchEnd.GIVEN_UP
 
     def interrupted(self, reason: str) -> Outcome:
         """What is known when a fault ends the run: a counterexample stands, whatever came after it."""
@@ -487,11 +500,10 @@ class _Run:
 
     def _unknown(self, end: SearchEnd) -> Unknown:
         if self.short_of_memory and not self.deadline.expired():
-            limit = self.memory / 2**30
-            return Unknown(
-                Reason.MEMORY,
-                f"out of memory: the limit of {limit:.3g} GiB has no room for more open parts of the problem",
-            )
+            limit = self.configuration.memory_bytes
+            room = f"{self.memory / 2**30:.3g} GiB for the search"
+            of = "are all that was free" if limit is None else f"are left of the limit of {limit / 2**30:.3g} GiB"
+            return Unknown(Reason.MEMORY, f"out of memory: {room} {of}, and open parts of the problem need more")
         if end is SearchEnd.EXPIRED or self.deadline.expired():
             return Unknown(Reason.TIME, f"out of time after {self.configuration.timeout:g} s")
         if self.refusal is not None:
@@ -516,7 +528,7 @@ class _Run:
         Raises:
             SoundnessError: so far that a proof about the one says nothing about the other.
         """
-        if not self.judge.nearest or (self.deadline.expired() and not proved):
+        if not self.judge.nearest or (not proved and (self.short_of_memory or self.deadline.expired())):
             return 0.0
         tried = [clip for _, clip in sorted(self.judge.nearest.values(), key=lambda found: found[0])]
         clips = torch.stack(tried[:1] if is_large(self.query.model.network) else tried).to(torch.float32).numpy()
@@ -548,9 +560,10 @@ class _Run:
             if wrong:
                 raise _contradiction(lower, seen)
         counterexample = self.judge.counterexample
-        if counterexample is not None:
-            tolerance = _FLOAT32 * (1 + max(abs(v) for v in counterexample.outputs))
-            if lower > counterexample.margin + tolerance:
+        if counterexample is not None and lower > counterexample.margin:
+            # Our own margin there fits the bound, or it would have been seen: is the original's rounding the reason?
+            outputs, clip = np.array([counterexample.outputs]), counterexample.clip.numpy()[None]
+            if compared(self.query.model.network, outputs, clip, torch.float32).disagreement:
                 raise _contradiction(lower, counterexample.margin)
 
     def _outcome(self, verdict: Verdict, decided_by: str | None) -> Outcome:

@@ -53,7 +53,7 @@ def _warm_up() -> None:
 
 _warm_up()
 
-_PLANNED = 0.7  # of the memory limit; libraries and what is between two looks need the rest
+_HELD = 0.95  # of the memory limit, so that an orderly end comes before the process is killed
 _RESERVE = 0.03  # of the time, at most a second, so that an orderly end comes before the limit
 _RESERVE_AT_MOST = 1.0
 _CUT = 0.2  # of the time, that may be spent on where to cut an instance
@@ -168,7 +168,7 @@ def _of_part(whole: Query, part: Part) -> Query:
 
 
 def _configuration(task: Task) -> Configuration:
-    memory = int(_PLANNED * task.limits.memory_bytes)
+    memory = int(_HELD * task.limits.memory_bytes)
     solver: Any = task.solver
     device = "cuda" if task.gpu else "cpu"
     return Configuration(task.limits.timeout, solver, task.seed, task.limits.threads, memory, device)

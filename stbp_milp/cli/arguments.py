@@ -133,7 +133,11 @@ class Options:
     show_default=True,
     help="For torch and the solvers; more pay on large networks.",
 )
-@click.option("--memory", metavar="SIZE", help="What a run may take, as 4G or 512M. Default: 70% of what is free.")
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What the process may hold, as 4G or 512M, about 0.4G for the program included. Default: 70% of what is free.",
+)
 @click.option(
     "--device", default="cpu", show_default=True, metavar="NAME", help="Where bounds are computed: cpu, cuda or cuda:1."
 )

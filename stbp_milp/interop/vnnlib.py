@@ -52,16 +52,18 @@ def read_vnnlib(path: str | Path) -> UnsafeRegion:
     source = Source.read(path)
     declared: set[tuple[str, int]] = set()
     asserted: list[list[Case]] = []
+    last = 0  # where the last assert stands: where all of them together are known
     for command in expressions(source):
         name, operands = _command(source, command)
         if name.text == "declare-const":
             declared.add(_declared(source, name, operands, declared))
         elif name.text == "assert" and len(operands) == 1:
             asserted.append(_cases(source, operands[0], declared))
+            last = name.at
         elif name.text not in _WITHOUT_MEANING:
             raise source.wrong(name.at, f"unknown command {source.excerpt(command)!r}; this reads VNN-LIB 1.0")
     inputs, outputs = (_count(source, letter, declared) for letter in "XY")
-    return UnsafeRegion(source.path.name, inputs, outputs, _boxes(source, asserted, inputs, outputs))
+    return UnsafeRegion(source.path.name, inputs, outputs, _boxes(source, last, asserted, inputs, outputs))
 
 
 # --- commands ---------------------------------------------------------------------------------------------
@@ -190,12 +192,12 @@ def _row(least: Linear) -> Row:
 # --- boxes ------------------------------------------------------------------------------------------------
 
 
-def _boxes(source: Source, asserted: list[list[Case]], inputs: int, outputs: int) -> tuple[UnsafeBox, ...]:
+def _boxes(source: Source, at: int, asserted: list[list[Case]], inputs: int, outputs: int) -> tuple[UnsafeBox, ...]:
     """Cases with the same bounds together. What all cases share is kept apart until then: it may be large."""
-    common = _all_of(source, 0, [part for part in asserted if len(part) == 1])[0]
+    common = _all_of(source, at, [part for part in asserted if len(part) == 1])[0]
     lower, upper = _narrowed(np.full(inputs, -np.inf), np.full(inputs, np.inf), common.bounds)
     grouped: dict[tuple[tuple[int, tuple[float, float]], ...], list[tuple[Row, ...]]] = {}
-    for case in _all_of(source, 0, [part for part in asserted if len(part) > 1]):
+    for case in _all_of(source, at, [part for part in asserted if len(part) > 1]):
         grouped.setdefault(tuple(sorted(case.bounds.items())), []).append(common.rows + case.rows)
     if len(grouped) * inputs > _MOST_BOUNDS:
         raise InputError(

@@ -64,9 +64,11 @@ class Model:
 
     def compared(self, clips: np.ndarray) -> Comparison:
         """The network and the original on clips `(N, C, T, H, W)`, in float64 where the original can run so."""
-        if self.reference is not None:
-            return compared(self.network, self.reference(clips), clips, torch.float64)
-        return compared(self.network, self.predict(clips.astype(np.float32)), clips, torch.float32)
+        reference, precision = self.reference, torch.float64
+        if reference is None:
+            reference, precision, clips = self.predict, torch.float32, clips.astype(np.float32)
+        expected = np.concatenate([reference(clip[None]) for clip in clips])  # one by one: layers of one are held
+        return compared(self.network, expected, clips, precision)
 
 
 def load_model(

@@ -120,6 +120,7 @@ def summary(query: Query, outcome: Outcome, files: Mapping[str, Path]) -> Render
     return _pairs(
         ("verdict", Text(outcome.word, style=_COLOURS[outcome.word])),
         ("", explanation(query, outcome)),
+        *([("", f"what may help: {outcome.verdict.advice}")] if isinstance(outcome.verdict, Unknown) else []),
         ("margin", f"{_interval(outcome.lower, outcome.upper)} is where its least value over the set lies"),
         ("seconds", f"{outcome.seconds:.2f}" + (f": {times}" if times else "")),
         *([("work", work)] if work else []),

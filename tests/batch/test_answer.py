@@ -110,7 +110,7 @@ def test_parts_make_the_whole(ask: Callable[..., Task], model: Path) -> None:
     assert whole.record["key"] == single.record["key"]
     assert whole.record["clip"] == single.record["clip"]
     query = read_specification(task.specification).query(load_model(model))
-    assert whole.record["key"] == query_key(query, Configuration(20.0, memory_bytes=int(0.7 * (2 << 30))))
+    assert whole.record["key"] == query_key(query, Configuration(20.0, memory_bytes=int(0.95 * (2 << 30))))
     assert json.loads(whole.to_json())["record"]["certificate"]["parts"]
 
 
