@@ -562,8 +562,8 @@ class _Run:
         counterexample = self.judge.counterexample
         if counterexample is not None and lower > counterexample.margin:
             # Our own margin there fits the bound, or it would have been seen: is the original's rounding the reason?
-            outputs, clip = np.array([counterexample.outputs]), counterexample.clip.numpy()[None]
-            if compared(self.query.model.network, outputs, clip, torch.float32).disagreement:
+            says, at = np.array([counterexample.outputs]), counterexample.clip.numpy()[None]
+            if compared(self.query.model.network, says, at, torch.float32).disagreement:
                 raise _contradiction(lower, counterexample.margin)
 
     def _outcome(self, verdict: Verdict, decided_by: str | None) -> Outcome:

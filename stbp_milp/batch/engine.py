@@ -79,7 +79,6 @@ class Options:
         plan_job: says into which parts an instance can be cut.
         split: in how many parts an instance is cut at most, of its set or subtrees of those; 1: not at all.
         threads: of an instance.
-        gpu: an instance needs the device of a worker: a worker that offers the resource GPU.
         devices_by_number: workers are numbered, and their devices too.
     """
 
@@ -87,7 +86,6 @@ class Options:
     plan_job: str = "stbp_milp.batch.answer:cut"
     split: int = 1
     threads: int = 1
-    gpu: bool = False
     devices_by_number: bool = False
 
 
@@ -151,6 +149,7 @@ class _Engine:
     splits: dict[str, _Split] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
     submitted: int = 0
+    on_devices: bool = False
     slots: int = 0
     looked: float = -math.inf
     began: float = field(default_factory=time.monotonic)
@@ -162,6 +161,7 @@ class _Engine:
 
     def run(self, tasks: Sequence[Task]) -> Progress:
         self.client.register_plugin(self.plugin)
+        self.on_devices = any(task.gpu for task in tasks)
         split = self.options.split
         for task in tasks:
             self.waiting.append(
@@ -194,7 +194,7 @@ class _Engine:
             raise self._gone()
         if self.client.status != "running":
             self.slots = 0
-        elif self.options.gpu:
+        elif self.on_devices:
             self.slots = sum(int(worker["resources"].get("GPU", 0)) for worker in workers)
         else:
             self.slots = sum(worker["nthreads"] for worker in workers)
@@ -212,7 +212,7 @@ class _Engine:
             self.plugin.name,
             key=f"{unit.kind}-{unit.task.key[:12]}-{self.run_id}-{self.submitted}",
             pure=False,
-            resources={"GPU": 1} if self.options.gpu else None,
+            resources={"GPU": 1} if unit.task.gpu else None,
         )
         self.flying[future] = unit
         future.add_done_callback(self.ended.put)

@@ -76,7 +76,7 @@ class Task:
         folder: the batch's, on a file system that driver and workers share.
         model, specification: absolute paths.
         listed: the same as the instance list has them, and their digests; for the result.
-        gpu: it needs the device of a worker.
+        gpu: it is computed on the device of a worker, which offers the resource GPU.
         run: which run of the driver it belongs to.
     """
 

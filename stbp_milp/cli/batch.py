@@ -57,6 +57,7 @@ def _run(options: BatchOptions, arguments: Sequence[str]) -> int:
         place.threads,
         options.solver,
         options.seed,
+        gpu=options.gpus is not None,
     )
     path = options.out or Path("results") / (options.list.resolve().parent.name or "batch")
     tasks = read_tasks(options.list, path, settings)
@@ -73,7 +74,6 @@ def _run(options: BatchOptions, arguments: Sequence[str]) -> int:
     engine = Options(
         split=options.split,
         threads=place.threads,
-        gpu=options.gpus is not None,
         devices_by_number=options.gpus is not None and place.here,
     )
     with Mirror(folder) as mirror, BatchDisplay(errors, shown=not options.quiet) as display:

@@ -232,7 +232,8 @@ def test_a_result_of_another_writer_is_taken(tmp_path: Path, here: Open) -> None
 
 def test_each_device_has_one_worker(tmp_path: Path, token: str) -> None:
     batch = Batch(tmp_path, ["device"] * 4)
-    options = Options(OPTIONS.job, OPTIONS.plan_job, gpu=True, devices_by_number=True)
+    batch.tasks = [replace(task, gpu=True) for task in batch.tasks]
+    options = Options(OPTIONS.job, OPTIONS.plan_job, devices_by_number=True)
     batch.run(lambda: nodes.local(2, {"GPU": 1.0}), options)
     assert {one and one.reason for one in batch.results()} <= {"0", "1"}
 

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from stbp_milp.batch.engine import Progress
@@ -92,6 +93,19 @@ def test_what_cannot_be_used_is_said_in_a_sentence(
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_gpus_are_computed_on_or_missed(instances: Path, tmp_path: Path) -> None:
+    """The CPU takes the place of no card: without one, every instance is an error that says so."""
+    out = tmp_path / "out"
+    main([str(instances), "--gpus", "1", "--memory", "16G", "--out", str(out), "--quiet"])
+    rows = in_file(out / FILE, "SELECT word, reason FROM instances JOIN results USING (key) ORDER BY position")
+    if torch.cuda.is_available():
+        records = [json.loads(path.read_text())["record"] for path in (out / "records").iterdir()]
+        assert {one["configuration"]["device"] for one in records if one} == {"cuda"}
+    else:
+        assert [word for word, _ in rows] == ["error"] * 3
+        assert all("CUDA" in reason for _, reason in rows)
 
 
 def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
