@@ -64,11 +64,12 @@ class Model:
 
     def compared(self, clips: np.ndarray) -> Comparison:
         """The network and the original on clips `(N, C, T, H, W)`, in float64 where the original can run so."""
-        reference, precision = self.reference, torch.float64
-        if reference is None:
-            reference, precision, clips = self.predict, torch.float32, clips.astype(np.float32)
-        expected = np.concatenate([reference(clip[None]) for clip in clips])  # one by one: layers of one are held
-        return compared(self.network, expected, clips, precision)
+        single = clips.astype(np.float32)
+        said = np.concatenate([self.predict(clip[None]) for clip in single])  # one by one: layers of one are held
+        if self.reference is None:
+            return compared(self.network, said, single, torch.float32)
+        expected = np.concatenate([self.reference(clip[None]) for clip in clips])
+        return compared(self.network, expected, clips, torch.float64, said)
 
 
 def load_model(
@@ -210,13 +211,12 @@ def _checked(model: Model) -> Model:
             f"{model.source} returns shape {expected.shape} for {len(samples)} clips, the network read from it "
             f"{(len(samples), *model.network.output_shape)}; expected one flat row of scores per clip"
         )
-    dtype = torch.float32
     if model.reference is not None:
         try:
-            expected, dtype = model.reference(samples), torch.float64
+            model.reference(samples[:1])
         except (RuntimeError, TypeError):  # a part insists on float32
             model = replace(model, reference=None)
-    if wrong := compared(model.network, expected, samples, dtype).disagreement:
+    if wrong := model.compared(samples).disagreement:
         raise InputError(
             f"the network read from {model.source} disagrees with the original at output {wrong.output} of sample clip "
             f"{wrong.clip}: {wrong.read:.6g} instead of {wrong.expected:.6g} (difference "

@@ -22,6 +22,7 @@ from stbp_milp.network.operations import apply, linear, reads
 _LARGE = 2e9  # multiplications: networks beyond are compared in float32, which takes a fraction of the time and memory
 _SUSPECTS = 4  # outputs of a clip whose rounding errors are estimated
 _SAFETY = 64.0  # times the estimate; sums of many terms are usually far better
+_FINER = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 _QUICK = {torch.float64: 2.0**-30, torch.float32: 2.0**-15}  # differences relative to sizes that nobody asks about
 
 
@@ -44,8 +45,19 @@ class Comparison:
     disagreement: Disagreement | None
 
 
-def compared(network: Network, expected: np.ndarray, clips: np.ndarray, dtype: torch.dtype) -> Comparison:
-    """The network's scores on clips `(N, *input_shape)` against the original's `(N, K)`, computed in `dtype`."""
+def compared(
+    network: Network,
+    expected: np.ndarray,
+    clips: np.ndarray,
+    dtype: torch.dtype,
+    in_float32: np.ndarray | None = None,
+) -> Comparison:
+    """The network's scores on clips `(N, *input_shape)` against the original's `(N, K)`, computed in `dtype`.
+
+    Args:
+        in_float32: what the original computes in float32, where `dtype` is float64. What that changes shows how much
+            the original rounds in places that the network does not have, such as a BatchNorm with a large mean.
+    """
     own = torch.float32 if is_large(network) else torch.float64
     precision = torch.float32 if torch.float32 in (own, dtype) else torch.float64
     cast = network.to(torch.device("cpu")).to(own)  # clips and the original are there
@@ -61,7 +73,9 @@ def compared(network: Network, expected: np.ndarray, clips: np.ndarray, dtype: t
         largest = max(largest, float(relative.max()))
         suspects = relative.argsort(descending=True)[:_SUSPECTS]
         for output in suspects[relative[suspects] > _QUICK[precision]].tolist():
-            allowed = _SAFETY * _rounding(cast, values, output) * torch.finfo(precision).eps
+            allowed = _rounding(cast, values, output, _SAFETY * torch.finfo(precision).eps)
+            if in_float32 is not None:
+                allowed += _SAFETY * _FINER * abs(float(in_float32[i][output]) - float(truth[output]))
             if not float(difference[output]) <= allowed:
                 found = Disagreement(i, output, float(read[output]), float(truth[output]), allowed)
                 worst = worst or found
@@ -86,16 +100,42 @@ def _size(network: Network, position: int, values: list[Tensor]) -> Tensor:
     return size
 
 
-def _rounding(network: Network, values: list[Tensor], output: int) -> float:
-    """`sum over nodes of |d score / d value| . size`: what a relative error of 1 in every layer would do to a score."""
+def _rounding(network: Network, values: list[Tensor], output: int, unit: float) -> float:
+    """What relative errors of `unit` in every layer do to a score, to first order.
+
+    This is `unit * sum over nodes of |d score / d value| * size`. A ReLU whose operand is 0 up to such errors may let
+    them through whatever its sign, so its derivative counts as 1.
+    """
+    errors = _forward_errors(network, values, unit)
     leaves = [value.detach().requires_grad_() for value in values[:1]]
     with torch.enable_grad():
         for node in network.nodes[1:]:
-            leaves.append(apply(node.layer, [leaves[i] for i in node.inputs]))
+            operands = [leaves[i] for i in node.inputs]
+            value = apply(node.layer, operands)
+            if isinstance(node.layer, ReLU):
+                (operand,) = operands
+                value = torch.where(operand.detach().abs() <= errors[node.inputs[0]], operand, value)
+            leaves.append(value)
         slopes = torch.autograd.grad(leaves[-1][0, output], leaves, allow_unused=True)
     total = 0.0
     with torch.no_grad():
         for position, slope in enumerate(slopes):
             if slope is not None:
                 total += float((slope.abs() * _size(network, position, values)).sum())
-    return total
+    return unit * total
+
+
+def _forward_errors(network: Network, values: list[Tensor], unit: float) -> list[Tensor]:
+    """The same of every node, each error at its largest and none cancelling another: `(1, *shape)`."""
+    errors = [torch.zeros_like(values[0])]
+    with torch.no_grad():
+        for position, node in enumerate(network.nodes[1:], start=1):
+            if isinstance(node.layer, ReLU):
+                error = errors[node.inputs[0]]
+            else:
+                error = unit * _size(network, position, values)
+                for k, i in enumerate(node.inputs):
+                    if reads(node.layer, k):
+                        error = error + linear(node.layer, k, errors[i], absolute=True)
+            errors.append(error)
+    return errors
