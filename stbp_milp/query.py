@@ -87,10 +87,9 @@ class Configuration:
         seed: of the attack and of every random choice.
         threads: threads that torch and the solvers may use.
         device: where bounds and search are computed, "cpu", "cuda" or "cuda:1"; the verdicts are the same.
-        memory_bytes: what this process may hold during the run, all that it held before included (on a GPU: what the
-            run may hold there); batch sizes, open subproblems and solvers are planned by what that leaves, and on Linux
-            allocations beyond it fail, which ends the run as "out of memory". None: the run plans with 70% of what is
-            free at the start, and nothing is enforced.
+        memory_bytes: what this process should hold during the run, all that it held before included (on a GPU: what
+            the run should hold there). Batch sizes, open subproblems and solvers are planned by what that leaves; it
+            is not enforced. None: 70% of what is free at the start.
     """
 
     timeout: float = 60.0

@@ -31,7 +31,7 @@ from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.devices import exact_products, named_device
 from stbp_milp.errors import InputError, InternalError, OutOfTimeError, SoundnessError, StbpError, contradict
 from stbp_milp.ledger import STAGES, Ledger
-from stbp_milp.memory import affordable, held_below, is_exhaustion, resident
+from stbp_milp.memory import affordable, is_exhaustion, resident
 from stbp_milp.milp import PROOF_MARGIN
 from stbp_milp.network.model import load_model_for
 from stbp_milp.network.normal_form import Stage, normal_form
@@ -286,20 +286,18 @@ class _Run:
         return self._outcome(self._unknown(end), None)
 
     def _stages(self) -> SearchEnd:
-        """From the clean clip to the search, within the limit of memory; what they held is free at the end."""
-        limit = self.configuration.memory_bytes if self.set.clip.device.type == "cpu" else None
+        """From the clean clip to the search; what they held is free at the end."""
         try:
-            with held_below(limit):
-                with self.ledger.timed("clean"):
-                    self.judge(self.set.centre, "clean")
-                # A look at the easy corners, so that bounds of a hopeless set are not waited for; the long attack
-                # comes after the first bounds, which settle most of what holds.
-                if not self.judge.found:
-                    self._attack(QUICK, 0.02)
-                if self._over():
-                    return SearchEnd.EXPIRED
-                start = self.start()
-                return start if isinstance(start, SearchEnd) else self._search(start)
+            with self.ledger.timed("clean"):
+                self.judge(self.set.centre, "clean")
+            # A look at the easy corners, so that bounds of a hopeless set are not waited for; the long attack comes
+            # after the first bounds, which settle most of what holds.
+            if not self.judge.found:
+                self._attack(QUICK, 0.02)
+            if self._over():
+                return SearchEnd.EXPIRED
+            start = self.start()
+            return start if isinstance(start, SearchEnd) else self._search(start)
         except (MemoryError, RuntimeError) as error:  # before there were batches that could be halved
             if not is_exhaustion(error):
                 raise
