@@ -13,6 +13,7 @@ from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Preactivations, Problem
+from stbp_milp.memory import resident
 from stbp_milp.query import Configuration, Query
 from stbp_milp.search import Deadline
 from stbp_milp.sets import VoxelBox
@@ -25,7 +26,7 @@ class Request:
     """A question and what answering it may take.
 
     Attributes:
-        memory_bytes: what batches and solvers are planned by.
+        memory_bytes: what batches and solvers are planned by, beyond what the process holds already.
     """
 
     query: Query
@@ -35,8 +36,9 @@ class Request:
     seed: int = 0
 
     def configuration(self) -> Configuration:
-        """For the verifier, with the time that is left."""
-        return Configuration(self.deadline.remaining(), "auto", self.seed, self.threads, self.memory_bytes)
+        """For the verifier, with the time that is left; its limit is the whole process's."""
+        held = resident() + self.memory_bytes
+        return Configuration(self.deadline.remaining(), "auto", self.seed, self.threads, held)
 
 
 @dataclass(frozen=True)
