@@ -42,7 +42,7 @@ from stbp_milp.bounds.footprint import Restrictor, grouped
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem, unstable_count
-from stbp_milp.branching import ExpanderOptions
+from stbp_milp.branching import BranchingOptions
 from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape
 from stbp_milp.network.model import load_model
@@ -137,7 +137,7 @@ def bounded(
     lower = torch.empty(places.parts, rows.shape[0], dtype=torch.float64)
     unstable = torch.empty(places.parts, dtype=torch.int64)
     restrict = Restrictor(stages, Problem.of(network, places))
-    for group in grouped(stages, places, ExpanderOptions().family_memory // 8):
+    for group in grouped(stages, places, BranchingOptions().family_memory // 8):
         problem, items = restrict(group), group.members
         if quick:
             bounds = preactivations(problem, BoundingOptions("interval"))

@@ -25,6 +25,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from unittest.mock import patch
@@ -39,9 +40,10 @@ from solvers import Termination
 from stbp_milp.attack import AttackConfiguration, attack, representable
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots, exact
+from stbp_milp.branching import Bounder, BranchingOptions, Expander, Family, OnMatrices, Piece, Roots, exact
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.branching.piece import stack
+from stbp_milp.branching.views import WholeView
 from stbp_milp.milp import PROOF_MARGIN, MilpResult
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.network.normal_form import Stage, normal_form
@@ -215,30 +217,42 @@ def source_of(
 
 def expander_of(model: Model, source: Source) -> Expander:
     """The verifier's own bounding and splitting, without the MILP and without a clock."""
-    family = Family(Problem.of(model.network, source.set), source.set)
     forms, offset = source.property.forms()
-    witness = _Seen(model, source.property)
-    return Expander(family, forms, offset, 0.0, ExpanderOptions(), Deadline.after(1e6), witness, source.stages)
+    bounder = Bounder(
+        whole=Family(problem=Problem.of(model.network, source.set), whole=source.set),
+        rows=forms,
+        offset=offset,
+        clauses=range(len(source.property.clauses)),
+        target=0.0,
+        options=BranchingOptions(),
+        deadline=Deadline.after(1e6),
+        witness=_Seen(model, source.property),
+    )
+    roots = Roots(bounder, OnMatrices(bounder, source.stages))
+    return Expander(bounder=bounder, roots=roots, program=None, timed=lambda stage: nullcontext())
 
 
 def open_members(expander: Expander, source: Source) -> list[Piece]:
     """Members and clauses that plain backward bounds leave open."""
-    plain = replace(expander.options, root=OptimiserOptions(steps=0), tighten_steps=0)
-    pieces = Roots(replace(expander, options=plain)).member_pieces(source.set.singletons(), "split")
+    bounder = expander.bounder
+    plain = replace(bounder.options, root=OptimiserOptions(steps=0), tighten_steps=0)
+    roots = expander.roots.by(bounder.on(bounder.clauses, plain))
+    pieces = roots.member_pieces(source.set.singletons(), "split") or []
     return [piece for piece in pieces if piece.lower <= 0.0]
 
 
 def optimised(expander: Expander, piece: Piece) -> Piece:
     """The piece with the bound that optimised slopes and multipliers give."""
     batch = stack([piece])
-    rows, offset = expander.rows[[piece.clause]].unsqueeze(0), expander.offset[[piece.clause]].unsqueeze(0)
+    bounder = expander.bounder
+    rows, offset = bounder.forms(batch.clause)
     found = optimise(
         batch.problem,
         batch.bounds,
         rows,
         offset,
-        lambda lower, items: (lower > expander.target).all(1),
-        expander.options.root,
+        lambda lower, items: (lower > bounder.target).all(1),
+        bounder.options.root,
         batch.duals,
         batch.phases,
     )
@@ -282,7 +296,7 @@ def clause_of(source: Source, piece: Piece) -> Property:
 
 def open_child(expander: Expander, source: Source, piece: Piece, point: Tensor | None) -> Piece | None:
     """The worse child of those that stay open when one ReLU is split; with a point, the child it lies in."""
-    if point is not None and piece.family.voxels is not None:
+    if point is not None and not isinstance(piece.family.view, WholeView):
         return None
     children = [child for child in expander([piece]).children if child.lower <= 0.0]
     if point is not None:
@@ -322,7 +336,7 @@ def solve(model: Model, subproblem: Subproblem, variant: Variant, seconds: float
     )
     breaks = False
     if candidate is not None:
-        found = piece.family.clips(candidate.unsqueeze(0))
+        found = piece.family.view.clips(candidate.unsqueeze(0))
         breaks = original_breaks(model, source, clause, found)
     word = "broken" if breaks else "proved" if bound - PROOF_MARGIN > 0.0 else "undecided"
     return Answer(word, bound, took, said, breaks if said else None, result)

@@ -33,13 +33,13 @@ class Ledger:
     _closed_lower: float = math.inf
     _leaves: list[Leaf] = field(default_factory=list)
 
-    def close(self, piece: Piece, clause: int) -> None:
+    def close(self, piece: Piece) -> None:
         """A piece is proved."""
         self.closed[piece.method] = self.closed.get(piece.method, 0) + 1
         self._closed_lower = min(self._closed_lower, piece.lower)
         if len(self._leaves) < _LEAVES_KEPT:
             part = piece.family.describe(piece.item, piece.inputs)
-            self._leaves.append(Leaf(clause, part, piece.splits, piece.lower, piece.method))
+            self._leaves.append(Leaf(piece.clause, part, piece.splits, piece.lower, piece.method))
 
     def raise_lower(self, open_lower: float) -> None:
         """The set's bound, given that of the pieces still open."""

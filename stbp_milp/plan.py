@@ -8,15 +8,15 @@ from itertools import pairwise
 
 from stbp_milp.bounds.backward import FORMS_ALIVE
 from stbp_milp.bounds.preactivation import BoundingOptions
-from stbp_milp.branching import ExpanderOptions
+from stbp_milp.branching import BranchingOptions
 from stbp_milp.network.graph import Network
+from stbp_milp.strategy import Strategy
 
 _RATE = 1e10  # multiplications a second, to plan by
 # Of the time: backward passes to one layer, optimised slopes of the first piece, a bound that is hardly ever enough.
 _LAYER_SHARE, _ROOT_SHARE, _UNION_SHARE = 0.05, 0.15, 0.05
 _CHUNK = 256 << 20  # bytes: larger chunks of forms are not faster
-_MATRICES_LIMIT = 30_000_000  # multiplications of a forward pass beyond which matrices are not written down
-_MATRICES_RATE = 2_000_000  # the same for a second of the time: they take a tenth of it to write down
+_MATRICES_RATE = 2_000_000  # of a forward pass, for a second of the time: matrices take a tenth of it to write down
 _BATCH = 64
 _OPERATION = 5e8  # multiplications of one tensor operation: nothing can end it, so it must be short
 _LARGE = 1_000_000  # multiplications of a forward pass beyond which single operations are worth interrupting
@@ -34,21 +34,21 @@ class Plan:
         most_at_once: pieces that may be expanded together: a look ahead holds forms of 2 * width children of each.
     """
 
-    options: ExpanderOptions
+    options: BranchingOptions
     matrices: bool
     union: bool
     interrupt: bool
     most_at_once: int
 
     @property
-    def quick(self) -> ExpanderOptions:
+    def quick(self) -> BranchingOptions:
         """The options without backward passes to hidden layers."""
         return replace(self.options, bounding=replace(self.options.bounding, deep="interval"))
 
     @classmethod
-    def of(cls, network: Network, clauses: int, seconds: float, memory: int) -> Plan:
+    def of(cls, network: Network, clauses: int, seconds: float, memory: int, strategy: Strategy) -> Plan:
         """`clauses`: forms that a first bound has; `memory`: bytes that the run may take."""
-        default = ExpanderOptions()
+        default = replace(strategy.branching, minimisers=strategy.candidates)
         budget = _RATE * seconds
         passes = [0, *network.multiplications()]
         work = max(1, passes[-1])
@@ -70,7 +70,7 @@ class Plan:
                 family_memory=min(default.family_memory, memory // 8),
                 open_memory=memory // 2,
             ),
-            work <= min(_MATRICES_LIMIT, _MATRICES_RATE * seconds),
+            work <= min(strategy.matrices_limit, _MATRICES_RATE * seconds),
             (2 + clauses) * work <= _UNION_SHARE * budget,  # two passes of intervals, one of every form
             work > _LARGE,
             max(1, min(_BATCH, memory // (4 * look_ahead))),

@@ -15,13 +15,12 @@ import torch
 from fake_device import FAKE, DeviceMismatchError, fake_device
 from torch import nn
 
-import stbp_milp.plan
-import stbp_milp.verify
+import stbp_milp.stages.context
 from stbp_milp.attack import AttackConfiguration
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.branching import ExpanderOptions
+from stbp_milp.branching import BranchingOptions
 from stbp_milp.cli import main
 from stbp_milp.devices import exact_products, named_device
 from stbp_milp.errors import InputError
@@ -29,6 +28,7 @@ from stbp_milp.network.model import load_model
 from stbp_milp.properties import same_class, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification
+from stbp_milp.strategy import DEFAULT, Strategy
 from stbp_milp.verdict import Falsified, Outcome, Verified
 from stbp_milp.verify import verify
 
@@ -90,6 +90,16 @@ class Case:
     def __str__(self) -> str:
         return f"{self.text} {self.does}{' on crops' * self.crops}"
 
+    @property
+    def strategy(self) -> Strategy:
+        short = AttackConfiguration(restarts=1, targets=2, explore_steps=2, refine_steps=6, screen_values=1 << 12)
+        return Strategy(
+            quick_attack=short,
+            thorough_attack=short,
+            branching=BranchingOptions(program_limit=10_000) if self.programs else BranchingOptions(),
+            matrices_limit=0 if self.crops else DEFAULT.matrices_limit,
+        )
+
 
 CASES = [
     Case(pooled, "frames:0,2", 0.4, "falsified", seed=0),
@@ -108,15 +118,8 @@ CASES = [
 
 
 @pytest.fixture(params=CASES, ids=str)
-def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Case:
-    """A case, with short attacks."""
+def case(request: pytest.FixtureRequest) -> Case:
     case: Case = request.param
-    short = AttackConfiguration(restarts=1, targets=2, explore_steps=2, refine_steps=6, screen_values=1 << 12)
-    monkeypatch.setattr(stbp_milp.verify, "AttackConfiguration", lambda **options: short)
-    if case.crops:
-        monkeypatch.setattr(stbp_milp.plan, "_MATRICES_LIMIT", 0)
-    if case.programs:
-        monkeypatch.setattr(stbp_milp.plan, "ExpanderOptions", lambda: ExpanderOptions(program_limit=10_000))
     return case
 
 
@@ -134,11 +137,11 @@ def agree(one: Outcome, other: Outcome, tolerance: float) -> None:
 def test_a_run_on_another_device_is_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = query(case.kind, case.text, case.epsilon, case.seed, case.wanted)
     configuration = replace(SETTLED, solver=case.solver)  # type: ignore[arg-type]
-    here = verify(asked, configuration)
+    here = verify(asked, configuration, strategy=case.strategy)
     assert case.does == here.word or here.counts.get(case.does)
-    monkeypatch.setattr(stbp_milp.verify, "named_device", torch.device)
+    monkeypatch.setattr(stbp_milp.stages.context, "named_device", torch.device)
     with fake_device():
-        there = verify(asked, replace(configuration, device=FAKE.type))
+        there = verify(asked, replace(configuration, device=FAKE.type), strategy=case.strategy)
     agree(here, there, 1e-5 if case.programs else 1e-9)
     assert here.counts == there.counts
 
@@ -147,7 +150,10 @@ def test_a_run_on_another_device_is_the_same(case: Case, monkeypatch: pytest.Mon
 def test_a_run_on_a_card_has_the_same_verdict(case: Case) -> None:
     asked = query(case.kind, case.text, case.epsilon, case.seed, case.wanted)
     configuration = replace(SETTLED, solver=case.solver)  # type: ignore[arg-type]
-    here, there = verify(asked, configuration), verify(asked, replace(configuration, device="cuda"))
+    here, there = (
+        verify(asked, configuration, strategy=case.strategy),
+        verify(asked, replace(configuration, device="cuda")),
+    )
     assert here.word == there.word
 
 

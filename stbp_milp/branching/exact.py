@@ -13,6 +13,7 @@ from torch import Tensor
 from solvers import Preference, Termination
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching.piece import Piece, stack
+from stbp_milp.branching.views import WholeView
 from stbp_milp.milp import Accuracy, InputRegion, cut_rounds, encode, minimum, sign_limits, tighten
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.search import Deadline
@@ -66,7 +67,7 @@ def solve_piece(
     Where the program's numbers are so large that their rounding reaches a solver's tolerances, no solver is asked.
     """
     batch = stack([piece])
-    whole = piece.family.voxels is None and not piece.family.folded
+    whole = isinstance(piece.family.view, WholeView)
     stages = tuple(whole_stages) if whole else normal_form(batch.problem.network)
     region = InputRegion.of(piece.inputs)
     boxes = {relu: (_flat(b.lower), _flat(b.upper)) for relu, b in piece.bounds.items()}

@@ -6,7 +6,7 @@ The node of the branch and bound. Clauses are searched apart, because what is wo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,73 +18,34 @@ from stbp_milp.bounds.ideal import chord_shares
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.relaxation import adaptive_slope
+from stbp_milp.branching.views import View, WholeView
 from stbp_milp.sets import InputSet, PerturbationSet, concatenate
 
 _SERIALS = itertools.count()
 _BYTES_PER_RELU = 48  # of an open piece: bounds, slope, multiplier, phase, and copies of some for a moment
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Family:
-    """Pieces that share a network: the whole one, or the restricted or cropped one of some members.
+    """Pieces that share a network.
 
     Attributes:
         problem: the network, and the sets that a restricted one is for.
         whole: the set the query asks about.
-        voxels: where the inputs of a smaller network lie in the clip, flat indices `(n,)`; None for the whole one.
+        view: how the network corresponds to the whole one.
         members: the members that the problem's boxes are, where it is a problem of boxes.
-        folded: is it a network of undecided neurons only?
-        neurons: by ReLU of the whole network: the ReLU here, and where its neurons lie in the whole one's, sorted flat
-            indices `(n,)`; None for the whole one.
     """
 
     problem: Problem
     whole: PerturbationSet
-    voxels: Tensor | None = None
+    view: View = field(default_factory=WholeView)
     members: PerturbationSet | None = None
-    folded: bool = False
-    neurons: Mapping[int, tuple[int, Tensor]] | None = None
 
     def on(self, inputs: InputSet, items: Sequence[int]) -> Problem:
         """The family's network on parts of its sets: of which members, where it has any."""
         at = torch.tensor(items, device=self.problem.device)
         ideal = {relu: neurons.select(at) for relu, neurons in self.problem.ideal.items()}
         return replace(self.problem, inputs=inputs, ideal=ideal)
-
-    def clips(self, inputs: Tensor) -> Tensor:
-        """Inputs of the family's network `(B, *input_shape)` as clips `(B, C, T, H, W)`."""
-        if self.voxels is None:
-            return inputs
-        clips = self.whole.clip.flatten().repeat(len(inputs), 1)
-        clips[:, self.voxels] = inputs.flatten(1)
-        return clips.view(-1, *self.whole.clip.shape)
-
-    def here(self, relu: int, neuron: int) -> tuple[int, int] | None:
-        """A neuron of the whole network in this one, ReLU and flat index; None if it is not there."""
-        if self.neurons is None:
-            return relu, neuron
-        if relu not in self.neurons:
-            return None
-        own, indices = self.neurons[relu]
-        at = (indices == neuron).nonzero().flatten().tolist()
-        return (own, at[0]) if at else None
-
-    def in_whole(self, relu: int, neuron: int) -> tuple[int, int]:
-        """The inverse of `here`."""
-        if self.neurons is None:
-            return relu, neuron
-        whole = next(whole for whole, (own, _) in self.neurons.items() if own == relu)
-        return whole, int(self.neurons[whole][1][neuron])
-
-    def left(self, neurons: Mapping[int, tuple[int, Tensor]]) -> dict[int, tuple[int, Tensor]]:
-        """`neurons` of a network where only some of this one's are left, as `Folded.neurons`: where in the whole."""
-        if self.neurons is None:
-            return dict(neurons)
-        return {
-            whole: (neurons[own][0], indices[neurons[own][1]])
-            for whole, (own, indices) in self.neurons.items()
-            if own in neurons
-        }
 
     def describe(self, item: int, inputs: InputSet) -> dict[str, Any]:
         """The part of the set that a piece stands for."""
@@ -94,7 +55,7 @@ class Family:
         return inputs.choice.describe(0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Piece:
     """One node.
 
@@ -102,15 +63,15 @@ class Piece:
         family: whose network.
         item: which of the family's members, where it has any.
         inputs: the part of the set, one part.
-        bounds: of every ReLU's operand, `(1, *shape)`.
-        phases: split ReLUs as `Phases`, only layers that have any, `(1, *shape)`.
-        clause: which of the property's open clauses.
+        clause: which of the property's clauses, its own index.
         lower: proved lower bound of the clause on the piece.
+        method: the stage that found the bound.
+        bounds: of every ReLU's operand, `(1, *shape)`; none for a piece that will not be expanded.
+        phases: split ReLUs as `Phases`, only layers that have any, `(1, *shape)`.
         duals: slopes and multipliers to start children from, `(1, 1, *shape)`.
         splits: number of ReLUs split.
         members: how many members the part has.
         unstable: undecided ReLUs.
-        method: the stage that found the bound.
         tried: the fewest undecided ReLUs with which the MILP failed on an ancestor.
         serial: which node of the search it is, a number that no other node ever has. `replace` keeps it, because a
             better bound makes no other node; children have their own.
@@ -119,15 +80,15 @@ class Piece:
     family: Family
     item: int
     inputs: InputSet
-    bounds: dict[int, Interval]
-    phases: dict[int, Tensor]
     clause: int
     lower: float
-    duals: Duals
-    splits: int
-    members: float
-    unstable: int
     method: str
+    bounds: dict[int, Interval] = field(default_factory=dict)
+    phases: dict[int, Tensor] = field(default_factory=dict)
+    duals: Duals = field(default_factory=Duals)
+    splits: int = 0
+    members: float = 1.0
+    unstable: int = 0
     tried: int = 1 << 30
     serial: int = field(default_factory=_SERIALS.__next__)
 

@@ -13,46 +13,46 @@ from dataclasses import replace
 import torch
 
 from stbp_milp.bounds.preactivation import preactivations
+from stbp_milp.branching.bounder import Bounder
 from stbp_milp.branching.choose import candidates, looked_ahead, merit, scores, split_phase
-from stbp_milp.branching.expand import Expander
 from stbp_milp.branching.piece import Piece, stack
 from stbp_milp.query import Neuron, Phase
 
 _GAIN = 1e-6  # less is no gain, as in `merit`
 
 
-def hardest_neurons(expander: Expander, pieces: Sequence[Piece], count: int) -> tuple[Neuron, ...]:
+def hardest_neurons(bounder: Bounder, pieces: Sequence[Piece], count: int) -> tuple[Neuron, ...]:
     """At most `count` neurons of the whole network that the worst open piece is best split at, best first.
 
     Only those whose phases a look ahead sees to improve its bound: other subtrees would be the same work many times.
     """
-    open_ = [piece for piece in pieces if piece.lower <= expander.target and piece.bounds]
+    open_ = [piece for piece in pieces if piece.lower <= bounder.target and piece.bounds]
     if not open_:
         return ()
     worst = min(open_, key=lambda piece: piece.lower)
     batch = stack([worst])
-    found = expander.bound(batch)
+    found = bounder.bound(batch)
     score = scores(batch.bounds, found)
     if not score:
         return ()
     total = sum(values[0].numel() for values in score.values())
-    relus, neurons, values = candidates(score, min(max(count, expander.options.width), total))
-    sides = looked_ahead(batch, expander.forms, relus, neurons)
+    relus, neurons, values = candidates(score, min(max(count, bounder.options.width), total))
+    sides = looked_ahead(batch, bounder.forms, relus, neurons)
     worth = (values > 0) & ((sides[0] > found.lower + _GAIN) | (sides[1] > found.lower + _GAIN))
     order = torch.where(worth, merit(sides, found), -1.0)[0].argsort(descending=True, stable=True)
     best = order[worth[0][order]][:count]
     return tuple(
-        worst.family.in_whole(relu, neuron)
+        worst.family.view.in_whole(relu, neuron)
         for relu, neuron in zip(relus[0, best].tolist(), neurons[0, best].tolist(), strict=True)
     )
 
 
-def within(expander: Expander, pieces: Sequence[Piece], phases: Sequence[Phase]) -> list[Piece]:
+def within(bounder: Bounder, pieces: Sequence[Piece], phases: Sequence[Phase]) -> list[Piece]:
     """The open pieces with these phases (of neurons of the whole network), bounded anew."""
     result: list[Piece] = []
     for piece in pieces:
         fixed = _undecided(piece, phases)
-        if piece.lower > expander.target or not fixed or expander.deadline.expired():
+        if piece.lower > bounder.target or not fixed or bounder.deadline.expired():
             result.append(piece)
             continue
         batch = stack([piece])
@@ -62,9 +62,9 @@ def within(expander: Expander, pieces: Sequence[Piece], phases: Sequence[Phase])
             batch = split_phase(batch, at[0], at[1], float(sign))
         if not batch.problem.ideal:
             first = min(relu for relu, _, _ in fixed)
-            bounds = preactivations(batch.problem, expander.options.bounding, batch.bounds, first + 1)
+            bounds = preactivations(batch.problem, bounder.options.bounding, batch.bounds, first + 1)
             batch = replace(batch, bounds=bounds)
-        result += expander.children(piece.family, batch, [piece], len(fixed), "relu search")
+        result += bounder.children(piece.family, batch, [piece], len(fixed), "relu search")
     return result
 
 
@@ -72,7 +72,7 @@ def _undecided(piece: Piece, phases: Sequence[Phase]) -> list[Phase]:
     """The phases that say something new, of neurons of the piece's network."""
     found = []
     for relu, neuron, sign in phases:
-        here = piece.family.here(relu, neuron) if piece.bounds else None
+        here = piece.family.view.here(relu, neuron) if piece.bounds else None
         if here is not None and bool(piece.bounds[here[0]].undecided.flatten()[here[1]]):
             found.append((*here, sign))
     return found

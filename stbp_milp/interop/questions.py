@@ -25,8 +25,9 @@ from stbp_milp.query import Configuration, Query
 from stbp_milp.records import Record, query_key
 from stbp_milp.search import Deadline
 from stbp_milp.sets import BoxSpecification, VoxelBox
+from stbp_milp.stages import OnProgress
 from stbp_milp.verdict import Certificate, Falsified, Leaf, Outcome, Progress, Reason, Unknown, Verdict, Verified
-from stbp_milp.verify import OnProgress, verify
+from stbp_milp.verify import verify
 
 _LEAVES_KEPT = 1_000
 _TOGETHER = 64  # boxes that are bounded in one batch first

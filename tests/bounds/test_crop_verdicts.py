@@ -11,32 +11,20 @@ import torch
 from crop_cases import NAMES, query
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_cases import bounder, untimed
 from torch import Tensor
 
-from stbp_milp import plan
 from stbp_milp.bounds.ascent import OptimiserOptions
-from stbp_milp.bounds.problem import Problem
-from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
+from stbp_milp.branching import BranchingOptions, Expander, OnCrops, Piece, Roots
+from stbp_milp.branching.views import CroppedView
 from stbp_milp.query import Configuration, Query
-from stbp_milp.search import Deadline
 from stbp_milp.sets import PerturbationSet
+from stbp_milp.strategy import Strategy
 from stbp_milp.verdict import Falsified, Verified
 from stbp_milp.verify import verify
 
 seeds = st.integers(0, 10**6)
 SETS = ("patch:2x2@1", "patch-at:1,3,2:3x2@2", "window:1", "any-frames:2", "patch:1x1@2")
-
-
-class Nobody:
-    """A witness that finds nothing."""
-
-    found = False
-
-    def __init__(self) -> None:
-        self.shown: list[Tensor] = []
-
-    def __call__(self, clips: Tensor, stage: str) -> None:
-        self.shown.append(clips)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,9 +34,7 @@ def test_verdicts_do_not_depend_on_matrices(name: str, seed: int, text: str, sha
     asked = query(name, seed, text, 0.6, share)
     settled = Configuration(timeout=4.0, solver="none", threads=1)
     expected = verify(asked, settled)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_MATRICES_LIMIT", 0)
-        found = verify(asked, settled)
+    found = verify(asked, settled, strategy=Strategy(matrices_limit=0))
     decided = {outcome.word for outcome in (expected, found)} - {"unknown"}
     assert len(decided) <= 1
     assert found.lower <= found.upper
@@ -68,14 +54,12 @@ def test_verdicts_do_not_depend_on_matrices(name: str, seed: int, text: str, sha
 @settings(max_examples=2)
 def test_no_clip_is_lost_and_every_bound_holds(name: str, seed: int, text: str) -> None:
     asked = query(name, seed, text, 0.3, 2.0)
-    network, perturbation = asked.model.network, asked.set.build(asked.clip)
-    family = Family(Problem.of(network, perturbation), perturbation)
-    few = OptimiserOptions(steps=2)
-    witness, options = Nobody(), ExpanderOptions(root=few, child=few, tighten_steps=1, width=2)
-    expand = Expander(family, *asked.property.forms(), torch.inf, options, Deadline.after(60.0), witness, None)
+    perturbation, few = asked.set.build(asked.clip), OptimiserOptions(steps=2)
+    own, witness = bounder(asked, torch.inf, BranchingOptions(root=few, child=few, tighten_steps=1, width=2))
+    expand = Expander(bounder=own, roots=Roots(own, OnCrops(own)), program=None, timed=untimed)
     members = perturbation.singletons()
     members = members.select(torch.randperm(members.parts, generator=torch.Generator().manual_seed(seed))[:6])
-    leaves = Roots(expand).member_pieces(members, "split")
+    leaves = expand.roots.member_pieces(members, "split")
     assert leaves is not None
     for step in range(3):
         for item in range(members.parts):
@@ -105,10 +89,10 @@ def holds(piece: Piece, clips: Tensor) -> Tensor:
     """Which clips lie in the piece: in its member, with the signs of its phases."""
     family, problem = piece.family, piece.family.problem
     assert family.members is not None
-    assert family.voxels is not None
+    assert isinstance(family.view, CroppedView)
     within = family.members.select(torch.tensor([piece.item])).contains(clips)
     if piece.phases:
-        points = clips.flatten(1)[:, family.voxels].view(len(clips), *problem.network.input_shape)
+        points = family.view.inputs(clips).view(len(clips), *problem.network.input_shape)
         values = problem.values(points)
         for relu, phase in piece.phases.items():
             operand = values[problem.network.nodes[relu].inputs[0]]

@@ -22,7 +22,7 @@ from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import Duals, bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem, select_preactivations
-from stbp_milp.branching import Family
+from stbp_milp.branching.views import CroppedView
 from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape, Select
 from stbp_milp.properties import same_class
@@ -52,13 +52,13 @@ def one_cell(network: Network, members: PerturbationSet) -> Region:
     return Region(network.input_shape, ((0, network.input_shape[0]), *ends))
 
 
-def on_crop(network: Network, members: PerturbationSet) -> tuple[Problem, tuple[Region, ...], Family]:
+def on_crop(network: Network, members: PerturbationSet) -> tuple[Problem, tuple[Region, ...], CroppedView]:
     voxels = one_cell(network, members)
     problem = cell_problem(Problem.of(network, members), members, voxels)
     return (
         problem,
         footprint(network, voxels),
-        Family(problem, members, voxel_indices(voxels, members.clip.device), members),
+        CroppedView(members.clip, voxel_indices(voxels, members.clip.device), {}),
     )
 
 
@@ -114,10 +114,10 @@ def test_values_on_the_crop_are_those_of_the_whole(name: str, seed: int) -> None
     network, perturbation = room(name, seed)
     for i in range(2):
         member = drawn(perturbation, seed + i, 1)
-        problem, regions, family = on_crop(network, member)
+        problem, regions, view = on_crop(network, member)
         assert [node.shape for node in problem.network.nodes] == [tuple(c.shape[1:]) for c in problem.clean]
         points = members_of(problem.inputs, seed, 4)[0]
-        clips = family.clips(points)
+        clips = view.clips(points)
         assert bool(member.contains(clips).all())
         clean, whole = network.values(member.centre), network.values(clips)
         for region, before, after, value in zip(regions, clean, whole, problem.values(points), strict=True):

@@ -19,7 +19,7 @@ from stbp_milp.bounds.footprint import Restrictor, grouped
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.branching import Family
+from stbp_milp.branching.views import RestrictedView
 from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.normal_form import normal_form
@@ -48,14 +48,16 @@ def test_by_hand() -> None:
     assert problem.network(torch.tensor([[0.75]]).double()).item() == pytest.approx(1.0 - 0.75)
 
 
-def restricted(net: Network, members: PerturbationSet, budget: int = BUDGET) -> list[tuple[Tensor, Problem, Family]]:
+def restricted(
+    net: Network, members: PerturbationSet, budget: int = BUDGET
+) -> list[tuple[Tensor, Problem, RestrictedView]]:
     stages = normal_form(net)
     restrict = Restrictor(stages, Problem.of(net, members))
     result = []
     for group in grouped(stages, members, budget):
         problem = restrict(group)
-        family = Family(problem, members, group.neurons[0], members.select(group.members))
-        result.append((group.members, problem, family))
+        view = RestrictedView(members.clip, group.neurons[0], {})
+        result.append((group.members, problem, view))
     return result
 
 
@@ -74,15 +76,15 @@ def test_the_restricted_network_is_the_whole_one_on_the_members(
             patch.setattr(footprint, "_DENSE_ENTRIES", 0)
         batches = restricted(net, members, BUDGET if seed % 2 else 1)
     assert sorted(torch.cat([items for items, _, _ in batches]).tolist()) == list(range(members.parts))
-    for items, problem, family in batches:
-        check(net, members.select(items), problem, family, seed)
+    for items, problem, view in batches:
+        check(net, members.select(items), problem, view, seed)
 
 
-def check(net: Network, members: PerturbationSet, problem: Problem, family: Family, seed: int) -> None:
+def check(net: Network, members: PerturbationSet, problem: Problem, view: RestrictedView, seed: int) -> None:
     points = members_of(problem.inputs, seed, 6)
     values = []
     for i, own in enumerate(points):
-        clips = family.clips(own)
+        clips = view.clips(own)
         assert bool(members.select(torch.tensor([i])).contains(clips).all())
         outputs = torch.cat([problem.network(point.unsqueeze(0)) for point in own])
         torch.testing.assert_close(outputs, net(clips), rtol=1e-9, atol=1e-9)
@@ -114,8 +116,8 @@ def test_a_member_that_cannot_move_gives_the_clean_clip() -> None:
     """Radius 0: no voxel is in any footprint, and the clip that comes back is the clean one."""
     net, perturbation = case("plain", "patch:2x2@1", 0, 0.0)
     members = single_members(perturbation)
-    for _items, problem, family in restricted(net, members):
+    for _items, problem, view in restricted(net, members):
         centre = problem.inputs.centre
-        clips = family.clips(centre)
+        clips = view.clips(centre)
         assert torch.equal(clips, perturbation.clip.expand_as(clips))
         torch.testing.assert_close(problem.network(centre), net(clips), rtol=1e-9, atol=1e-9)

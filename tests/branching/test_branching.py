@@ -15,6 +15,7 @@ import torch
 from enumeration import SETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_cases import expander, whole_pieces
 from test_verify import Difference, micro_module, micro_query
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.branching import Expander, ExpanderOptions, Family, Piece, Roots
+from stbp_milp.branching import Piece
 from stbp_milp.branching.choose import choose, split_phase
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.branching.piece import Batch, stack
@@ -41,32 +42,11 @@ each_set = pytest.mark.parametrize("text", SETS)
 ROUNDING = 1e-9
 
 
-class Nobody:
-    """A witness that finds nothing, so that a tree grows to its leaves; it keeps what it was shown."""
-
-    def __init__(self) -> None:
-        self.found = False
-        self.shown: list[Tensor] = []
-
-    def __call__(self, clips: Tensor, stage: str) -> None:
-        self.shown.append(clips)
-
-
-def expander(query: Query, target: float, **options: object) -> tuple[Expander, Nobody]:
-    network, perturbation = query.model.network, query.set.build(query.clip)
-    family = Family(Problem.of(network, perturbation), perturbation)
-    rows, offset = query.property.forms()
-    witness = Nobody()
-    chosen = ExpanderOptions(width=2, **options)  # type: ignore[arg-type]
-    stages = normal_form(network)
-    return Expander(family, rows, offset, target, chosen, Deadline.after(60.0), witness, stages), witness
-
-
 def test_by_hand() -> None:
     clip = torch.full((1, 2, 1, 1), 0.5, dtype=torch.float64)
     query = Query(load_model(Difference(0.25), clip.shape), clip, SetSpecification("everywhere", 0.5), same_class(0, 2))
     expand, _ = expander(query, 1.0)
-    batch = stack(Roots(expand).pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root))
+    batch = stack(whole_pieces(expand.roots))
     (relu,) = query.model.network.relus
     half = Duals({relu: torch.full((1, 1, 1, 1, 1, 1), 0.5).double()})
     rows, offset = query.property.forms()
@@ -87,7 +67,7 @@ def holds(piece: Piece, clips: Tensor) -> Tensor:
         inside = piece.inputs.contains(clips)
     else:
         inside = family.members.select(torch.tensor([piece.item])).contains(clips)
-    inputs = clips if family.voxels is None else clips.flatten(1)[:, family.voxels]
+    inputs = family.view.inputs(clips)
     values = [family.problem.network.values(i.unsqueeze(0)) for i in inputs]
     for relu, phase in piece.phases.items():
         operand = torch.cat([v[family.problem.network.nodes[relu].inputs[0]] for v in values])
@@ -122,10 +102,10 @@ def test_no_clip_is_lost_and_every_bound_holds(text: str, few: int, memory: int,
     clips = sampled(query, seed)
     outputs = query.model.network(clips)
     values = query.property.clause_bounds(outputs @ query.property.rows.T + query.property.offset)
-    leaves = Roots(expand).pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root)
-    if isinstance(expand.whole.whole.choice, Patch) and seed % 2:
-        whole = expand.whole.whole
-        leaves = Roots(expand).member_pieces(whole.singletons(), "split") or leaves
+    leaves = whole_pieces(expand.roots)
+    whole = expand.bounder.whole.whole
+    if isinstance(whole.choice, Patch) and seed % 2:
+        leaves = expand.roots.member_pieces(whole.singletons(), "split") or leaves
     random = np.random.default_rng(seed)
     finished: list[Piece] = []
     for _ in range(5):
@@ -138,7 +118,6 @@ def test_no_clip_is_lost_and_every_bound_holds(text: str, few: int, memory: int,
         parents = {id(p) for p in taken}
         leaves = [p for p in leaves if id(p) not in parents] + list(expansion.children)
         finished += expansion.given_up
-    whole = expand.whole.whole
     assert all(bool(whole.contains(shown.clamp(whole.lower, whole.upper)).all()) for shown in witness.shown)
 
 
@@ -160,7 +139,7 @@ def test_the_program_of_a_piece_is_exact(text: str, solver: str, seed: int) -> N
     """Roots, and children of a ReLU split: their smaller optimum is the root's."""
     query = micro_query(text, "two classes", seed, 0.3)
     expand, _ = expander(query, 1e9, few_members=1)
-    (root,) = Roots(expand).pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root)
+    (root,) = whole_pieces(expand.roots)
     options, stages = ProgramOptions(solver), normal_form(query.model.network)  # type: ignore[arg-type]
 
     def solved(piece: Piece) -> tuple[float, Tensor | None]:
@@ -189,11 +168,11 @@ def test_the_program_of_a_piece_is_exact(text: str, solver: str, seed: int) -> N
 def test_an_undecided_neuron_is_chosen(seed: int, text: str) -> None:
     query = micro_query(text, "class", seed, 0.5)
     expand, _ = expander(query, 1e9)
-    batch = stack(Roots(expand).pieces(expand.whole, expand.whole.whole, "split", ExpanderOptions().root))
-    forms, offset = expand.forms(batch.clause)
+    batch = stack(whole_pieces(expand.roots))
+    forms, offset = expand.bounder.forms(batch.clause)
     found = bound_once(batch.problem, batch.bounds, forms, offset, batch.duals, batch.phases, record=True)
     for width in (1, 3):
-        choice = choose(batch, found, expand.forms, width)
+        choice = choose(batch, found, expand.bounder.forms, width)
         for i in choice.exists.nonzero().flatten().tolist():
             own = batch.bounds[int(choice.relu[i])].select(torch.tensor([i]))
             at = int(choice.neuron[i])

@@ -12,19 +12,20 @@ from itertools import product
 import micro_instances
 import pytest
 import torch
-from test_branching import expander
+from search_cases import bounder, expander, whole_pieces
 from test_verify import Difference, micro_query
 from torch import Tensor
 
-from stbp_milp import plan
-from stbp_milp import verify as verifying
 from stbp_milp.attack import Judge
-from stbp_milp.branching import Expander, Piece, Roots, hardest_neurons, roots, within
+from stbp_milp.branching import Bounder, BranchingOptions, OnCrops, OnMatrices, Piece, Roots, hardest_neurons, within
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.network.model import load_model
+from stbp_milp.network.normal_form import normal_form
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification
+from stbp_milp.stages import first as first_stage
+from stbp_milp.strategy import DEFAULT, Strategy
 from stbp_milp.verdict import Falsified
 from stbp_milp.verify import neurons_to_split, verify
 
@@ -43,19 +44,15 @@ def subtrees(neurons: tuple[tuple[int, int], ...]) -> list[tuple[tuple[int, int,
     ]
 
 
-def pieces(query: Query, network: str) -> tuple[Expander, list[Piece]]:
+def pieces(query: Query, network: str) -> tuple[Bounder, list[Piece]]:
     """The members' first pieces, folded after restriction or from the whole network, or on crops."""
-    expand, _ = expander(query, OPEN)
-    if network == "crops":
-        expand = replace(expand, stages=None)
-    members = expand.whole.whole.singletons()
+    own, _ = bounder(query, OPEN, BranchingOptions(width=2, dense_pays=0.0 if network == "whole" else 12.0))
+    partition = OnCrops(own) if network == "crops" else OnMatrices(own, normal_form(query.model.network))
+    members = own.whole.whole.singletons()
     some = torch.arange(members.parts)[:: max(1, members.parts // MEMBERS)]
-    with pytest.MonkeyPatch.context() as patch:
-        if network == "whole":
-            patch.setattr(roots, "_DENSE_PAYS", 0)
-        found = Roots(expand).member_pieces(members.select(some), "split")
+    found = Roots(own, partition).member_pieces(members.select(some), "split")
     assert found
-    return expand, found
+    return own, found
 
 
 def corners(piece: Piece, count: int) -> Tensor:
@@ -64,7 +61,7 @@ def corners(piece: Piece, count: int) -> Tensor:
     lower, upper = (end[0] for end in piece.inputs.hull())
     share = torch.rand(count, *lower.shape, generator=generator, dtype=lower.dtype)
     share[: count // 2] = share[: count // 2].round()
-    return piece.family.clips(lower + share * (upper - lower))
+    return piece.family.view.clips(lower + share * (upper - lower))
 
 
 def operand(query: Query, clips: Tensor, relu: int, neuron: int) -> Tensor:
@@ -75,11 +72,11 @@ def operand(query: Query, clips: Tensor, relu: int, neuron: int) -> Tensor:
 def test_by_hand() -> None:
     query = difference()
     expand, _ = expander(query, 1.0)
-    first = Roots(expand).pieces(expand.whole, expand.whole.whole, "split", expand.options.root)
+    first = whole_pieces(expand.roots)
     (relu,) = query.model.network.relus
-    assert hardest_neurons(expand, first, 3) == ()
+    assert hardest_neurons(expand.bounder, first, 3) == ()
     for phases in subtrees(((relu, 0),)):
-        (piece,) = within(expand, first, phases)
+        (piece,) = within(expand.bounder, first, phases)
         assert piece.lower == pytest.approx(0.25, abs=1e-6)
         assert (piece.splits, set(piece.phases)) == (1, {relu})
 
@@ -112,11 +109,10 @@ def test_a_bound_above_a_margin_seen_in_the_subtree_is_a_contradiction(
     operand = clean[query.model.network.nodes[relu].inputs[0]].flatten()
     at = int((sign * operand).argmax())
     assert sign * operand[at] > 0.01
-    too_high = lambda expander, pieces, phases: [replace(piece, lower=1e3) for piece in pieces]  # noqa: E731
-    monkeypatch.setattr(verifying, "within", too_high)
-    monkeypatch.setattr(verifying._Run, "_union", lambda self, expand, family, plan: [])
+    too_high = lambda bounder, pieces, phases: [replace(piece, lower=1e3) for piece in pieces]  # noqa: E731
+    monkeypatch.setattr(first_stage, "within", too_high)
     with pytest.raises(SoundnessError, match="exceeds the margin"):
-        verify(replace(query, phases=((relu, at, sign),)), Configuration(10.0))
+        verify(replace(query, phases=((relu, at, sign),)), Configuration(10.0), strategy=Strategy(union=False))
 
 
 @pytest.mark.parametrize("phase", [(0, 0, 1), (99, 0, 1), (-1, 0, 1), "beyond", "before", "no sign"])
@@ -142,13 +138,12 @@ def test_neurons_are_found_on_small_networks(queries: dict[int, Query], seed: in
     seen = 0
     for piece in found:
         clips, family = corners(piece, 4), piece.family
-        inside = clips.flatten(1) if family.voxels is None else clips.flatten(1)[:, family.voxels]
-        inside = inside.view(4, *family.problem.network.input_shape)
+        inside = family.view.inputs(clips).view(4, *family.problem.network.input_shape)
         own = [family.problem.select(torch.tensor([0])).values(x.unsqueeze(0)) for x in inside]
         for relu, bounds in piece.bounds.items():
             for neuron in range(bounds.lower[0].numel()):
-                at = family.in_whole(relu, neuron)
-                assert family.here(*at) == (relu, neuron)
+                at = family.view.in_whole(relu, neuron)
+                assert family.view.here(*at) == (relu, neuron)
                 values = torch.cat([v[family.problem.network.nodes[relu].inputs[0]].flatten(1) for v in own])
                 assert torch.allclose(operand(query, clips, *at), values[:, neuron], atol=1e-9)
                 seen += 1
@@ -159,44 +154,46 @@ def test_neurons_are_found_on_small_networks(queries: dict[int, Query], seed: in
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_clip_lies_in_a_subtree_whose_bound_holds_for_it(queries: dict[int, Query], seed: int, network: str) -> None:
     query = queries[seed]
-    expand, first = pieces(query, network)
-    hardest = hardest_neurons(expand, first, 2)
+    own, first = pieces(query, network)
+    hardest = hardest_neurons(own, first, 2)
     relus = query.model.network.relus
     neurons = hardest or ((relus[0], 0), (relus[-1], 1))  # without any that pay, any will do
     gained = False
-    children = {phases: within(expand, first, phases) for phases in subtrees(neurons)}
+    children = {phases: within(own, first, phases) for phases in subtrees(neurons)}
     for i, root in enumerate(first):
         clips = corners(root, 40)
-        margins = query.model.network(clips) @ expand.rows[root.clause] + expand.offset[root.clause]
+        margins = query.model.network(clips) @ own.rows[root.clause] + own.offset[root.clause]
         covered = torch.zeros(len(clips), dtype=torch.bool)
         for phases, found in children.items():
             assert len(found) == len(first)
             assert found[i].clause == root.clause
             assert found[i].lower >= root.lower - ROUNDING
             gained |= found[i].lower > root.lower + 1e-6
-            own = torch.ones(len(clips), dtype=torch.bool)
+            inside = torch.ones(len(clips), dtype=torch.bool)
             for relu, neuron, sign in phases:
-                own &= sign * operand(query, clips, relu, neuron) >= 0
-            covered |= own
-            assert bool((margins[own] >= found[i].lower - ROUNDING).all())
+                inside &= sign * operand(query, clips, relu, neuron) >= 0
+            covered |= inside
+            assert bool((margins[inside] >= found[i].lower - ROUNDING).all())
         assert bool(covered.all())
     assert gained or not hardest
 
 
 @pytest.mark.parametrize("network", ["matrices", "crops"])
-def test_the_subtrees_verdicts_make_the_wholes(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if network == "crops":
-        monkeypatch.setattr(plan, "_MATRICES_LIMIT", 0)
+def test_the_subtrees_verdicts_make_the_wholes(network: str) -> None:
+    strategy = Strategy(matrices_limit=0) if network == "crops" else DEFAULT
     configuration = Configuration(30.0, "auto" if network == "matrices" else "none")
     cut = 0
     for seed in range(0, 36, 3 if network == "matrices" else 4):
         instance = micro_instances.draw(seed)
-        neurons = neurons_to_split(instance.query, configuration, 2)
+        neurons = neurons_to_split(instance.query, configuration, 2, strategy)
         cut += bool(neurons)
         if not neurons:  # any neurons will do, of which nothing new may be known
             relus = instance.query.model.network.relus
             neurons = ((relus[0], 0), (relus[-1], 1))
-        outcomes = [verify(replace(instance.query, phases=phases), configuration) for phases in subtrees(neurons)]
+        outcomes = [
+            verify(replace(instance.query, phases=phases), configuration, strategy=strategy)
+            for phases in subtrees(neurons)
+        ]
         words = {outcome.word for outcome in outcomes}
         if instance.distance > 0:
             assert words == {"verified"}, (seed, words)
@@ -213,11 +210,11 @@ def test_the_subtrees_verdicts_make_the_wholes(network: str, monkeypatch: pytest
 
 def test_a_neuron_that_the_network_lacks_is_ignored() -> None:
     query = micro_query("patch-at:0,0,0:1x1@1", "two classes", 5, 0.5)
-    expand, first = pieces(query, "matrices")
+    own, first = pieces(query, "matrices")
     lacking = next(
         (relu, at)
         for relu in query.model.network.relus
         for at in range(torch.Size(query.model.network.nodes[relu].shape).numel())
-        if first[0].family.here(relu, at) is None
+        if first[0].family.view.here(relu, at) is None
     )
-    assert within(expand, first, ((*lacking, 1),)) == first
+    assert within(own, first, ((*lacking, 1),)) == first

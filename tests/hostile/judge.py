@@ -5,30 +5,27 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, get_args
-from unittest import mock
+from typing import get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
-import stbp_milp.verify
-from stbp_milp.attack import AttackResult, Judge
-from stbp_milp.branching import Expander
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.network.model import load_model
 from stbp_milp.properties import Property
 from stbp_milp.query import Configuration, Query, SolverName
 from stbp_milp.sets import SetSpecification
+from stbp_milp.strategy import DEFAULT, Strategy
 from stbp_milp.verdict import Falsified, Outcome, Verified
 from stbp_milp.verify import verify
 
 from .cases import Instance
 from .programs import Exact, exactly
+
+BLIND = Strategy(quick_attack=None, thorough_attack=None, candidates=False)
+"""No attack, no minimisers, no points of solvers: only proofs decide."""
 
 SOLVERS: tuple[SolverName, ...] = ("auto", "none", "highs", "scip")
 
@@ -61,26 +58,6 @@ class Answer:
     faults: tuple[Fault, ...]
 
 
-@contextmanager
-def blind() -> Iterator[None]:
-    """No attack, no minimisers, no points of solvers: only proofs decide."""
-    judge = Judge.__call__
-
-    def clean_clip(network: Any, perturbation: Any, *arguments: Any, **settings: Any) -> AttackResult:
-        return AttackResult(perturbation.clip.to(torch.float32), float("inf"), 0)
-
-    def only_clean(self: Judge, clips: Tensor, stage: str) -> None:
-        if stage == "clean":
-            judge(self, clips, stage)
-
-    with (
-        mock.patch.object(stbp_milp.verify, "attack", clean_clip),
-        mock.patch.object(Expander, "try_minimisers", return_value=None),
-        mock.patch.object(Judge, "__call__", only_clean),
-    ):
-        yield
-
-
 def ask(instance: Instance, solver: SolverName, blinded: bool, timeout: float) -> Answer:
     """The verifier's answer, judged."""
     assert solver in get_args(SolverName)
@@ -94,8 +71,8 @@ def ask(instance: Instance, solver: SolverName, blinded: bool, timeout: float) -
             rows, offset = torch.from_numpy(instance.rows), torch.from_numpy(instance.offset)
             property = Property(rows, offset, instance.clauses, f"{instance.family} {instance.number}")
             query = Query(model, clip, SetSpecification(region.text, region.epsilon, region.domain), property)
-            with blind() if blinded else nullcontext():
-                outcome = verify(query, Configuration(timeout=timeout, solver=solver, threads=1))
+            configuration = Configuration(timeout=timeout, solver=solver, threads=1)
+            outcome = verify(query, configuration, strategy=BLIND if blinded else DEFAULT)
         word = outcome.word
     except InputError as error:
         word, note = "refused", str(error)

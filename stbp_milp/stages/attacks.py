@@ -1,0 +1,37 @@
+"""Attacks: a look at the easy corners before the first bounds, and a long search after them.
+
+The first one saves the bounds of a hopeless set. The second one comes late because first bounds settle most of what
+holds, and attacks on that are in vain.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from stbp_milp.attack import AttackConfiguration, attack
+from stbp_milp.stages.context import Context, State
+
+
+def quick_attack(context: Context, state: State) -> None:
+    _attack(context, state, context.strategy.quick_attack, context.strategy.quick_share)
+
+
+def thorough_attack(context: Context, state: State) -> None:
+    _attack(context, state, context.strategy.thorough_attack, context.strategy.thorough_share)
+
+
+def _attack(context: Context, state: State, configuration: AttackConfiguration | None, share: float) -> None:
+    """For at most `share` of the whole time; a trial that has begun may go on for a while."""
+    if configuration is None:
+        return
+    state.tell(context, "attack", 1)
+    with state.ledger.timed("attack"):
+        seconds, network = context.configuration.timeout, context.query.model.network
+        generator = torch.Generator().manual_seed(context.configuration.seed)
+        limit = context.deadline.within(share * seconds)
+        end = context.deadline.within(context.strategy.trial_share * seconds).expired
+        result = attack(
+            network, context.set, context.query.property, generator, limit.expired, configuration, interrupted=end
+        )
+        state.ledger.counts["attack trials"] += result.trials
+        state.judge(result.clip.unsqueeze(0).to(torch.float64), "attack")
