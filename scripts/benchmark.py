@@ -12,6 +12,7 @@
     search    complete verdicts on P: frames 3 and 4 with eps 0.15, all frames with eps 0.03; and on Q
     profile   how much of the search's time is spent outside of tensor kernels
     rounding  what counting rounding errors costs: hidden layers and forms with and without, alternating
+    batches   convolutions of many clips in float64: the whole batch at once, as torch does it, and in parts
     large     networks like C3D and R3D-18 on 3x16x112x112: bounds as multiples of a forward pass, and peak memory; a
               member on the whole network and, in the same run, on crops of every layer; 64 members together
 
@@ -47,12 +48,13 @@ from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape
 from stbp_milp.network.model import load_model
 from stbp_milp.network.normal_form import normal_form
+from stbp_milp.network.operations import apply
 from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import Patch, PerturbationSet, SetSpecification
 from stbp_milp.verify import verify
 
-PARTS = ("members", "scaling", "search", "profile", "rounding", "large")
+PARTS = ("members", "scaling", "search", "profile", "rounding", "batches", "large")
 PATCH = "patch:3x3@2"
 SEARCH_SETS = (("P", "frames:3,4", 0.15), ("P", "everywhere", 0.03), ("Q", "frames:3,4", 0.02))
 LARGE_WORK = 3e10  # multiplications a layer, as the verifier plans for a minute
@@ -83,6 +85,7 @@ def main() -> None:
             "search": search,
             "profile": profile,
             "rounding": rounding,
+            "batches": batches,
             "large": large,
         }[part](arguments, console)
         show(console, title, header, rows)
@@ -285,6 +288,26 @@ def rounding(arguments: argparse.Namespace, console: Console) -> Table:
         without, counts = (min(seconds[counted]) for counted in (False, True))
         rows.append([name, text, without, counts, counts / without])
     return "bounds of hidden layers and forms, best of six, one torch thread a core", header, rows
+
+
+def batches(arguments: argparse.Namespace, console: Console) -> Table:
+    header = ["kernel", "clips", "whole batch s", "in parts s", "ratio"]
+    rows: list[list[object]] = []
+    for axes, channels, side, count in ((2, 16, 24, 64), (3, 8, 12, 64), (3, 16, 8, 64), (3, 8, 24, 16)):
+        weight = torch.randn(channels, channels, *[3] * axes, dtype=torch.float64)
+        clips = torch.randn(count, channels, *[side] * axes, dtype=torch.float64)
+        layer = Convolution(weight, weight.new_zeros(channels), (1,) * axes, ((1, 1),) * axes, (1,) * axes)
+        together = {2: torch.conv2d, 3: torch.conv3d}[axes]
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for parts in (False, True) * 4:
+            began = time.perf_counter()
+            apply(layer, [clips]) if parts else together(clips, weight, padding=1)
+            seconds[parts].append(time.perf_counter() - began)
+        whole, parted = (min(seconds[parts]) for parts in (False, True))
+        rows.append(
+            [f"{channels} x {'x'.join('3' * axes)}", f"{count} of {side}^{axes}", whole, parted, parted / whole]
+        )
+    return "convolutions in float64, best of four", header, rows
 
 
 # --- large networks -----------------------------------------------------------------------------------------

@@ -87,9 +87,10 @@ class Configuration:
         seed: of the attack and of every random choice.
         threads: threads that torch and the solvers may use.
         device: where bounds and search are computed, "cpu", "cuda" or "cuda:1"; the verdicts are the same.
-        memory_bytes: what this process should hold during the run, all that it held before included (on a GPU: what
-            the run should hold there). Batch sizes, open subproblems and solvers are planned by what that leaves; it
-            is not enforced. None: 70% of what is free at the start.
+        memory_bytes: what this process may hold during the run, all that it held before included. Batch sizes, open
+            subproblems and solvers are planned by what that leaves, and nothing more is begun once it is held: a run
+            exceeds it by less than 10%, but for what the model itself takes. On a GPU: what the run should hold there,
+            which is only planned by. None: 70% of what is free at the start.
     """
 
     timeout: float = 60.0

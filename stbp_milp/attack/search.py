@@ -105,11 +105,13 @@ def attack(
     Args:
         expired: asked before every trial.
         interrupted: ends a trial in the middle (`interruptible`); None: trials come to their end.
+
+    What was found stands where the memory of the process is used up.
     """
     objective = Objective.of(network, property, torch.float32, configuration.batch_values)
     best = _Best.of(network, property, perturbation)
     trials = _trials(objective, Room.of(perturbation), generator, configuration)
-    with suppress(OutOfTimeError), nullcontext() if interrupted is None else interruptible(interrupted):
+    with suppress(OutOfTimeError, MemoryError), nullcontext() if interrupted is None else interruptible(interrupted):
         while best.result.margin > configuration.stop_below and not expired():
             trial = next(trials, None)
             if trial is None:

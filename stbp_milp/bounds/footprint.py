@@ -20,11 +20,14 @@ from torch import Tensor
 from stbp_milp.bounds.interrupt import ask
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import Values, derived
+from stbp_milp.memory import ask_memory, room
 from stbp_milp.network.dense import DenseStage, dense_network
 from stbp_milp.network.normal_form import Stage
 from stbp_milp.sets import Choice, InputSet, Patch, PerturbationSet, VoxelBox
 
 _DENSE_ENTRIES = 32_000_000  # a stage's matrix is gathered from its dense form up to this size (256 MB)
+_DENSE_SHARE = 0.2  # of the memory that is left, that one of them may take
+_COPIES = 3  # of a layer's footprints, while kinds are told apart
 # Measured on two networks, in multiplications: what a group costs besides its members' (some hundred small tensor
 # operations), what writing down an entry of its matrices costs, and the share of neurons that needs a backward pass.
 _PER_GROUP = 1e8
@@ -151,7 +154,8 @@ class Restrictor:
 
     def _gather(self, matrix: sp.csr_matrix, rows: Tensor | None, columns: Tensor) -> Tensor:
         """`matrix[rows][:, columns]`, dense; None: all rows."""
-        if np.prod(matrix.shape) <= _DENSE_ENTRIES:
+        size = int(np.prod(matrix.shape))
+        if id(matrix) in self._dense or (size <= _DENSE_ENTRIES and 8 * size < _DENSE_SHARE * room()):
             if id(matrix) not in self._dense:
                 self._dense[id(matrix)] = self._on_device(matrix)
             dense = self._dense[id(matrix)]
@@ -240,6 +244,7 @@ def _reached(stages: Sequence[Stage], moved: sp.csc_matrix, expired: Callable[[]
         for some in _slices(stage, [columns[:, of_column[first]] for columns, of_column in below]):
             ask(expired)
             own.append(sum(weight @ columns for weight, columns in some))
+        ask_memory(_COPIES * sum(_bytes(columns) for columns in own))
         columns = _sorted(sp.hstack(own, format="csc"))
         first, of_kind = _different(columns, expired)
         kept = _sorted(columns[:, first])
@@ -259,6 +264,10 @@ def _slices(stage: Stage, columns: Sequence[sp.csc_matrix]) -> Iterator[list[tup
     ends = np.searchsorted(done, np.arange(_PRODUCT, done[-1], _PRODUCT)) + 1
     for start, stop in pairwise(np.unique([0, *ends, len(done)])):
         yield [(p, c[:, start:stop]) for p, c in zip(patterns, columns, strict=True)]
+
+
+def _bytes(columns: sp.csc_matrix) -> int:
+    return int(columns.data.nbytes + columns.indices.nbytes + columns.indptr.nbytes)
 
 
 def _different(columns: sp.csc_matrix, expired: Callable[[], bool]) -> tuple[np.ndarray, np.ndarray]:

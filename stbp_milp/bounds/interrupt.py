@@ -1,8 +1,9 @@
-"""Work on tensors that ends when the time is over, wherever it is.
+"""Work on tensors that ends when the time is over, or the memory is used up, wherever it is.
 
-A pass over a large network is a few dozen tensor operations deep inside of functions that know no deadline. Within
-`interruptible` every one of them is preceded by a look at the clock, so that nothing goes on for longer than its
-longest operation. What the step has computed until then is lost: whoever enters it keeps what was known before.
+A pass over a large network is a few dozen tensor operations deep inside of functions that know no limits. Within
+`interruptible` every one of them is preceded by a look at the clock and at what the process holds, so that nothing
+exceeds the limits by more than its largest operation. What the step has computed until then is lost: whoever enters it
+keeps what was known before.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from stbp_milp.errors import OutOfTimeError
+from stbp_milp.memory import ask_memory
 
 
 class _Asking(TorchFunctionMode):
@@ -36,10 +38,13 @@ class _Asking(TorchFunctionMode):
 
 @contextmanager
 def interruptible(expired: Callable[[], bool]) -> Iterator[None]:
-    """Within: no operation on tensors begins once the time is over. It costs about 2 microseconds an operation.
+    """Within: no operation on tensors begins once the time is over, or the process holds more than its limit.
+
+    It costs about 2 microseconds an operation, and 4 with a limit of memory.
 
     Raises:
         OutOfTimeError: the time was over before the end.
+        MemoryError: see `memory.limited`.
     """
     with _Asking(expired):
         yield
@@ -50,6 +55,8 @@ def ask(expired: Callable[[], bool]) -> None:
 
     Raises:
         OutOfTimeError: the time is over.
+        MemoryError: the process holds more than its limit.
     """
     if expired():
         raise OutOfTimeError("the time is over")
+    ask_memory()

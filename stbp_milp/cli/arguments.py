@@ -136,7 +136,7 @@ class Options:
 @click.option(
     "--memory",
     metavar="SIZE",
-    help="What the run plans to hold, as 4G, about 0.4G for the program included. Default: 70% of what is free.",
+    help="What the process may hold, as 4G; the program itself takes about 0.3G. Default: 70% of what is free.",
 )
 @click.option(
     "--device", default="cpu", show_default=True, metavar="NAME", help="Where bounds are computed: cpu, cuda or cuda:1."

@@ -14,9 +14,12 @@ import scipy.sparse as sp
 import torch
 
 from stbp_milp.errors import OutOfTimeError
+from stbp_milp.memory import ask_memory
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Layer, Linear, ReLU
-from stbp_milp.network.operations import apply, matrix, reads
+from stbp_milp.network.operations import apply, matrix, products, reads
+
+_ENTRY = 12  # bytes of a sparse matrix: value and index
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +80,8 @@ def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -
         constant = apply(node.layer, constants).reshape(-1).numpy()
         own_constant = apply(node.layer, [torch.zeros_like(c) for c in constants]).reshape(-1).numpy()
         size_of_constant = np.abs(own_constant)
+        # The layer's matrix, its product with what came before, and their magnitudes.
+        ask_memory(4 * _ENTRY * products(node.layer, node.shape))
         combined: dict[int, _Composed] = {}
         for operand, i in enumerate(node.inputs):
             if not reads(node.layer, operand):

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from stbp_milp.network.layers import Add, Convolution, Input, Linear, Maximum, ReLU, Reshape, Scale, Select
 
+_PATCHES = 4 << 20  # bytes of patches that a convolution in float64 writes down at once
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -271,7 +272,17 @@ def _convolve(layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None
     if not _same_on_both_sides(layer):
         x = F.pad(x, [side for pair in reversed(layer.padding) for side in pair])
         padding = 0
-    return _CONV[axes](x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+
+    def convolved(x: Tensor) -> Tensor:
+        return _CONV[axes](x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+
+    # In float64 on the CPU, torch writes down the patches of a whole batch before it multiplies; parts whose patches
+    # fit into the processor's cache take a fraction of the time, and of the memory.
+    at_once = len(x)
+    if x.dtype == torch.float64 and x.device.type == "cpu":
+        patches = 8 * weight[0].numel() * math.prod(x.shape[2:]) // math.prod(layer.stride)
+        at_once = max(1, _PATCHES // max(1, patches))
+    return convolved(x) if len(x) <= at_once else torch.cat([convolved(part) for part in torch.split(x, at_once)])
 
 
 def _same_on_both_sides(layer: Convolution) -> bool:

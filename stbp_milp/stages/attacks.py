@@ -6,10 +6,14 @@ holds, and attacks on that are in vain.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from stbp_milp.attack import AttackConfiguration, attack
 from stbp_milp.stages.context import Context, State
+
+_PER_VALUE = 32  # bytes: a number in float32, its slope, and what the operations on them take
 
 
 def quick_attack(context: Context, state: State) -> None:
@@ -24,6 +28,8 @@ def _attack(context: Context, state: State, configuration: AttackConfiguration |
     """For at most `share` of the whole time; a trial that has begun may go on for a while."""
     if configuration is None:
         return
+    affordable = context.memory // _PER_VALUE
+    configuration = replace(configuration, batch_values=min(configuration.batch_values, affordable))
     state.tell(context, "attack", 1)
     with state.ledger.timed("attack"):
         seconds, network = context.configuration.timeout, context.query.model.network

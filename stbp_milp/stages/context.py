@@ -78,6 +78,11 @@ class Context:
         )
 
     @property
+    def memory_limit(self) -> int | None:
+        """Bytes that this process may hold; of a GPU's memory there is only a plan."""
+        return None if self.set.clip.device.type == "cuda" else self.configuration.memory_bytes
+
+    @property
     def many_places(self) -> bool:
         """Is one bound of the union of all members hopeless (patches), so that effort on it is wasted?"""
         choice = self.set.choice

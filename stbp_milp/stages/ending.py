@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stbp_milp.ledger import STAGES
+from stbp_milp.memory import in_words
 from stbp_milp.search import SearchEnd
 from stbp_milp.stages.checks import compare, reading
 from stbp_milp.stages.context import Context, State
@@ -38,11 +39,9 @@ def interrupted(context: Context, state: State, reason: str) -> Outcome:
 
 
 def _unknown(context: Context, state: State) -> Unknown:
-    seconds, limit = context.configuration.timeout, context.configuration.memory_bytes
+    seconds = context.configuration.timeout
     if state.short_of_memory and not context.deadline.expired():
-        room = f"{context.memory / 2**30:.3g} GiB for the search"
-        of = "are all that was free" if limit is None else f"are left of the limit of {limit / 2**30:.3g} GiB"
-        return Unknown(Reason.MEMORY, f"out of memory: {room} {of}, and open parts of the problem need more")
+        return Unknown(Reason.MEMORY, f"out of memory: {_room(context)}, and open parts of the problem need more")
     if state.end is SearchEnd.EXPIRED or context.deadline.expired():
         return Unknown(Reason.TIME, f"out of time after {seconds:g} s")
     if state.refusal is not None:
@@ -51,6 +50,12 @@ def _unknown(context: Context, state: State) -> Unknown:
         if state.open_for[kind]:
             return Unknown(kind, sentence)
     return Unknown(Reason.NO_SOLVER, "every undecided ReLU was split and no solver could be asked about what is left")
+
+
+def _room(context: Context) -> str:
+    limit, room = context.configuration.memory_bytes, in_words(context.memory) if context.memory else "nothing"
+    left = f"{room} was free" if limit is None else f"the limit of {in_words(limit)} leaves {room} for the search"
+    return left if context.memory else f"{left} beside the model and the libraries"
 
 
 def _outcome(context: Context, state: State, verdict: Verdict, decided_by: str | None) -> Outcome:

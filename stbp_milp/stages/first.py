@@ -32,10 +32,10 @@ def first_pieces(context: Context, state: State) -> None:
 
 
 def _started(context: Context, state: State, bounder: Bounder, plan: Plan) -> tuple[Expander, list[Piece]]:
-    """On matrices where a share of the time suffices to write them down, else on crops."""
+    """On matrices where a share of the time, and the memory, suffice to write them down, else on crops."""
     if plan.matrices:
         limit = context.deadline.within(context.strategy.matrices_share * context.deadline.remaining())
-        with suppress(OutOfTimeError):
+        with suppress(OutOfTimeError, MemoryError):
             stages = normal_form(context.query.model.network, limit.expired)
             roots = Roots(bounder, OnMatrices(bounder, stages))
             solve = program(context, state, stages)

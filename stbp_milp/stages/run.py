@@ -10,7 +10,7 @@ import torch
 from stbp_milp.attack import Judge
 from stbp_milp.devices import exact_products
 from stbp_milp.errors import InternalError, OutOfTimeError, StbpError
-from stbp_milp.memory import is_exhaustion
+from stbp_milp.memory import is_exhaustion, limited
 from stbp_milp.query import Configuration, Query
 from stbp_milp.search import Deadline, SearchEnd
 from stbp_milp.stages.checks import compare
@@ -29,14 +29,15 @@ def run(context: Context, state: State, stages: Sequence[Stage]) -> None:
         SoundnessError: what was proved contradicts what was seen.
     """
     try:
-        for stage in stages:
-            if state.end is not None or state.judge.found:
-                return
-            if context.deadline.expired() and stage is not stages[0]:
-                state.end = SearchEnd.EXPIRED
-                return
-            stage(context, state)
-            compare(context, state)
+        with limited(context.memory_limit):
+            for stage in stages:
+                if state.end is not None or state.judge.found:
+                    return
+                if context.deadline.expired() and stage is not stages[0]:
+                    state.end = SearchEnd.EXPIRED
+                    return
+                stage(context, state)
+                compare(context, state)
     except OutOfTimeError:
         state.end = SearchEnd.EXPIRED
     except (MemoryError, RuntimeError) as error:  # where there is no batch that could be halved

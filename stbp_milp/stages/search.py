@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stbp_milp.branching import Expander, Piece
-from stbp_milp.memory import is_exhaustion
+from stbp_milp.memory import is_exhaustion, room
 from stbp_milp.plan import Plan
 from stbp_milp.search import Expansion, Pace, Search, SearchEnd, best_first
 from stbp_milp.stages.context import Context, State
@@ -42,7 +42,7 @@ def _searched(context: Context, state: State, search: Search[Piece], expand: Exp
         return Expansion((), pieces)
 
     def over() -> bool:
-        full = search.open * held > plan.options.open_memory
+        full = search.open * held > plan.options.open_memory or room() <= 0
         state.short_of_memory |= full
         return full or context.deadline.expired()
 

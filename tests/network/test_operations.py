@@ -23,6 +23,7 @@ import stbp_milp
 from stbp_milp.bounds import crops, precise
 from stbp_milp.bounds.interval import Clean, Interval, interval
 from stbp_milp.bounds.rounding import constant_size, terms
+from stbp_milp.network import operations
 from stbp_milp.network.graph import Network, Node
 from stbp_milp.network.layers import (
     Add,
@@ -224,6 +225,19 @@ def test_intervals_hold_every_affine_layer(kind: type, data: st.DataObject) -> N
 def test_convolution_by_hand() -> None:
     layer = Convolution(torch.tensor([[[1.0, 10.0]]]), torch.zeros(1), (1,), ((1, 0),), (1,))
     assert apply(layer, [torch.tensor([[[1.0, 2.0, 3.0]]])]).tolist() == [[[10.0, 21.0, 32.0]]]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_batch_in_parts_is_the_batch(monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, clips = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 2, 3, 3), (7, 2, 9, 9))
+    )
+    layer = Convolution(weight, weight[:, 0, 0, 0], (stride, stride), ((1, 1), (0, 2)), (1, 1))
+    whole = apply(layer, [clips])
+    monkeypatch.setattr(operations, "_PATCHES", 2 * 8 * 18 * 81)
+    torch.testing.assert_close(apply(layer, [clips]), whole)
+    assert apply(layer, [clips[:0]]).shape == (0, *whole.shape[1:])
 
 
 @on_every_affine_layer
