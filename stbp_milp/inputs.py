@@ -94,6 +94,8 @@ def read_clip_and_units(text: str, as_given: bool = False, videos: str = "") -> 
         ) from error
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "pickle.load" in reason:  # numpy takes everything that it does not know for pickled objects
+            reason = "it does not begin as one"
         raise InputError(
             f"{str(path)!r} cannot be read as a numpy file ({reason}); save the clip again with numpy.savez"
         ) from error
@@ -146,6 +148,11 @@ def parse_bytes(text: str) -> int:
     if size <= 0:
         raise InputError(f"memory {text!r} is not a size; expected a number with K, M, G or T, such as 512M or 4G")
     return size
+
+
+def size_in_words(size: int) -> str:
+    """A number of bytes as `parse_bytes` takes it, at least "1M"."""
+    return f"{size / 2**30:.3g}G" if size >= 2**30 else f"{-(-size >> 20)}M"
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from typing import Any
 
 from stbp_milp.errors import InputError
 from stbp_milp.files import write_new_file
+from stbp_milp.given import radius
 from stbp_milp.inputs import read_clip
 from stbp_milp.instance_list import VERDICTS
 from stbp_milp.network.model import Model
-from stbp_milp.network.views import LAYOUTS, as_clip
+from stbp_milp.network.views import as_clip, parse_layout
 from stbp_milp.plain import from_json
 from stbp_milp.properties import property_of
 from stbp_milp.query import Query
@@ -163,8 +164,9 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
     if not (isinstance(domain, list) and len(domain) == 2 and all(map(number, domain))):
         raise wrong("domain", "the smallest and the largest value of the data, as [0, 1]")
     label, top, tolerance = (entries.get(field) for field in ("label", "top_k", "tolerance"))
-    if not number(entries["epsilon"]):
-        raise wrong("epsilon", "a radius, as 0.03")
+    epsilon = entries["epsilon"]
+    if not isinstance(epsilon, str) and not number(epsilon):
+        raise wrong("epsilon", 'a radius, as 0.03 or "4/255"')
     for field, value in (("label", label), ("top_k", top)):
         if value is not None and type(value) is not int:
             raise wrong(field, "a whole number")
@@ -172,9 +174,11 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
         raise wrong("tolerance", "a number in the unit of the output")
     if not isinstance(entries.get("name", ""), str):
         raise wrong("name", "text")
+    layout = entries.get("layout")
+    layout = None if layout is None else parse_layout(layout)
     return Specification(
         entries["clip"],
-        SetSpecification(entries["set"], float(entries["epsilon"]), (float(domain[0]), float(domain[1]))),
+        SetSpecification(entries["set"], radius(epsilon), (float(domain[0]), float(domain[1]))),
         path.parent,
         label,
         1 if top is None else top,
@@ -182,5 +186,5 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
         chosen("expected", VERDICTS),
         entries.get("name"),
         "domain" in entries,
-        chosen("layout", LAYOUTS),
+        layout,
     )

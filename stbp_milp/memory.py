@@ -70,12 +70,7 @@ def ask_memory(more: float = 0) -> None:
         MemoryError: the process would hold more than its limit.
     """
     if _limits and _held() + more > _limits[-1] and more > room():
-        raise MemoryError(f"the process may hold {in_words(_limits[-1])}, and needs more")
-
-
-def in_words(size: int) -> str:
-    """A number of bytes, as `--memory` takes it."""
-    return f"{size / 2**30:.3g}G" if size >= 2**30 else f"{math.ceil(size / 2**20)}M"
+        raise MemoryError(f"the process may hold {_limits[-1]:,} bytes, and needs more")
 
 
 def is_exhaustion(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stbp_milp.errors import InputError
-from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip
+from stbp_milp.inputs import parse_bytes, parse_domain, parse_epsilon, read_clip, size_in_words
 
 CLIP = np.random.default_rng(0).random((2, 3, 4, 5))
 
@@ -162,3 +162,8 @@ def test_a_clip_that_may_not_be_read_is_not_to_be_saved_again(
     with pytest.raises(InputError, match="permissions") as raised:
         read_clip(f"{folder}/mine.npy")
     assert "save the clip again" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("size", "words"), [(512 << 20, "512M"), (4 << 30, "4G"), (3 << 29, "1.5G"), (1, "1M")])
+def test_sizes_are_written_as_they_are_given(size: int, words: str) -> None:
+    assert size_in_words(size) == words

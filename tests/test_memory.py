@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stbp_milp.bounds.interrupt import interruptible
-from stbp_milp.memory import ask_memory, in_words, is_exhaustion, limited, resident, room
+from stbp_milp.memory import ask_memory, is_exhaustion, limited, resident, room
 
 TOO_MUCH = 256 << 20
 
@@ -43,8 +43,3 @@ def test_the_innermost_limit_holds() -> None:
             ask_memory()
         with limited(None):
             assert room() > 1 << 50
-
-
-@pytest.mark.parametrize(("size", "words"), [(512 << 20, "512M"), (4 << 30, "4G"), (3 << 29, "1.5G"), (1, "1M")])
-def test_sizes_are_written_as_they_are_given(size: int, words: str) -> None:
-    assert in_words(size) == words

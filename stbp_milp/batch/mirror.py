@@ -158,6 +158,14 @@ class Mirror:
                 found[key] = word, contradicts(word, expected, reason) or found.get(key, (word, False))[1]
         return found
 
+    def reasons(self, word: str) -> list[tuple[str, str, str]]:
+        """Specification, model and reason of the instances of the list that ended so, in its order."""
+        query = (
+            "SELECT instances.specification, instances.model, reason FROM instances JOIN results USING (key) "
+            "WHERE word = ? ORDER BY position"
+        )
+        return self._database.execute(query, (word,)).fetchall()
+
 
 def in_file(path: Path, query: str) -> list[tuple[Any, ...]]:
     """The rows of a query to a batch's SQLite file."""

@@ -21,7 +21,7 @@ from stbp_milp.batch.keeper import Keeper, KeeperLostError
 from stbp_milp.batch.processes import adopt_orphans, kill_descendants
 from stbp_milp.batch.supervised import Ended, Limits
 from stbp_milp.batch.task import Task
-from stbp_milp.memory import in_words
+from stbp_milp.inputs import size_in_words
 from stbp_milp.results import InstanceResult
 from stbp_milp.versions import versions
 
@@ -201,7 +201,7 @@ def _reason(ended: Ended, limits: Limits) -> str:
     if ended.ended_by == "timeout":
         return f"killed, as it did not end by itself in {limits.timeout:g} s"
     if ended.ended_by == "memory":
-        return f"killed, as it held more than {in_words(limits.memory_bytes)}"
+        return f"killed, as it held more than {size_in_words(limits.memory_bytes)}"
     if ended.ended_by == "signal SIGKILL":
         return "killed by another program, perhaps because the machine ran out of memory"
     if ended.ended_by.startswith("signal"):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # these take a second, which --help and mistyped options need
     from stbp_milp.batch.engine import Progress
 
 ERRORS, CONTRADICTION = 3, 4
+_NAMED = 10  # instances whose errors are printed at the end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +89,12 @@ def _run(options: BatchOptions, arguments: Sequence[str]) -> int:
             kept = f"{len(folder.keys()):,} results are kept in {str(folder.path)!r}"
             console(stderr=True).print(f"{kept}; the same command goes on where this one stopped", markup=False)
             raise
+        failed = mirror.reasons("error")
     console(stderr=False).print(counts(progress))
+    for name, model, reason in failed[:_NAMED]:
+        console(stderr=True).print(f"error in {name} ({model}): {reason}", markup=False, soft_wrap=True)
+    if len(failed) > _NAMED:
+        console(stderr=True).print(f"and {len(failed) - _NAMED:,} errors more; make_report.py shows all")
     console(stderr=False).print(f"results: {path}")
     return _exit_code(progress)
 

@@ -151,7 +151,7 @@ def _load(path: Path, clip: Tensor, layout: str | None) -> Model:
     if arrived != expected:
         same_axes = sorted(arrived) == sorted(expected)
         hint = "reorder its axes" if same_axes else "give a clip made for this model"
-        raise InputError(f"the clip has shape {arrived}, {str(path)!r} expects {expected} as (C, T, H, W); {hint}")
+        raise InputError(f"the clip has shape {arrived} as (C, T, H, W), {str(path)!r} expects {expected}; {hint}")
     return model
 
 

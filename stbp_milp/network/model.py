@@ -52,11 +52,17 @@ class Model:
         """The same model with the axes of its own input named, see `network.views`.
 
         Raises:
-            InputError: the layout is unknown, or does not fit the input.
+            InputError: the layout is unknown, does not fit the input, or contradicts the first convolution.
         """
         axes = Axes.of(self.axes.shape, layout, self.axes.convolved)
         if self.axes.named:
             raise InputError(f"the axes of {self.name} are named already, {self.axes.layout}; name them once")
+        if axes.contradicted:
+            read = " or ".join(axes.convolved)
+            raise InputError(
+                f"layout {axes.layout} contradicts the first convolution of {self.name}, which reads the input as "
+                f"{read}; leave the layout out, or name that one"
+            )
         # Without a name the values have kept their order, so the network takes the model's own input but for its shape.
         reference = None if self.reference is None else _relaid(self.reference, self.axes, axes)
         network, predict = on_clips(self.network, axes), _relaid(self.predict, self.axes, axes)

@@ -109,6 +109,12 @@ class Axes:
         long = [axis for axis, length in zip(self.layout, self.shape, strict=False) if length > 1]
         return long == sorted(long, key=_CLIP.index)
 
+    @property
+    def contradicted(self) -> bool:
+        """Does the first convolution read the input in other layouts only? Frames may be an image's channels."""
+        stacked = self.layout == "THW" and "CHW" in self.convolved
+        return bool(self.convolved) and self.layout not in self.convolved and not stacked
+
     def to_model(self, clips: Tensor) -> Tensor:
         """`(..., C, T, H, W)` as `(..., *shape)`."""
         front = clips.shape[:-4]

@@ -23,11 +23,6 @@ from stbp_milp.sets.parts import divide
 from stbp_milp.sets.patch import Patch
 from stbp_milp.sets.perturbation import PerturbationSet
 
-FORMS = (
-    "everywhere, frames:3,4, any-frames:2, window:2, patch:3x3@2, moving-patch:3x3@2, patch-at:t,i,j:3x3@2, "
-    "pixels:5, pixels-per-frame:1"
-)
-
 Voxels = tuple[int, int, int]
 
 
@@ -38,7 +33,7 @@ def _size(numbers: list[int], voxels: Voxels, text: str) -> Voxels:
     if not (1 <= m <= voxels[0] and 1 <= h <= voxels[1] and 1 <= w <= voxels[2]):
         raise InputError(
             f"set {text!r} needs {m} frames of {h}x{w} pixels, the clip has {voxels[0]} of {voxels[1]}x{voxels[2]}; "
-            f"choose a smaller patch"
+            f"give smaller numbers"
         )
     return m, h, w
 
@@ -94,17 +89,27 @@ def _patch_at(numbers: list[int], voxels: Voxels, text: str) -> Choice:
     return Patch.at((t, i, j), size, voxels)
 
 
-_PATTERNS: tuple[tuple[str, Callable[[list[int], Voxels, str], Choice]], ...] = (
-    (r"everywhere", _everywhere),
-    (r"frames:\d+(?:,\d+)*", _frames),
-    (r"any-frames:\d+", _counted("frames")),
-    (r"window:\d+", _window),
-    (r"patch:\d+x\d+@\d+", _patch),
-    (r"moving-patch:\d+x\d+@\d+", _moving_patch),
-    (r"patch-at:\d+,\d+,\d+:\d+x\d+@\d+", _patch_at),
-    (r"pixels:\d+", _counted("pixels")),
-    (r"pixels-per-frame:\d+", _counted("pixels per frame")),
-)
+@dataclass(frozen=True)
+class _Form:
+    """One way to write a set: how it looks, an example, and what makes the choice."""
+
+    pattern: str
+    example: str
+    build: Callable[[list[int], Voxels, str], Choice]
+
+
+_FORMS = {
+    "everywhere": _Form("everywhere", "everywhere", _everywhere),
+    "frames": _Form(r"frames:\d+(?:,\d+)*", "frames:3,4", _frames),
+    "any-frames": _Form(r"any-frames:\d+", "any-frames:2", _counted("frames")),
+    "window": _Form(r"window:\d+", "window:2", _window),
+    "patch": _Form(r"patch:\d+x\d+@\d+", "patch:3x3@2", _patch),
+    "moving-patch": _Form(r"moving-patch:\d+x\d+@\d+", "moving-patch:3x3@2", _moving_patch),
+    "patch-at": _Form(r"patch-at:\d+,\d+,\d+:\d+x\d+@\d+", "patch-at:t,i,j:3x3@2", _patch_at),
+    "pixels": _Form(r"pixels:\d+", "pixels:5", _counted("pixels")),
+    "pixels-per-frame": _Form(r"pixels-per-frame:\d+", "pixels-per-frame:1", _counted("pixels per frame")),
+}
+FORMS = ", ".join(form.example for form in _FORMS.values())
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class SetSpecification:
         if not bool(((clip >= low) & (clip <= high)).all()):
             raise InputError(
                 f"the clip's values run from {float(clip.min())!r} to {float(clip.max())!r}, outside the data domain "
-                f"[{low!r}, {high!r}]; scale the clip or give --domain"
+                f"[{low!r}, {high!r}]; scale the clip, or give a domain (--domain) that holds them"
             )
         voxels = (clip.shape[1], clip.shape[2], clip.shape[3])
         choice = parse_set(self.text, voxels)
@@ -236,7 +241,9 @@ def parse_set(text: str, voxels: Voxels) -> Choice:
     Raises:
         InputError: not one of the forms, or it does not fit the clip.
     """
-    for pattern, build in _PATTERNS:
-        if re.fullmatch(pattern, text):
-            return build([int(n) for n in re.findall(r"\d+", text)], voxels, text)
-    raise InputError(f"unknown set {text!r}; expected one of: {FORMS}")
+    form = _FORMS.get(text.partition(":")[0])
+    if form is None:
+        raise InputError(f"unknown set {text!r}; expected one of: {FORMS}")
+    if not re.fullmatch(form.pattern, text):
+        raise InputError(f"set {text!r} is not understood; it is written as in {form.example}")
+    return form.build([int(n) for n in re.findall(r"\d+", text)], voxels, text)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from stbp_milp.inputs import size_in_words
 from stbp_milp.ledger import STAGES
-from stbp_milp.memory import in_words
+from stbp_milp.memory import resident
 from stbp_milp.search import SearchEnd
 from stbp_milp.stages.checks import compare, reading
 from stbp_milp.stages.context import Context, State
@@ -53,9 +54,12 @@ def _unknown(context: Context, state: State) -> Unknown:
 
 
 def _room(context: Context) -> str:
-    limit, room = context.configuration.memory_bytes, in_words(context.memory) if context.memory else "nothing"
-    left = f"{room} was free" if limit is None else f"the limit of {in_words(limit)} leaves {room} for the search"
-    return left if context.memory else f"{left} beside the model and the libraries"
+    limit, room = context.configuration.memory_bytes, size_in_words(context.memory)
+    if limit is None:
+        return f"{room} was free"
+    if not context.memory:
+        return f"the process with its model holds {size_in_words(resident())}, the limit is {size_in_words(limit)}"
+    return f"the limit of {size_in_words(limit)} leaves {room} for the search"
 
 
 def _outcome(context: Context, state: State, verdict: Verdict, decided_by: str | None) -> Outcome:

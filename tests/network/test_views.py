@@ -238,6 +238,30 @@ def test_layouts_that_cannot_be_meant(layout: object, says: str) -> None:
         load_model(_sums(24), (1, 2, 3, 4), layout)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape", "layout", "fits"),
+    [
+        (nn.Conv3d(3, 2, 2), (3, 3, 3, 3), "CTHW", True),
+        (nn.Conv3d(3, 2, 2), (3, 3, 3, 3), "THWC", False),
+        (nn.Conv3d(3, 2, 2), (3, 3, 3, 3), "TCHW", False),
+        (nn.Conv2d(3, 2, 2), (3, 3, 3), "CHW", True),
+        (nn.Conv2d(3, 2, 2), (3, 3, 3), "THW", True),  # frames as the channels of an image
+        (nn.Conv2d(3, 2, 2), (3, 3, 3), "HWC", False),
+        (nn.Conv1d(3, 2, 2), (3, 3), "TC", False),
+    ],
+)
+def test_a_layout_must_not_contradict_the_first_convolution(
+    layer: nn.Module, shape: tuple[int, ...], layout: str, fits: bool
+) -> None:
+    module = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(2)).eval()
+    module(torch.zeros(1, *shape))
+    if fits:
+        assert load_model(module, shape, layout).axes.layout == layout
+        return
+    with pytest.raises(InputError, match="contradicts the first convolution"):
+        load_model(module, shape, layout)
+
+
 def test_more_than_four_axes_have_no_names() -> None:
     with pytest.raises(InputError, match="so many axes"):
         verify_clip(_sums(24), torch.full((1, 1, 2, 3, 4), 0.5), FRAMES, 0.0)
