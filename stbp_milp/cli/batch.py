@@ -86,7 +86,7 @@ def _run(options: BatchOptions, arguments: Sequence[str]) -> int:
         try:
             progress = run_batch(tasks, folder, mirror, place.open, engine, display.update)
         except KeyboardInterrupt:
-            kept = f"{len(folder.keys()):,} results are kept in {str(folder.path)!r}"
+            kept = f"{len(mirror.words()):,} results of the list are kept in {str(folder.path)!r}"
             console(stderr=True).print(f"{kept}; the same command goes on where this one stopped", markup=False)
             raise
         failed = mirror.reasons("error")
