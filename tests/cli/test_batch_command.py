@@ -172,5 +172,5 @@ def test_interrupted_says_what_is_kept_and_how_to_go_on(
     out = tmp_path / "out"
     assert main([str(instances), "--out", str(out), "--quiet"]) == 130
     said = " ".join(capsys.readouterr().err.split())
-    assert f"0 results are kept in {str(out)!r}" in said
+    assert f"0 results of the list are kept in {str(out)!r}" in said
     assert "the same command goes on" in said
