@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
+from stbp_milp.bounds.bounded import Forms
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching import Bounder, BranchingOptions, Effort, Expander, Family, OnMatrices, Piece, Roots
 from stbp_milp.network.normal_form import normal_form
@@ -26,12 +27,10 @@ class Nobody:
 
 def bounder(query: Query, target: float, options: BranchingOptions) -> tuple[Bounder, Nobody]:
     network, perturbation = query.model.network, query.set.build(query.clip)
-    rows, offset = query.property.forms()
     witness = Nobody()
     made = Bounder(
         whole=Family(problem=Problem.of(network, perturbation), whole=perturbation),
-        rows=rows,
-        offset=offset,
+        forms=Forms(*query.property.forms()),
         clauses=range(len(query.property.clauses)),
         target=target,
         options=options,

@@ -17,6 +17,7 @@ from torch import nn
 
 import stbp_milp.stages.context
 from stbp_milp.attack import AttackConfiguration
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
@@ -167,7 +168,7 @@ def test_bounds_on_a_card_are_those_of_the_cpu(kind: object, text: str) -> None:
     for device in (torch.device("cpu"), torch.device("cuda")):
         problem = Problem.of(asked.model.network.to(device), asked.set.build(asked.clip).to(device))
         bounds = preactivations(problem, BoundingOptions())
-        lower = bound_once(problem, bounds, rows.to(device), offset.to(device)).lower
+        lower = bound_once(Bounded(problem, bounds), Forms(rows.to(device), offset.to(device))).lower
         found.append([lower, *(side for own in bounds.values() for side in (own.lower, own.upper))])
     for here, there in zip(*found, strict=True):
         assert torch.allclose(here, there.cpu(), rtol=1e-9, atol=1e-9)

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.backward import input_form
-from stbp_milp.bounds.duals import Bracket, Duals, Phases, starting_duals
-from stbp_milp.bounds.objective import ObjectiveBound, better, bound_once, chosen, one_pass
+from stbp_milp.bounds.backward import NodeForms, input_form
+from stbp_milp.bounds.bounded import Bounded, Forms
+from stbp_milp.bounds.duals import Bracket, Duals, starting_duals
+from stbp_milp.bounds.objective import ObjectiveBound, better, bound_once, one_pass
 from stbp_milp.bounds.problem import Preactivations, Problem
 from stbp_milp.errors import OutOfTimeError
 from stbp_milp.network.graph import Network
@@ -23,6 +24,9 @@ from stbp_milp.network.layers import Convolution
 
 _MEAN, _SQUARE = 0.9, 0.999  # Adam's moments
 _CHANNELS = 16  # from which on oneDNN is faster with strides too
+
+
+Settled = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,71 +42,62 @@ class OptimiserOptions:
 
 @torch.no_grad()
 def optimise(
-    problem: Problem,
-    bounds: Preactivations,
-    rows: Tensor,
-    offset: Tensor,
-    settled: Callable[[Tensor, Tensor], Tensor],
+    bounded: Bounded,
+    forms: Forms,
+    settled: Settled,
     options: OptimiserOptions,
     duals: Duals | None = None,
-    phases: Phases | None = None,
+    *,
     expired: Callable[[], bool] = lambda: False,
     memory_bytes: int = 1 << 30,
 ) -> ObjectiveBound:
     """The best bounds that gradient ascent finds, starting from `duals`.
 
     Args:
-        memory_bytes: for the forms of the first bound.
         settled: bounds `(n, M)` of the items `(n,)` -> `(n,)` bool; settled items are not ascended any further.
+        memory_bytes: for the forms of the first bound.
     """
-    phases = phases or {}
-    start = duals or Duals()
-    best = bound_once(problem, bounds, rows, offset, start, phases, memory_bytes=memory_bytes, expired=expired)
+    problem, start = bounded.problem, duals or Duals()
+    best = bound_once(bounded, forms, start, memory_bytes=memory_bytes, expired=expired)
     everything = torch.arange(problem.parts, device=problem.device)
     items = everything[~settled(best.lower, everything)]
     if not options.steps or not len(items) or expired():
         return best
-    rows, offset = rows.expand(problem.parts, *rows.shape[-2:]), offset.expand(problem.parts, offset.shape[-1])
-    first = starting_duals(problem, bounds, rows.shape[1], start, phases)
+    forms = forms.each(problem.parts)
+    first = starting_duals(bounded, forms.count, start)
     if not first.slopes and not first.multipliers:
         return best
     # Written out, so that an item that no step improves keeps the duals its bound came from.
     best = replace(best, duals=first.select(everything))
     with suppress(OutOfTimeError), fast_convolutions(problem.network):  # the best so far holds
-        for done, found in _climbed(problem, bounds, rows, offset, settled, options, first, phases, items, expired):
-            part, own, signs = chosen(problem, bounds, phases, done)
-            again = bound_once(part, own, rows[done], offset[done], found, signs)
+        for done, found in _climbed(bounded, forms, settled, options, first, items, expired):
+            again = bound_once(bounded.select(done), forms.select(done), found)
             best = best.updated(done, better(best.select(done), replace(again, duals=found)))
     return best
 
 
 def _climbed(
-    problem: Problem,
-    bounds: Preactivations,
-    rows: Tensor,
-    offset: Tensor,
-    settled: Callable[[Tensor, Tensor], Tensor],
+    bounded: Bounded,
+    forms: Forms,
+    settled: Settled,
     options: OptimiserOptions,
     first: Duals,
-    phases: Phases,
     items: Tensor,
     expired: Callable[[], bool],
 ) -> Iterator[tuple[Tensor, Duals]]:
     """Items and the best duals found for them, as the items leave the ascent: settled, or at its end."""
 
-    def task(items: Tensor) -> tuple[Problem, Bracket, Phases, Tensor, Tensor]:
-        part, own, signs = chosen(problem, bounds, phases, items)
-        part, own = part.single(), {k: b.to(torch.float32) for k, b in own.items()}
-        signs = {k: s.to(torch.float32) for k, s in signs.items()}
-        return part, Bracket.of(part, own), signs, rows[items].to(torch.float32), offset[items].to(torch.float32)
+    def task(items: Tensor) -> tuple[Bounded, Bracket, Forms]:
+        own = bounded.select(items).single()
+        return own, Bracket.of(own.problem, own.bounds), forms.select(items).to(torch.float32)
 
-    part, bracket, signs, own_rows, own_offset = task(items)
+    own, bracket, of_own = task(items)
     ascent = Ascent.of(bracket.project(first.select(items).map(lambda values: values.to(torch.float32))), options)
     leader: ObjectiveBound | None = None
     for step in range(options.steps + 1):
         with torch.enable_grad():
             duals = ascent.values
-            current = one_pass(part, bracket.between(duals), own_rows, own_offset, duals, signs)
+            current = one_pass(own.problem, bracket.between(duals), of_own, duals, own.phases)
             # Each (item, row) has duals of its own, so the sum ascends all of them at once.
             total = current.lower.sum()
         leader = current.detached() if leader is None else better(leader, current)
@@ -114,41 +109,36 @@ def _climbed(
             gone, left = (~open_).nonzero().flatten(), open_.nonzero().flatten()
             yield items[gone], leader.duals.select(gone)
             items, ascent, leader = items[left], ascent.select(left), leader.select(left)
-            part, bracket, signs, own_rows, own_offset = task(items)
+            own, bracket, of_own = task(items)
     assert leader is not None
     yield items, leader.duals
 
 
 @torch.no_grad()
 def climb_neurons(
-    problem: Problem,
-    earlier: Preactivations,
-    node: int,
-    form: Tensor,
-    constant: Tensor,
-    steps: int,
-    expired: Callable[[], bool],
+    problem: Problem, earlier: Preactivations, start: NodeForms, steps: int, expired: Callable[[], bool]
 ) -> Tensor:
-    """The best lower bounds `(N, M)` of forms `(N, M, *shape of node)` on deviations that ascent on own slopes finds.
+    """The best lower bounds `(N, M)` of forms on deviations that ascent on own slopes finds.
 
     Args:
-        problem: where rounding counts, with the sizes of all nodes up to `node`.
-        earlier: bounds of the ReLUs below the node.
-        constant: what is added to every form, `(N, M)`.
+        problem: where rounding counts, with the sizes of all nodes up to the forms'.
+        earlier: bounds of the ReLUs below that node.
     """
-    light = problem.single()
-    bracket = Bracket.of(light, {k: b.to(torch.float32) for k, b in earlier.items()})
-    first = bracket.project(starting_duals(light, earlier, form.shape[1], Duals(), {}))
+    light = Bounded(problem, earlier).single()
+    bracket = Bracket.of(light.problem, light.bounds)
+    count = start.form.shape[1]
+    first = bracket.project(starting_duals(light, count, Duals()))
     if not first.slopes:
-        return form.new_full(form.shape[:2], -torch.inf)
+        return start.form.new_full(start.form.shape[:2], -torch.inf)
     ascent = Ascent.of(first, OptimiserOptions(slope_rate=0.2, decay=1.0))
-    own_form, none = form.to(torch.float32), constant.new_zeros(constant.shape, dtype=torch.float32)
+    none = start.form.new_zeros(start.form.shape[:2], dtype=torch.float32)
+    own_start = NodeForms(start.node, start.form.to(torch.float32), none)
     leader = ObjectiveBound(torch.full_like(none, -torch.inf), torch.zeros_like(none), {}, first)
     with fast_convolutions(problem.network):
         for step in range(steps):
             with torch.enable_grad():
                 lines, duals = bracket.between(ascent.values), ascent.values
-                value = input_form(light, lines, node, own_form, constant=none).lower(light.inputs)
+                value = input_form(light.problem, lines, own_start).lower(light.problem.inputs)
                 total = value.sum()
             leader = better(leader, ObjectiveBound(value, leader.form, {}, duals))
             if step == steps - 1 or expired() or not total.requires_grad:
@@ -156,7 +146,7 @@ def climb_neurons(
             ascent.step(total, bracket)
     exact = Bracket.of(problem, earlier)
     lines = exact.between(exact.project(leader.duals))
-    return input_form(problem, lines, node, form, constant=constant).lower(problem.inputs)
+    return input_form(problem, lines, start).lower(problem.inputs)
 
 
 @contextmanager

@@ -58,29 +58,42 @@ class Split:
     sign: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class NodeForms:
+    """M affine forms on a node for each of N items: where a backward pass starts.
+
+    Attributes:
+        node: its position.
+        form: `(N, M, *shape of node)`.
+        constant: where the forms are on deviations: zeros, or what is added to them, `(N, M)`. None: the forms are on
+            values.
+    """
+
+    node: int
+    form: Tensor
+    constant: Tensor | None = None
+
+
 def input_form(
     problem: Problem,
     relaxations: Mapping[int, Relaxation],
-    node: int,
-    form: Tensor,
+    start: NodeForms,
     multipliers: Mapping[int, Tensor] | None = None,
     record: dict[int, Tensor] | None = None,
-    constant: Tensor | None = None,
     split: Split | None = None,
 ) -> InputForm:
-    """Push forms `(N, M, *shape of node)` back to the input.
+    """Push forms back to the input.
 
     Args:
-        problem: where rounding counts, with sizes of all nodes up to `node`.
-        relaxations: one for every ReLU node before `node`.
+        problem: where rounding counts, with sizes of all nodes up to the one where the forms start.
+        relaxations: one for every ReLU node before that one.
         multipliers: for ReLU nodes with split neurons the signed multiplier `sign * beta`, `(N, M, *shape)`: the bound
             holds where `sign * z >= 0`.
         record: if given, receives the form on every ReLU's output, for branching scores.
-        constant: where the forms are on deviations: zeros, or what the caller adds to them, `(N, M)`. Otherwise the
-            forms' clean values are added.
         split: one neuron for every form whose phase is taken as known.
     """
     network = problem.network
+    node, form, constant = start.node, start.form, start.constant
     pending: dict[int, Tensor] = {node: form}
     error = _cost_of_start(problem, node, form, constant is None)
     if constant is None:
@@ -148,8 +161,8 @@ def _cost(form: Tensor, weight: Tensor) -> Tensor:
     return inner(form.abs(), weight)
 
 
-def neuron_forms(problem: Problem, node: int, neurons: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Single neurons of a node as forms on deviations: where to start a backward pass, the forms there, a constant.
+def neuron_forms(problem: Problem, node: int, neurons: Tensor) -> NodeForms:
+    """Single neurons of a node, up and down, as forms on deviations: the M neurons, and then their negatives.
 
     Args:
         problem: where rounding counts, with the sizes of all nodes up to `node`.
@@ -164,9 +177,13 @@ def neuron_forms(problem: Problem, node: int, neurons: Tensor) -> tuple[int, Ten
     if isinstance(layer, Linear):
         if rounding is not None and (layer.magnitude is not None or node in rounding.composed):
             none = none - rounding.weight(node).flatten()[neurons]
-        return network.nodes[node].inputs[0], layer.weight[neurons], none
+        return _both_ways(network.nodes[node].inputs[0], layer.weight[neurons], none)
     unit = none.new_zeros(*neurons.shape, math.prod(shape)).scatter_(2, neurons.unsqueeze(-1), 1.0)
-    return node, unit.view(*neurons.shape, *shape), none
+    return _both_ways(node, unit.view(*neurons.shape, *shape), none)
+
+
+def _both_ways(node: int, form: Tensor, constant: Tensor) -> NodeForms:
+    return NodeForms(node, torch.cat([form, -form], 1), torch.cat([constant, constant], 1))
 
 
 def _accumulate(pending: dict[int, Tensor], operand: int, form: Tensor) -> None:

@@ -6,19 +6,17 @@ ones. What does not depend on them is computed once for an ascent: the *bracket*
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.bounded import Bounded
 from stbp_milp.bounds.ideal import Planes, PlaneTerms, chord_shares
 from stbp_milp.bounds.interval import slope_range
 from stbp_milp.bounds.problem import Preactivations, Problem
 from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope
-
-Phases = Mapping[int, Tensor]
-"""By ReLU node: +1 where a split made the neuron active, -1 inactive, 0 undecided; `(N, *shape)`, the bounds' dtype."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +105,9 @@ class Bracket:
         )
 
 
-def starting_duals(problem: Problem, bounds: Preactivations, m: int, start: Duals, phases: Phases) -> Duals:
+def starting_duals(bounded: Bounded, m: int, start: Duals) -> Duals:
     """Duals for all that an ascent moves, `m` forms an item: those of `start` where it has them."""
+    problem, bounds = bounded.problem, bounded.bounds
     n = problem.parts
     slopes = {
         relu: start.slopes.get(relu, adaptive_slope(b).unsqueeze(1).expand(n, m, *b.lower.shape[1:]))
@@ -117,7 +116,7 @@ def starting_duals(problem: Problem, bounds: Preactivations, m: int, start: Dual
     }
     multipliers = {
         relu: start.multipliers.get(relu, sign.new_zeros(n, m, *sign.shape[1:]))
-        for relu, sign in phases.items()
+        for relu, sign in bounded.phases.items()
         if bool((sign != 0).any())
     }
     shares = {

@@ -8,7 +8,7 @@ thousand, and dense products instead of convolutions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.duals import Duals
+from stbp_milp.bounds.ideal import IdealNeurons
 from stbp_milp.bounds.interrupt import ask
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.problem import Preactivations, Problem
 from stbp_milp.bounds.rounding import Values, derived
 from stbp_milp.network.dense import DenseStage, dense_network
+from stbp_milp.network.graph import Network
 from stbp_milp.network.normal_form import Stage
 
 
@@ -67,78 +69,139 @@ def fold(
     Raises:
         OutOfTimeError: the time was over before the end.
     """
-    left: dict[int, np.ndarray] = {}
-    relus = [stage.relu for stage in stages if stage.relu is not None]
-    order = {0: 0}
-    for relu in relus:
-        # Undecided in some item, or decided differently in two.
+    left = _undecided(stages, bounds)
+    inputs, outputs = problem.clean[0][0].numel(), stages[-1].bias.size
+    counts = np.array([inputs, *(len(at) for at in left.values()), outputs])
+    if sum(int(count * counts[: i + 1].sum()) for i, count in enumerate(counts[1:])) > most_entries:
+        return None
+    folding = _Folding.of(problem, bounds, left)
+    for stage in stages:
+        folding.pass_through(stage, expired)
+    network, positions = dense_network(problem.network.input_shape, folding.dense)
+    network = network.to(problem.device)
+    neurons = {
+        relu: (positions[folding.order[relu]], torch.from_numpy(at).to(problem.device)) for relu, at in left.items()
+    }
+    values, composed = folding.known_values(network, neurons, np.arange(outputs))
+    assert problem.rounding is not None
+    clean, rounding = derived(network, problem.rounding, values, composed)
+    ideal, kept = _ideal(problem, neurons)
+    return Folded(replace(problem, network=network, clean=clean, rounding=rounding, ideal=ideal), neurons, kept)
+
+
+def _undecided(stages: Sequence[Stage], bounds: Preactivations) -> dict[int, np.ndarray]:
+    """Flat positions, by ReLU, of the neurons that are undecided in some item, or decided differently in two."""
+    left = {}
+    for relu in (stage.relu for stage in stages if stage.relu is not None):
         both = (bounds[relu].lower < 0).any(0) & (bounds[relu].upper > 0).any(0)
         at = both.flatten().nonzero().flatten().cpu().numpy()
         if len(at):
-            left[relu], order[relu] = at, len(order)
-    inputs = problem.clean[0][0].numel()
-    counts = np.array([inputs, *(len(at) for at in left.values()), stages[-1].bias.size])
-    if sum(int(count * counts[: i + 1].sum()) for i, count in enumerate(counts[1:])) > most_entries:
-        return None
-    # Every source of the old network as an affine function of the input and of what is left.
-    known: dict[int, dict[int, sp.csr_matrix]] = {0: {0: sp.identity(inputs, format="csr")}}
-    sources = {0: _flat(problem.clean[0][:1])}  # the clean values of what is left
-    # What the terms of every source, and of every operand, add up to in magnitude on the sets.
-    reach = {0: np.maximum(*(_largest(side) for side in problem.inputs.hull()))}
-    sizes: dict[int | None, np.ndarray] = {}
-    dense = []
-    for stage in stages:
+            left[relu] = at
+    return left
+
+
+def _ideal(
+    problem: Problem, neurons: dict[int, tuple[int, Tensor]]
+) -> tuple[dict[int, IdealNeurons], dict[int, Tensor]]:
+    """The ideal neurons that are left, by the new ReLU, and which of the old ones they are, by the old ReLU."""
+    ideal, kept = {}, {}
+    for relu, old in problem.ideal.items():
+        if relu in neurons:
+            node, own = neurons[relu]
+            kept[relu] = torch.isin(old.neurons, own).nonzero().flatten()
+            ideal[node] = old.rows(kept[relu], torch.searchsorted(own, old.neurons[kept[relu]]))
+    return ideal, kept
+
+
+@dataclass(eq=False, kw_only=True)
+class _Folding:
+    """The sources of the old network as affine functions of the input and of the neurons that are left.
+
+    Attributes:
+        left: which neurons are left, by ReLU.
+        order: places of the sources in the new network, the input's and those of the ReLUs that have neurons left.
+        known: of every source, its matrices by the source that they read.
+        sources: clean values of what is left.
+        reach: what the terms of every source add up to in magnitude on the sets.
+        sizes: the same of every operand.
+        dense: the stages of the new network.
+    """
+
+    problem: Problem
+    bounds: Preactivations
+    left: dict[int, np.ndarray]
+    order: dict[int, int]
+    known: dict[int, dict[int, sp.csr_matrix]]
+    sources: dict[int, np.ndarray]
+    reach: dict[int, np.ndarray]
+    sizes: dict[int | None, np.ndarray] = field(default_factory=dict)
+    dense: list[DenseStage] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, problem: Problem, bounds: Preactivations, left: dict[int, np.ndarray]) -> _Folding:
+        """Where only the input is known."""
+        return cls(
+            problem=problem,
+            bounds=bounds,
+            left=left,
+            order={source: place for place, source in enumerate((0, *left))},
+            known={0: {0: sp.identity(problem.clean[0][0].numel(), format="csr")}},
+            sources={0: _flat(problem.clean[0][:1])},
+            reach={0: np.maximum(*(_largest(side) for side in problem.inputs.hull()))},
+        )
+
+    def pass_through(self, stage: Stage, expired: Callable[[], bool]) -> None:
+        """Add what the stage leaves to the new network, and its ReLU's output to what is known."""
+        terms = self._terms(stage, expired)
+        self.sizes[stage.relu] = stage.sizes(self.reach)
+        clean = _flat(self.problem.clean[self.problem.network.operand(stage.relu)][:1])
+        if stage.relu is None:
+            self.dense.append(_dense(terms, clean, self.sources, self.order))
+            return
+        relu, own = stage.relu, self.bounds[stage.relu]
+        at = self.left.get(relu, np.zeros(0, dtype=np.int64))
+        if len(at):
+            rows = {basis: matrix[at] for basis, matrix in terms.items()}
+            self.dense.append(_dense(rows, clean[at], self.sources, self.order))
+            self.sources[relu] = np.maximum(clean[at], 0.0)
+        active = (own.lower >= 0).flatten(1).all(0).cpu().numpy().astype(float)
+        active[at] = 0.0
+        linear = sp.diags(active, format="csr")
+        self.reach[relu] = active * self.sizes[relu]
+        self.reach[relu][at] = np.maximum(_largest(own.upper)[at], 0.0)
+        self.known[relu] = {basis: (linear @ matrix).tocsr() for basis, matrix in terms.items()}
+        if len(at):
+            ones = (np.ones(len(at)), (at, np.arange(len(at))))
+            self.known[relu][relu] = sp.csr_matrix(ones, shape=(clean.size, len(at)))
+
+    def _terms(self, stage: Stage, expired: Callable[[], bool]) -> dict[int, sp.csr_matrix]:
+        """The stage's operand as a function of the input and of what is left: matrices by source."""
         terms: dict[int, sp.csr_matrix] = {}
         for source, weight in stage.weights.items():
-            for basis, matrix in known[source].items():
+            for basis, matrix in self.known[source].items():
                 ask(expired)
                 product = (weight @ matrix).tocsr()
                 terms[basis] = terms[basis] + product if basis in terms else product
-        sizes[stage.relu] = stage.sizes(reach)
-        clean = _flat(problem.clean[problem.network.operand(stage.relu)][:1])
-        if stage.relu is None:
-            dense.append(_dense(terms, clean, sources, order))
-            break
-        at = left.get(stage.relu, np.zeros(0, dtype=np.int64))
-        if len(at):
-            rows = {basis: matrix[at] for basis, matrix in terms.items()}
-            dense.append(_dense(rows, clean[at], sources, order))
-            sources[stage.relu] = np.maximum(clean[at], 0.0)
-        active = (bounds[stage.relu].lower >= 0).flatten(1).all(0).cpu().numpy().astype(float)
-        active[at] = 0.0
-        linear = sp.diags(active, format="csr")
-        reach[stage.relu] = active * sizes[stage.relu]
-        reach[stage.relu][at] = np.maximum(_largest(bounds[stage.relu].upper)[at], 0.0)
-        known[stage.relu] = {basis: (linear @ matrix).tocsr() for basis, matrix in terms.items()}
-        if len(at):
-            ones = (np.ones(len(at)), (at, np.arange(len(at))))
-            known[stage.relu][stage.relu] = sp.csr_matrix(ones, shape=(clean.size, len(at)))
-    network, positions = dense_network(problem.network.input_shape, dense)
-    network = network.to(problem.device)
-    neurons = {relu: (positions[order[relu]], torch.from_numpy(at).to(problem.device)) for relu, at in left.items()}
-    kept = {
-        relu: torch.isin(ideal.neurons, neurons[relu][1]).nonzero().flatten()
-        for relu, ideal in problem.ideal.items()
-        if relu in neurons
-    }
-    ideal = {
-        neurons[relu][0]: problem.ideal[relu].rows(
-            at, torch.searchsorted(neurons[relu][1], problem.ideal[relu].neurons[at])
-        )
-        for relu, at in kept.items()
-    }
-    assert problem.rounding is not None
-    values: dict[int, Values] = {0: (problem.clean[0], problem.rounding.errors[0])}
-    composed: dict[int, Tensor] = {}
-    outputs = np.arange(stages[-1].bias.size)
-    ends: list[tuple[int | None, int | None, np.ndarray]] = [(r, neurons[r][0], own) for r, own in left.items()]
-    for old_relu, new_relu, own in [*ends, (None, None, outputs)]:
-        old, new = problem.network.operand(old_relu), network.operand(new_relu)
-        at_clean, error = (x[old].flatten(1)[:, own] for x in (problem.clean, problem.rounding.errors))
-        values[new] = at_clean, error
-        composed[new] = torch.from_numpy(sizes[old_relu][own]).to(problem.device).unsqueeze(0)
-    all_clean, rounding = derived(network, problem.rounding, values, composed)
-    return Folded(replace(problem, network=network, clean=all_clean, rounding=rounding, ideal=ideal), neurons, kept)
+        return terms
+
+    def known_values(
+        self, network: Network, neurons: dict[int, tuple[int, Tensor]], outputs: np.ndarray
+    ) -> tuple[dict[int, Values], dict[int, Tensor]]:
+        """Clean values with their errors, and sizes of the composed rows, by the new network's nodes."""
+        rounding = self.problem.rounding
+        assert rounding is not None
+        values: dict[int, Values] = {0: (self.problem.clean[0], rounding.errors[0])}
+        composed: dict[int, Tensor] = {}
+        ends: list[tuple[int | None, int | None, np.ndarray]] = [
+            *((relu, neurons[relu][0], own) for relu, own in self.left.items()),
+            (None, None, outputs),
+        ]
+        for old_relu, new_relu, own in ends:
+            old, new = self.problem.network.operand(old_relu), network.operand(new_relu)
+            clean, error = (x[old].flatten(1)[:, own] for x in (self.problem.clean, rounding.errors))
+            values[new] = clean, error
+            composed[new] = torch.from_numpy(self.sizes[old_relu][own]).to(self.problem.device).unsqueeze(0)
+        return values, composed
 
 
 def _largest(values: Tensor) -> np.ndarray:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from stbp_milp.bounds.backward import FORMS_ALIVE, Split, input_form
-from stbp_milp.bounds.duals import Bracket, Duals, Phases
-from stbp_milp.bounds.interval import Interval
-from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
+from stbp_milp.bounds.backward import FORMS_ALIVE, NodeForms, Split, input_form
+from stbp_milp.bounds.bounded import Bounded, Forms, Phases
+from stbp_milp.bounds.duals import Bracket, Duals
+from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.relaxation import Relaxation
 
 
@@ -60,80 +60,71 @@ class ObjectiveBound:
 
 @torch.no_grad()
 def bound_once(
-    problem: Problem,
-    bounds: Preactivations,
-    rows: Tensor,
-    offset: Tensor,
+    bounded: Bounded,
+    forms: Forms,
     duals: Duals | None = None,
-    phases: Phases | None = None,
+    *,
     record: bool = False,
     memory_bytes: int = 1 << 30,
     expired: Callable[[], bool] = lambda: False,
 ) -> ObjectiveBound:
-    """One backward pass for the forms `rows @ output + offset`, adaptive slopes unless duals are given.
+    """One backward pass for the forms, with adaptive slopes unless duals are given.
 
     Args:
-        rows: (M, K) for all items, or (N, M, K).
-        offset: (M,) or (N, M).
         record: keep the forms on ReLUs, for branching scores.
         memory_bytes: what the forms may take; without a record, more forms than that go one part after the other.
         expired: parts that time does not reach have no bound (minus infinity).
     """
-    duals, phases = duals or Duals(), phases or {}
-    problem = problem.sized(bounds, len(problem.network.nodes) - 1)
+    duals, bounded = duals or Duals(), _sized(bounded)
+    problem = bounded.problem
     affordable = forms_at_once(problem, memory_bytes)
-    if record or problem.parts * rows.shape[-2] <= affordable:
-        lines, own_duals = _prepared(problem, bounds, duals)
-        return one_pass(problem, lines, rows, offset, own_duals, phases, {} if record else None)
-    rows, offset = rows.expand(problem.parts, *rows.shape[-2:]), offset.expand(problem.parts, offset.shape[-1])
-    items_at_once = max(1, affordable // rows.shape[1])
-    lower = torch.full_like(offset, -torch.inf)
+    if record or problem.parts * forms.count <= affordable:
+        lines, own_duals = _prepared(bounded, duals)
+        return one_pass(problem, lines, forms, own_duals, bounded.phases, {} if record else None)
+    forms = forms.each(problem.parts)
+    items_at_once = max(1, affordable // forms.count)
+    lower = torch.full_like(forms.offset, -torch.inf)
     form = lower.new_zeros(*lower.shape, *problem.network.input_shape)
     for items in torch.split(torch.arange(problem.parts, device=problem.device), items_at_once):
-        part, own, signs = chosen(problem, bounds, phases, items)
-        bracket = Bracket.of(part, own)
-        for at in torch.split(torch.arange(rows.shape[1], device=problem.device), affordable):
+        part, of_part = bounded.select(items), forms.select(items)
+        bracket = Bracket.of(part.problem, part.bounds)
+        for at in torch.split(torch.arange(forms.count, device=problem.device), affordable):
             if expired():
                 break
-            forms = rows[items][:, at], offset[items][:, at]
             few = bracket.project(duals.select(items).rows(at))
-            found = one_pass(part, bracket.between(few), *forms, few, signs)
+            found = one_pass(part.problem, bracket.between(few), of_part.columns(at), few, part.phases)
             lower[items.unsqueeze(1), at], form[items.unsqueeze(1), at] = found.lower, found.form
     return ObjectiveBound(lower, form, {}, duals)
 
 
 @torch.no_grad()
-def bound_splits(
-    problem: Problem,
-    bounds: Preactivations,
-    rows: Tensor,
-    offset: Tensor,
-    duals: Duals,
-    phases: Phases,
-    relu: Tensor,
-    neuron: Tensor,
-) -> Tensor:
+def bound_splits(bounded: Bounded, forms: Forms, duals: Duals, relu: Tensor, neuron: Tensor) -> Tensor:
     """What a form's bound becomes when one neuron's phase is known, with the same duals: `(2, N, C)`.
 
     Args:
-        rows, offset: one form an item, `(N, 1, K)`, `(N, 1)`.
+        forms: one for each item, `(N, 1, K)`.
         relu, neuron: candidates, `(N, C)`: node position and flat position of the neuron.
 
     The first half of the result is for the neuron active, the second for it inactive.
     """
     count = relu.shape[1]
-    sign = offset.new_ones(problem.parts, 2 * count)
+    bounded = _sized(bounded)
+    sign = forms.offset.new_ones(bounded.problem.parts, 2 * count)
     sign[:, count:] = -1.0
     split = Split(relu.repeat(1, 2), neuron.repeat(1, 2), sign)
-    forms = rows.expand(-1, 2 * count, -1)
-    problem = problem.sized(bounds, len(problem.network.nodes) - 1)
-    lines, duals = _prepared(problem, bounds, duals)
-    lower = one_pass(problem, lines, forms, offset, duals, phases, split=split).lower
-    return lower.view(problem.parts, 2, count).transpose(0, 1)
+    repeated = Forms(forms.rows.expand(-1, 2 * count, -1), forms.offset)
+    lines, duals = _prepared(bounded, duals)
+    lower = one_pass(bounded.problem, lines, repeated, duals, bounded.phases, split=split).lower
+    return lower.view(bounded.problem.parts, 2, count).transpose(0, 1)
 
 
-def _prepared(problem: Problem, bounds: Preactivations, duals: Duals) -> tuple[dict[int, Relaxation], Duals]:
-    bracket = Bracket.of(problem, bounds)
+def _sized(bounded: Bounded) -> Bounded:
+    problem = bounded.problem
+    return replace(bounded, problem=problem.sized(bounded.bounds, len(problem.network.nodes) - 1))
+
+
+def _prepared(bounded: Bounded, duals: Duals) -> tuple[dict[int, Relaxation], Duals]:
+    bracket = Bracket.of(bounded.problem, bounded.bounds)
     own = bracket.project(duals)
     return bracket.between(own), own
 
@@ -144,17 +135,10 @@ def forms_at_once(problem: Problem, memory_bytes: int) -> int:
     return max(1, memory_bytes // (FORMS_ALIVE * largest * problem.clean[0].element_size()))
 
 
-def chosen(
-    problem: Problem, bounds: Preactivations, phases: Phases, items: Tensor
-) -> tuple[Problem, dict[int, Interval], dict[int, Tensor]]:
-    return problem.select(items), select_preactivations(bounds, items), {k: v[items] for k, v in phases.items()}
-
-
 def one_pass(
     problem: Problem,
     lines: dict[int, Relaxation],
-    rows: Tensor,
-    offset: Tensor,
+    forms: Forms,
     duals: Duals,
     phases: Phases,
     record: dict[int, Tensor] | None = None,
@@ -162,12 +146,12 @@ def one_pass(
 ) -> ObjectiveBound:
     """The bound that these relaxations and multipliers give; where rounding counts, with all sizes known."""
     multipliers = {relu: own * phases[relu].unsqueeze(1) for relu, own in duals.multipliers.items() if relu in phases}
-    output = len(problem.network.nodes) - 1
-    form = rows if rows.dim() == 3 else rows.expand(problem.parts, *rows.shape)
-    back = input_form(problem, lines, output, form, multipliers, record, split=split)
-    lower = back.lower(problem.inputs) + offset
+    rows = forms.rows if forms.rows.dim() == 3 else forms.rows.expand(problem.parts, *forms.rows.shape)
+    start = NodeForms(len(problem.network.nodes) - 1, rows)
+    back = input_form(problem, lines, start, multipliers, record, split)
+    lower = back.lower(problem.inputs) + forms.offset
     if problem.rounding is not None:
-        lower = lower - problem.gamma * offset.abs()
+        lower = lower - problem.gamma * forms.offset.abs()
     return ObjectiveBound(lower, back.form, record or {}, duals)
 
 

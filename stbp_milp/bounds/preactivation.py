@@ -214,12 +214,11 @@ def _backward(
         for neurons in torch.split(order[items, : int(counts[items].max())], rows_at_once, dim=1):
             if expired():
                 break  # intervals hold for the rest
-            node, form, constant = neuron_forms(part, operand, neurons)
-            form, constant = torch.cat([form, -form], 1), torch.cat([constant, constant], 1)
-            value = input_form(part, lines, node, form, constant=constant).lower(part.inputs)
+            start = neuron_forms(part, operand, neurons)
+            value = input_form(part, lines, start).lower(part.inputs)
             if options.slope_steps and earlier and not expired():
                 below = earlier if items_at_once >= problem.parts else select_preactivations(earlier, items)
-                better = climb_neurons(part, below, node, form, constant, options.slope_steps, expired)
+                better = climb_neurons(part, below, start, options.slope_steps, expired)
                 value = torch.maximum(value, better)
             lower[items] = lower[items].scatter(1, neurons, value[:, : neurons.shape[1]])
             upper[items] = upper[items].scatter(1, neurons, -value[:, neurons.shape[1] :])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
+from stbp_milp.bounds.bounded import Forms
 from stbp_milp.bounds.interrupt import interruptible
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_once
@@ -84,7 +85,7 @@ class Bounder:
 
     Attributes:
         whole: the whole network on the whole set.
-        rows, offset: the property's clauses as forms, `(M, K)`, `(M,)`, by the property's own index.
+        forms: the property's clauses, by the property's own index.
         clauses: those that are still open: first pieces are made of them.
         target: a piece is closed when its bound exceeds it.
         interrupt: do steps end in the middle when the time is over (`interruptible`)? Else they are short.
@@ -93,8 +94,7 @@ class Bounder:
     """
 
     whole: Family
-    rows: Tensor
-    offset: Tensor
+    forms: Forms
     clauses: Sequence[int]
     target: float
     options: BranchingOptions
@@ -114,14 +114,13 @@ class Bounder:
         return self.witness.found or self.deadline.expired()
 
     @property
-    def open_forms(self) -> tuple[Tensor, Tensor]:
-        """Rows and offsets of the open clauses, in their order, `(M, K)`, `(M,)`."""
-        at = torch.tensor(self.clauses, device=self.rows.device)
-        return self.rows[at], self.offset[at]
+    def open_forms(self) -> Forms:
+        """The open clauses, in their order, for all items alike."""
+        return self.forms.select(torch.tensor(self.clauses, device=self.forms.rows.device))
 
-    def forms(self, clause: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and offsets of clauses, `(N,) -> (N, 1, K), (N, 1)`."""
-        return self.rows[clause].unsqueeze(1), self.offset[clause].unsqueeze(1)
+    def form_of(self, clause: Tensor) -> Forms:
+        """One form for each item, that of its clause `(N,)`."""
+        return Forms(self.forms.rows[clause].unsqueeze(1), self.forms.offset[clause].unsqueeze(1))
 
     def guarded(self) -> AbstractContextManager[None]:
         """Around computations on the network: where those may take long, they end when the time is over."""
@@ -137,9 +136,9 @@ class Bounder:
 
     def bound(self, batch: Batch) -> ObjectiveBound:
         """One pass over the batch, with the duals it has."""
-        forms, offset = (x.to(batch.lower.dtype) for x in self.forms(batch.clause))
+        forms = self.form_of(batch.clause).to(batch.lower.dtype)
         with self.guarded(), self.passes.measured(self.work(batch.problem, batch.problem.parts)):
-            return bound_once(batch.problem, batch.bounds, forms, offset, batch.duals, batch.phases, record=True)
+            return bound_once(batch.bounded, forms, batch.duals, record=True)
 
     def children(
         self,
@@ -151,39 +150,35 @@ class Bounder:
         optimiser: OptimiserOptions | None = None,
     ) -> list[Piece]:
         """The batch as pieces, bounded anew; `batch.lower` holds their parents' bounds."""
-        nothing_left = (
-            empty(batch.bounds, batch.problem.parts)
-            if batch.phases
-            else torch.zeros_like(batch.lower, dtype=torch.bool)
-        )
+        known = batch.bounded
+        nothing_left = torch.zeros_like(batch.lower, dtype=torch.bool)
+        if known.phases:
+            nothing_left = empty(known.bounds, known.problem.parts)
         bounds = {
-            k: Interval(torch.minimum(b.lower, b.upper), torch.maximum(b.lower, b.upper))
-            for k, b in batch.bounds.items()
+            relu: Interval(torch.minimum(own.lower, own.upper), torch.maximum(own.lower, own.upper))
+            for relu, own in known.bounds.items()
         }
+        ordered = replace(known, bounds=bounds)
 
         def settled(lower: Tensor, items: Tensor) -> Tensor:
             return nothing_left[items] | (lower[:, 0] > self.target)
 
-        rows, offset = self.forms(batch.clause)
         options = optimiser or self.options.child
         with self.guarded():
             found = optimise(
-                batch.problem,
-                bounds,
-                rows,
-                offset,
+                ordered,
+                self.form_of(batch.clause),
                 settled,
                 options,
                 batch.duals,
-                batch.phases,
-                self.ascent_end(batch.problem, batch.problem.parts),
-                self.options.bounding.memory_bytes,
+                expired=self.ascent_end(batch.problem, batch.problem.parts),
+                memory_bytes=self.options.bounding.memory_bytes,
             )
         self.counts["subproblems"] += batch.problem.parts
         lower = torch.where(nothing_left, torch.inf, torch.maximum(batch.lower, found.lower[:, 0]))
         items = [p.item for p in parents]
         self.try_minimisers(family, batch.problem, found, lower, method)
-        batch = replace(batch, bounds=bounds, lower=lower, duals=found.duals)
+        batch = replace(batch, bounded=ordered, lower=lower, duals=found.duals)
         pieces = self.pieces_of(family, items, batch, [p.splits + splits for p in parents], method)
         return [replace(piece, tried=parent.tried) for piece, parent in zip(pieces, parents, strict=True)]
 
@@ -200,7 +195,7 @@ class Bounder:
         # Of a closed piece nothing more will be asked than where it lies.
         light = replace(family, problem=self.whole.problem)
         inputs = batch.problem.inputs
-        unstable = unstable_count(batch.bounds, inputs.parts).tolist() if keep else [0] * inputs.parts
+        unstable = unstable_count(batch.bounded.bounds, inputs.parts).tolist() if keep else [0] * inputs.parts
         members = inputs.choice.members().tolist() if isinstance(inputs, PerturbationSet) else [1.0] * inputs.parts
         pieces = []
         for i, (lower, clause) in enumerate(zip(batch.lower.tolist(), batch.clause.tolist(), strict=True)):
@@ -220,8 +215,8 @@ class Bounder:
                 piece = replace(
                     piece,
                     family=family,
-                    bounds=select_preactivations(batch.bounds, one),
-                    phases={k: p[one] for k, p in batch.phases.items()},
+                    bounds=select_preactivations(batch.bounded.bounds, one),
+                    phases={k: p[one] for k, p in batch.bounded.phases.items()},
                     duals=batch.duals.select(one),
                 )
             pieces.append(piece)
@@ -238,7 +233,6 @@ class Bounder:
         with suppress(OutOfTimeError), self.guarded():
             points = problem.inputs.select(still).maximiser(-found.form[still]).squeeze(1)
             if isinstance(family.view, CroppedView):  # a crop runs in a fraction of the whole's time
-                rows, offset = self.open_forms
-                outputs = problem.select(still).values(points)[-1]
-                points = points[(outputs @ rows.T + offset <= 0).any(1)]
+                forms, outputs = self.open_forms, problem.select(still).values(points)[-1]
+                points = points[(outputs @ forms.rows.T + forms.offset <= 0).any(1)]
             self.witness(family.view.clips(points), stage)

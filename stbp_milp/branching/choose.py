@@ -8,19 +8,22 @@ best candidates are split for trial with the parent's slopes, and the one with t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_splits
+from stbp_milp.bounds.problem import Preactivations
 from stbp_milp.branching.piece import Batch
 
-Forms = Callable[[Tensor], tuple[Tensor, Tensor]]
+FormOf = Callable[[Tensor], Forms]
+"""The form of each item by its clause, `(N,)`."""
 
 
-def scores(bounds: dict[int, Interval], found: ObjectiveBound) -> dict[int, Tensor]:
+def scores(bounds: Preactivations, found: ObjectiveBound) -> dict[int, Tensor]:
     """How much each undecided neuron's relaxation can have cost the (one) form, `(N, *shape)`; 0 if decided."""
     result = {}
     for relu, interval in bounds.items():
@@ -48,7 +51,7 @@ def candidates(score: dict[int, Tensor], count: int) -> tuple[Tensor, Tensor, Te
 
 def split_phase(batch: Batch, relu: Tensor, neuron: Tensor, sign: float) -> Batch:
     """The batch with one neuron of every item made active (+1) or inactive (-1)."""
-    bounds, phases = dict(batch.bounds), dict(batch.phases)
+    bounds, phases = dict(batch.bounded.bounds), dict(batch.bounded.phases)
     for position in torch.unique(relu).tolist():
         rows = (relu == position).nonzero().flatten()
         old = bounds[position]
@@ -62,7 +65,7 @@ def split_phase(batch: Batch, relu: Tensor, neuron: Tensor, sign: float) -> Batc
         phase[at] = sign
         bounds[position] = Interval(lower.view_as(old.lower), upper.view_as(old.upper))
         phases[position] = phase.view_as(old.lower)
-    return Batch(batch.problem, bounds, phases, batch.clause, batch.lower, batch.duals)
+    return replace(batch, bounded=Bounded(batch.problem, bounds, phases))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +84,14 @@ class Choice:
     lower: Tensor
 
 
-def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int, at_once: int = 1 << 30) -> Choice:
+def choose(batch: Batch, found: ObjectiveBound, form_of: FormOf, width: int, at_once: int = 1 << 30) -> Choice:
     """The best neuron to split.
 
     Args:
-        forms: rows and offset of clauses, `(N,) -> (N, 1, K), (N, 1)`.
         width: candidates to look ahead at; 1 takes the best score.
         at_once: as for `looked_ahead`.
     """
-    score = scores(batch.bounds, found)
+    score = scores(batch.bounded.bounds, found)
     if not score:
         nothing = torch.zeros_like(batch.clause)
         return Choice(nothing, nothing, nothing.bool(), found.lower[:, 0])
@@ -99,7 +101,7 @@ def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int, at_onc
     k = relu.shape[1]
     if k == 1:
         return Choice(relu[:, 0], neuron[:, 0], exists, found.lower[:, 0])
-    sides = looked_ahead(batch, forms, relu, neuron, at_once)
+    sides = looked_ahead(batch, form_of, relu, neuron, at_once)
     pick = torch.where(value > 0, merit(sides, found), -torch.inf).argmax(1, keepdim=True)
 
     def at(values: Tensor) -> Tensor:
@@ -109,17 +111,17 @@ def choose(batch: Batch, found: ObjectiveBound, forms: Forms, width: int, at_onc
 
 
 def looked_ahead(
-    batch: Batch, forms: Forms, relu: Tensor, neuron: Tensor, at_once: int = 1 << 30
+    batch: Batch, form_of: FormOf, relu: Tensor, neuron: Tensor, at_once: int = 1 << 30
 ) -> tuple[Tensor, Tensor]:
     """Bounds of both children of a split at every candidate, each `(N, count)`.
 
     Args:
         at_once: forms that may go through the network together.
     """
-    rows, offset = (x.to(batch.lower.dtype) for x in forms(batch.clause))
+    forms = form_of(batch.clause).to(batch.lower.dtype)
     columns = max(1, at_once // (2 * batch.problem.parts))
     sides = [
-        bound_splits(batch.problem, batch.bounds, rows, offset, batch.duals, batch.phases, *some)
+        bound_splits(batch.bounded, forms, batch.duals, *some)
         for some in zip(torch.split(relu, columns, 1), torch.split(neuron, columns, 1), strict=True)
     ]
     first, second = torch.cat(sides, 2).unbind()

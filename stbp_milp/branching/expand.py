@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ascent import fast_convolutions
+from stbp_milp.bounds.bounded import Bounded
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound
 from stbp_milp.bounds.preactivation import preactivations
@@ -95,7 +96,8 @@ class Expander:
             relu = self._choose(batch, found)
             with self.bounder.guarded():
                 parts, parents = self._parts(batch, found)
-            children = replace(batch.select(parents), problem=batch.problem.with_inputs(parts))
+            chosen = batch.select(parents)
+            children = replace(chosen, bounded=replace(chosen.bounded, problem=batch.problem.with_inputs(parts)))
             lower = self.bounder.bound(children).lower[:, 0]
             worse = lower.new_full((len(many),), torch.inf).scatter_reduce(0, parents, lower, "amin")
             bounds = (found.lower[:, 0].tolist(), worse.tolist(), relu.lower.tolist())
@@ -119,9 +121,9 @@ class Expander:
             parts, parents = self._parts(batch, found)
             problem = batch.problem.with_inputs(parts)
             kept = batch.select(parents)
-            bounds = preactivations(problem, self.bounder.options.bounding, kept.bounds, expired=self._half())
+            bounds = preactivations(problem, self.bounder.options.bounding, kept.bounded.bounds, expired=self._half())
         self.bounder.counts["set splits"] += len(pieces)
-        child = replace(kept, problem=problem, bounds=bounds)
+        child = replace(kept, bounded=replace(kept.bounded, problem=problem, bounds=bounds))
         of_children = [pieces[i] for i in parents.tolist()]
         children = self.bounder.children(pieces[0].family, child, of_children, 0, "split")
         self._came_out(of_children, children)
@@ -158,7 +160,7 @@ class Expander:
             return closed, stuck
         batch, relu, neuron = batch.select(at), choice.relu[at], choice.neuron[at]
         both = joined(split_phase(batch, relu, neuron, 1.0), split_phase(batch, relu, neuron, -1.0))
-        bounds = both.bounds
+        bounds = both.bounded.bounds
         if not both.problem.ideal:  # otherwise bounds of hidden layers are better already than one pass makes them
             # Layers up to the first split neuron keep their bounds.
             with self.bounder.guarded():
@@ -168,7 +170,8 @@ class Expander:
                 )
         self.bounder.counts["relu splits"] += len(at)
         parents = [pieces[i] for i in at.tolist()] * 2
-        children = self.bounder.children(pieces[0].family, replace(both, bounds=bounds), parents, 1, "relu search")
+        both = replace(both, bounded=replace(both.bounded, bounds=bounds))
+        children = self.bounder.children(pieces[0].family, both, parents, 1, "relu search")
         self._came_out(parents, children)
         return children + closed, stuck
 
@@ -190,7 +193,7 @@ class Expander:
         ):
             width //= 2
         with self.bounder.guarded():
-            return choose(batch, found, self.bounder.forms, width, self.bounder.options.at_once)
+            return choose(batch, found, self.bounder.form_of, width, self.bounder.options.at_once)
 
     def _half(self) -> Callable[[], bool]:
         """For hidden layers: the other half of the time that is left is for what their bounds are for."""
@@ -220,18 +223,17 @@ class Expander:
 
 def joined(first: Batch, second: Batch) -> Batch:
     """Two batches over the same problem, one after the other."""
-
-    def cat(a: dict[int, Tensor], b: dict[int, Tensor]) -> dict[int, Tensor]:
-        return {k: torch.cat([a[k], b[k]]) for k in a}
-
     twice = torch.arange(first.clause.shape[0], device=first.clause.device).repeat(2)
+    one, other = first.bounded, second.bounded
+    bounds = {
+        relu: Interval(
+            torch.cat([own.lower, other.bounds[relu].lower]), torch.cat([own.upper, other.bounds[relu].upper])
+        )
+        for relu, own in one.bounds.items()
+    }
+    phases = {relu: torch.cat([own, other.phases[relu]]) for relu, own in one.phases.items()}
     return Batch(
-        first.problem.select(twice),
-        {
-            k: Interval(torch.cat([b.lower, second.bounds[k].lower]), torch.cat([b.upper, second.bounds[k].upper]))
-            for k, b in first.bounds.items()
-        },
-        cat(first.phases, second.phases),
+        Bounded(one.problem.select(twice), bounds, phases),
         first.clause[twice],
         first.lower[twice],
         first.duals.merge(second.duals, lambda a, b: b if a is None else torch.cat([a, b])),

@@ -107,7 +107,7 @@ class OnMatrices:
             if bounder.deadline.expired():
                 break
             family = pieces[own[0]].family
-            known = stack([pieces[i] for i in own]).bounds
+            known = stack([pieces[i] for i in own]).bounded.bounds
             folded = None
             with suppress(OutOfTimeError):
                 expired = bounder.deadline.expired

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.bounded import Bounded
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.ideal import chord_shares
 from stbp_milp.bounds.interval import Interval
@@ -104,35 +105,28 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Pieces of one family side by side."""
+    """Pieces of one family side by side.
 
-    problem: Problem
-    bounds: dict[int, Interval]
-    phases: dict[int, Tensor]
-    clause: Tensor  # (N,) int64
-    lower: Tensor  # (N,)
+    Attributes:
+        clause: of every piece, `(N,)` int64.
+        lower: their bounds, `(N,)`.
+    """
+
+    bounded: Bounded
+    clause: Tensor
+    lower: Tensor
     duals: Duals
+
+    @property
+    def problem(self) -> Problem:
+        return self.bounded.problem
 
     def single(self) -> Batch:
         """The same in float32."""
-        return Batch(
-            self.problem.single(),
-            {k: v.to(torch.float32) for k, v in self.bounds.items()},
-            {k: v.to(torch.float32) for k, v in self.phases.items()},
-            self.clause,
-            self.lower.to(torch.float32),
-            self.duals,
-        )
+        return Batch(self.bounded.single(), self.clause, self.lower.to(torch.float32), self.duals)
 
     def select(self, index: Tensor) -> Batch:
-        return Batch(
-            self.problem.select(index),
-            {k: v.select(index) for k, v in self.bounds.items()},
-            {k: v[index] for k, v in self.phases.items()},
-            self.clause[index],
-            self.lower[index],
-            self.duals.select(index),
-        )
+        return Batch(self.bounded.select(index), self.clause[index], self.lower[index], self.duals.select(index))
 
 
 def stack(pieces: Sequence[Piece]) -> Batch:
@@ -171,4 +165,4 @@ def stack(pieces: Sequence[Piece]) -> Batch:
         {relu: torch.cat([multiplier(p, relu) for p in pieces]) for relu in multiplied},
         {relu: torch.cat([share(p, relu) for p in pieces]) for relu in shared},
     )
-    return Batch(problem, bounds, phases, clause, lower, duals)
+    return Batch(Bounded(problem, bounds, phases), clause, lower, duals)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
+from stbp_milp.bounds.bounded import Bounded
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import ObjectiveBound, bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
@@ -68,14 +69,13 @@ class Roots:
             OutOfTimeError: the time was over before the first bound.
         """
         bounder = self.bounder
-        rows, offset = bounder.open_forms
         items = [first_item + i if family.members is not None else 0 for i in range(inputs.parts)]
         problem = family.on(inputs, items)
         memory, expired = bounder.options.bounding.memory_bytes, bounder.deadline.expired
         with bounder.guarded():
             bounds = preactivations(problem, replace(bounder.options.bounding, deep="interval"))
             with bounder.passes.measured(bounder.work(problem, problem.parts * len(bounder.clauses))):
-                found = bound_once(problem, bounds, rows, offset, memory_bytes=memory, expired=expired)
+                found = bound_once(Bounded(problem, bounds), bounder.open_forms, memory_bytes=memory, expired=expired)
         bounder.counts["subproblems"] += problem.parts
         open_ = self._open(found)
         more = effort.optimiser.steps > 0 or bounder.options.bounding.deep != "interval"
@@ -96,7 +96,7 @@ class Roots:
             tried = one.lower[:, 0] if worst is None else one.lower[:, 0].where(worst == row, torch.inf)
             bounder.try_minimisers(family, problem, one, tried, method)
             index = torch.full((problem.parts,), clause, device=problem.device)
-            batch = Batch(problem, bounds, {}, index, one.lower[:, 0], one.duals)
+            batch = Batch(Bounded(problem, bounds), index, one.lower[:, 0], one.duals)
             pieces += bounder.pieces_of(family, items, batch, [0] * problem.parts, method, keep)
         return pieces
 
@@ -122,7 +122,7 @@ class Roots:
     ) -> tuple[dict[int, Interval], ObjectiveBound]:
         """The items bounded with more effort, the others as they were."""
         bounder = self.bounder
-        part, (rows, offset) = problem.select(items), bounder.open_forms
+        part = problem.select(items)
         half = bounder.deadline.within(_HIDDEN_SHARE * bounder.deadline.remaining()) if share is None else share
 
         def settled(lower: Tensor, items: Tensor) -> Tensor:
@@ -132,10 +132,8 @@ class Roots:
             known = select_preactivations(bounds, items)
             own = preactivations(part, bounding, known, expired=half.expired, same_sets=True)
             better = optimise(
-                part,
-                own,
-                rows,
-                offset,
+                Bounded(part, own),
+                bounder.open_forms,
                 settled,
                 optimiser,
                 found.duals.select(items),
@@ -296,7 +294,7 @@ class Roots:
         problem = replace(family.problem, inputs=VoxelBox(family.problem.inputs.centre[:1], lower, upper), ideal={})
         with bounder.guarded():
             bounds = preactivations(problem, replace(bounder.options.bounding, deep="interval"))
-            found = bound_once(problem, bounds, *bounder.open_forms)
+            found = bound_once(Bounded(problem, bounds), bounder.open_forms)
         if not bool((found.lower > bounder.target).all()):
             return []
         bounder.counts["groups settled"] += 1

@@ -32,12 +32,12 @@ def hardest_neurons(bounder: Bounder, pieces: Sequence[Piece], count: int) -> tu
     worst = min(open_, key=lambda piece: piece.lower)
     batch = stack([worst])
     found = bounder.bound(batch)
-    score = scores(batch.bounds, found)
+    score = scores(batch.bounded.bounds, found)
     if not score:
         return ()
     total = sum(values[0].numel() for values in score.values())
     relus, neurons, values = candidates(score, min(max(count, bounder.options.width), total))
-    sides = looked_ahead(batch, bounder.forms, relus, neurons)
+    sides = looked_ahead(batch, bounder.form_of, relus, neurons)
     worth = (values > 0) & ((sides[0] > found.lower + _GAIN) | (sides[1] > found.lower + _GAIN))
     order = torch.where(worth, merit(sides, found), -1.0)[0].argsort(descending=True, stable=True)
     best = order[worth[0][order]][:count]
@@ -62,8 +62,8 @@ def within(bounder: Bounder, pieces: Sequence[Piece], phases: Sequence[Phase]) -
             batch = split_phase(batch, at[0], at[1], float(sign))
         if not batch.problem.ideal:
             first = min(relu for relu, _, _ in fixed)
-            bounds = preactivations(batch.problem, bounder.options.bounding, batch.bounds, first + 1)
-            batch = replace(batch, bounds=bounds)
+            bounds = preactivations(batch.problem, bounder.options.bounding, batch.bounded.bounds, first + 1)
+            batch = replace(batch, bounded=replace(batch.bounded, bounds=bounds))
         result += bounder.children(piece.family, batch, [piece], len(fixed), "relu search")
     return result
 

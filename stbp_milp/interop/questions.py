@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
@@ -104,7 +105,7 @@ def _settled_together(queries: Sequence[Query], configuration: Configuration, de
         at = [torch.arange(most).clamp(max=len(offset) - 1) for _, offset in forms]  # the last form again and again
         rows = torch.stack([own[index] for (own, _), index in zip(forms, at, strict=True)])
         offset = torch.stack([own[index] for (_, own), index in zip(forms, at, strict=True)])
-        lower = bound_once(problem, bounds, rows, offset).lower.amin(1).tolist()
+        lower = bound_once(Bounded(problem, bounds), Forms(rows, offset)).lower.amin(1).tolist()
         seen = [
             float(query.property.margin(values[None])) for query, values in zip(part, problem.clean[-1], strict=True)
         ]

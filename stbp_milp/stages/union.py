@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from stbp_milp.bounds.ascent import OptimiserOptions
+from stbp_milp.bounds.bounded import Forms
 from stbp_milp.bounds.interrupt import interruptible
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import PRECISE_WORK
@@ -41,11 +42,9 @@ def _prepared(context: Context, state: State) -> tuple[Bounder, Plan]:
         problem = Problem.of(network, context.set, work)
     clauses = range(len(property.clauses))
     plan = Plan.of(network, len(clauses), context.configuration.timeout, context.memory, context.strategy)
-    rows, offset = property.forms()
     bounder = Bounder(
         whole=Family(problem=problem, whole=context.set),
-        rows=rows,
-        offset=offset,
+        forms=Forms(*property.forms()),
         clauses=clauses,
         target=TARGET,
         options=plan.options,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
@@ -80,9 +81,9 @@ def alpha_bounds(problem: Problem, request: Request) -> tuple[dict[int, Interval
 
 
 def forms_bound(problem: Problem, bounds: Preactivations, request: Request) -> float:
-    rows, offset = request.query.property.forms()
+    forms = Forms(*request.query.property.forms())
     memory, expired = request.memory_bytes, request.deadline.expired
-    return float(bound_once(problem, bounds, rows, offset, memory_bytes=memory, expired=expired).lower.min())
+    return float(bound_once(Bounded(problem, bounds), forms, memory_bytes=memory, expired=expired).lower.min())
 
 
 def flat_boxes(bounds: Preactivations) -> dict[int, tuple[np.ndarray, np.ndarray]]:

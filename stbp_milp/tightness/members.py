@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from solvers import SolveLimits
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.cells import cell_problem, cells
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
@@ -100,14 +101,14 @@ def _built(request: Request) -> PerturbationSet:
 
 def _bounded(request: Request, parts: PerturbationSet, members: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Which parts, and their backward bounds `(n, clauses)`, batch by batch while time allows."""
-    rows, offset = request.query.property.forms()
+    forms = Forms(*request.query.property.forms())
     expired = request.deadline.expired
     problem = Problem.of(request.query.model.network, parts)
     for items, batch in _batches(problem, parts, members):
         if expired():
             return
         bounds = preactivations(batch, BoundingOptions(), expired=expired)
-        yield items, bound_once(batch, bounds, rows, offset, memory_bytes=request.memory_bytes).lower
+        yield items, bound_once(Bounded(batch, bounds), forms, memory_bytes=request.memory_bytes).lower
 
 
 def _batches(problem: Problem, parts: PerturbationSet, members: bool) -> Iterator[tuple[Tensor, Problem]]:

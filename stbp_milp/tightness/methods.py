@@ -18,6 +18,7 @@ from torch import Tensor
 from solvers import LinearRelaxation
 from stbp_milp.attack import AttackConfiguration, attack
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.interval_bound import interval_bound
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
@@ -80,9 +81,8 @@ def _alpha(request: Request) -> Found:
         return torch.zeros(len(items), dtype=torch.bool)
 
     found = optimise(
-        problem,
-        tight,
-        *request.query.property.forms(),
+        Bounded(problem, tight),
+        Forms(*request.query.property.forms()),
         settled,
         OptimiserOptions(steps=FINAL_STEPS),
         expired=request.deadline.expired,

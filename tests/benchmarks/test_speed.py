@@ -7,6 +7,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.first_layer import first_layer
 from stbp_milp.bounds.footprint import Restrictor, grouped
 from stbp_milp.bounds.objective import bound_once
@@ -62,7 +63,9 @@ def test_all_members_restricted(benchmark: BenchmarkFixture) -> None:
         restrict = Restrictor(stages, problem)
         for group in grouped(stages, members, 1 << 24):
             small = restrict(group)
-            lower[group.members] = bound_once(small, preactivations(small, BoundingOptions()), rows, offset).lower
+            lower[group.members] = bound_once(
+                Bounded(small, preactivations(small, BoundingOptions())), Forms(rows, offset)
+            ).lower
         return lower
 
     assert bool(torch.isfinite(benchmark.pedantic(bound, rounds=3, warmup_rounds=1)).all())
@@ -78,7 +81,7 @@ def test_forty_members_naively(benchmark: BenchmarkFixture) -> None:
         lower = []
         for item in sample.tolist():
             one = problem.with_inputs(members.select(torch.tensor([item])))
-            lower.append(bound_once(one, preactivations(one, BoundingOptions()), rows, offset).lower)
+            lower.append(bound_once(Bounded(one, preactivations(one, BoundingOptions())), Forms(rows, offset)).lower)
         return torch.cat(lower)
 
     assert bool(torch.isfinite(benchmark.pedantic(bound, rounds=1)).all())

@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.cells import Cell, cell_problem, cells, voxel_indices, voxel_ranges
 from stbp_milp.bounds.crops import Region, cropped, footprint
+from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.interval import Interval
-from stbp_milp.bounds.objective import Duals, bound_once
+from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem, select_preactivations
 from stbp_milp.branching.views import CroppedView
@@ -153,8 +155,10 @@ def test_bounds_on_the_crop_are_those_of_the_member_alone_on_the_whole(
         for end in (expected[relu].lower, expected[relu].upper):
             torch.testing.assert_close(end[:, outside], clean[:, outside], rtol=1e-9, atol=1e-9)
     half = [halves(b, 2) for b in (bounds, expected)]
-    found = bound_once(problem, bounds, ROWS, OFFSET, half[0]).lower
-    torch.testing.assert_close(found, bound_once(alone, expected, ROWS, OFFSET, half[1]).lower, rtol=1e-9, atol=1e-9)
+    found = bound_once(Bounded(problem, bounds), Forms(ROWS, OFFSET), half[0]).lower
+    torch.testing.assert_close(
+        found, bound_once(Bounded(alone, expected), Forms(ROWS, OFFSET), half[1]).lower, rtol=1e-9, atol=1e-9
+    )
     points = members_of(problem.inputs, seed, 8)[0]
     values = problem.values(points)
     operands = {r: values[network.nodes[r].inputs[0]].unsqueeze(0) for r in network.relus}
@@ -184,7 +188,7 @@ def test_members_together_are_bounded_as_one_by_one(name: str, seed: int) -> Non
     clean = network.values(members.centre)
     together = preactivations(problem, METHODS["interval"])
     deep = preactivations(problem, METHODS["backward"])
-    lower = bound_once(problem, together, ROWS, OFFSET, halves(together, 2)).lower
+    lower = bound_once(Bounded(problem, together), Forms(ROWS, OFFSET), halves(together, 2)).lower
     for i in range(members.parts):
         item = torch.tensor([i])
         one, own, _ = on_crop(network, members.select(item))
@@ -193,7 +197,7 @@ def test_members_together_are_bounded_as_one_by_one(name: str, seed: int) -> Non
             operand = network.nodes[relu].inputs[0]
             batched = select_preactivations(together, item)[relu]
             close(spread(batched, regions[operand], clean[operand]), spread(alone[relu], own[operand], clean[operand]))
-        found = bound_once(one, alone, ROWS, OFFSET, halves(alone, 2)).lower
+        found = bound_once(Bounded(one, alone), Forms(ROWS, OFFSET), halves(alone, 2)).lower
         torch.testing.assert_close(lower[item], found, rtol=1e-9, atol=1e-9)
         values = problem.select(item).values(members_of(problem.inputs, seed, 6)[i])
         seen = {r: values[network.nodes[r].inputs[0]].unsqueeze(0) for r in network.relus}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.fold import fold
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
@@ -58,15 +59,15 @@ def test_same_function_and_same_bounds(body: str, seed: int, epsilon: float) -> 
         torch.testing.assert_close(folded.problem.network(points), expected, rtol=1e-9, atol=1e-9)
         assert item < 2
     best = optimise(
-        problem,
-        bounds,
-        ROWS,
-        OFFSET,
+        Bounded(problem, bounds),
+        Forms(ROWS, OFFSET),
         lambda lower, items: torch.zeros(len(items), dtype=torch.bool),
         OptimiserOptions(3),
     )
     own = folded.bounds(bounds)
     for duals in (None, best.duals):
         moved = None if duals is None else folded.duals(duals)
-        ours = bound_once(folded.problem, own, ROWS, OFFSET, moved).lower
-        torch.testing.assert_close(ours, bound_once(problem, bounds, ROWS, OFFSET, duals).lower, rtol=1e-9, atol=1e-9)
+        ours = bound_once(Bounded(folded.problem, own), Forms(ROWS, OFFSET), moved).lower
+        torch.testing.assert_close(
+            ours, bound_once(Bounded(problem, bounds), Forms(ROWS, OFFSET), duals).lower, rtol=1e-9, atol=1e-9
+        )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stbp_milp.bounds import footprint
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.footprint import Restrictor, grouped
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
@@ -94,11 +95,11 @@ def check(net: Network, members: PerturbationSet, problem: Problem, view: Restri
     for options in (BoundingOptions("interval"), BoundingOptions()):
         bounds = preactivations(problem, options)
         assert escape(bounds, operands(problem, points)) <= 1e-9
-        found = bound_once(problem, bounds, ROWS, OFFSET).lower
+        found = bound_once(Bounded(problem, bounds), Forms(ROWS, OFFSET)).lower
         assert bool((found.unsqueeze(1) <= margins + 1e-9).all())
         # Intervals of sums over padding and of composed matrices differ; backward bounds of two layers do not.
         if len(net.relus) == 1:
-            same = bound_once(whole, preactivations(whole, options), ROWS, OFFSET).lower
+            same = bound_once(Bounded(whole, preactivations(whole, options)), Forms(ROWS, OFFSET)).lower
             torch.testing.assert_close(found, same, rtol=1e-8, atol=1e-8)
 
 

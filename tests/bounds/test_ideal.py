@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.duals import Bracket, Duals
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import bound_once, bound_splits, one_pass
@@ -55,9 +56,9 @@ def test_by_hand(shares: tuple[float, float], expected: float) -> None:
     (relu,) = problem.network.relus
     form = torch.ones(1, 1).double(), torch.zeros(1).double()
     duals = Duals(shares={relu: torch.tensor(shares).double().view(1, 1, 1, 2)})
-    assert float(bound_once(problem, bounds, *form, duals).lower) == pytest.approx(expected)
-    assert float(bound_once(problem, bounds, *form).lower) == pytest.approx(-2.0)
-    best = optimise(problem, bounds, *form, never, OptimiserOptions(steps=40))
+    assert float(bound_once(Bounded(problem, bounds), Forms(*form), duals).lower) == pytest.approx(expected)
+    assert float(bound_once(Bounded(problem, bounds), Forms(*form)).lower) == pytest.approx(-2.0)
+    best = optimise(Bounded(problem, bounds), Forms(*form), never, OptimiserOptions(steps=40))
     assert float(best.lower) == pytest.approx(-1.0, abs=0.05)
     assert float(best.lower) <= -1.0
 
@@ -79,7 +80,7 @@ def test_any_shares_give_a_bound(body: str, seed: int, text: str) -> None:
         relu: torch.rand((1, len(ROWS), *ideal.index.shape), generator=generator, dtype=torch.float64)
         for relu, ideal in problem.ideal.items()
     }
-    found = bound_once(problem, bounds, ROWS, OFFSET, Duals(shares=shares))
+    found = bound_once(Bounded(problem, bounds), Forms(ROWS, OFFSET), Duals(shares=shares))
     points = torch.cat([members_of(problem.inputs, seed), problem.inputs.maximiser(-found.form)], 1)
     seen = torch.stack([net(own) for own in points]) @ ROWS.T + OFFSET
     assert bool((found.lower.unsqueeze(1) <= seen + ROUNDING).all())
@@ -94,8 +95,8 @@ def test_hidden_layers_and_rows_are_never_weaker_than_with_triangles_and_hold(bo
     for relu, own in tight.items():
         assert bool((own.lower >= bounds[relu].lower).all())
         assert bool((own.upper <= bounds[relu].upper).all())
-    best = optimise(problem, tight, ROWS, OFFSET, never, OptimiserOptions(steps=6))
-    assert bool((best.lower >= bound_once(problem, tight, ROWS, OFFSET).lower).all())
+    best = optimise(Bounded(problem, tight), Forms(ROWS, OFFSET), never, OptimiserOptions(steps=6))
+    assert bool((best.lower >= bound_once(Bounded(problem, tight), Forms(ROWS, OFFSET)).lower).all())
     points = torch.cat([members_of(problem.inputs, seed), problem.inputs.maximiser(-best.form)], 1)[0]
     values = net.values(points)
     for relu, own in tight.items():
@@ -126,7 +127,7 @@ def test_the_gradient_written_out_is_autograds(body: str, seed: int) -> None:
 
     def bound(shares: dict[int, torch.Tensor]) -> torch.Tensor:
         duals = Duals(shares=shares)
-        return one_pass(problem, bracket.between(duals), ROWS[:1], OFFSET[:1], duals, {}).lower.sum()
+        return one_pass(problem, bracket.between(duals), Forms(ROWS[:1], OFFSET[:1]), duals, {}).lower.sum()
 
     leaves = {r: s.clone().requires_grad_() for r, s in shares.items()}
     with torch.enable_grad():
@@ -146,13 +147,15 @@ def test_the_gradient_written_out_is_autograds(body: str, seed: int) -> None:
 def test_a_look_ahead_is_the_bound_of_the_split(body: str, seed: int) -> None:
     """Candidates as rows give what each child gives alone, with the same duals."""
     _, problem, bounds = idealised(body, seed)
-    duals = optimise(problem, bounds, ROWS[:1], OFFSET[:1], never, OptimiserOptions(steps=2)).duals
+    duals = optimise(Bounded(problem, bounds), Forms(ROWS[:1], OFFSET[:1]), never, OptimiserOptions(steps=2)).duals
     open_ = {relu: own.undecided.flatten(1)[0].nonzero().flatten()[:2] for relu, own in bounds.items()}
     relu = torch.tensor([[r for r, at in open_.items() for _ in at]])
     neuron = torch.cat(list(open_.values())).unsqueeze(0)
     if not relu.numel():
         return
-    ahead = bound_splits(problem, bounds, ROWS[:1].unsqueeze(0), OFFSET[:1].unsqueeze(0), duals, {}, relu, neuron)
+    ahead = bound_splits(
+        Bounded(problem, bounds), Forms(ROWS[:1].unsqueeze(0), OFFSET[:1].unsqueeze(0)), duals, relu, neuron
+    )
     for c in range(relu.shape[1]):
         own = bounds[int(relu[0, c])]
         for side in range(2):
@@ -160,5 +163,5 @@ def test_a_look_ahead_is_the_bound_of_the_split(body: str, seed: int) -> None:
             (lower, upper)[side][0, neuron[0, c]] = 0.0
             child = dict(bounds)
             child[int(relu[0, c])] = Interval(lower.view_as(own.lower), upper.view_as(own.upper))
-            alone = bound_once(problem, child, ROWS[:1], OFFSET[:1], duals).lower
+            alone = bound_once(Bounded(problem, child), Forms(ROWS[:1], OFFSET[:1]), duals).lower
             torch.testing.assert_close(ahead[side, 0, c], alone[0, 0], rtol=1e-9, atol=1e-9)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
-from stbp_milp.bounds.backward import input_form
+from stbp_milp.bounds.backward import NodeForms, input_form
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.objective import bound_once
@@ -55,7 +56,9 @@ def test_by_hand(slope: float, multiplier: float, expected: float) -> None:
         bounds = {relu: Interval(bounds[relu].lower.clamp(min=0), bounds[relu].upper)}
         phases = {relu: torch.ones(1, 1).double()}
     duals = Duals({relu: torch.full((1, 1, 1), slope).double()}, {relu: torch.full((1, 1, 1), multiplier).double()})
-    found = bound_once(problem, bounds, torch.ones(1, 1).double(), torch.zeros(1).double(), duals, phases)
+    found = bound_once(
+        Bounded(problem, bounds, phases), Forms(torch.ones(1, 1).double(), torch.zeros(1).double()), duals
+    )
     assert found.lower.item() == pytest.approx(expected)
 
 
@@ -86,15 +89,15 @@ def test_no_input_has_less_than_the_bound(
     inputs: InputSet = hull_box(perturbation) if boxed else perturbation
     problem = Problem.of(net, inputs)
     bounds = preactivations(problem, BoundingOptions(slope_steps=slope_steps))
-    once = bound_once(problem, bounds, ROWS, OFFSET)
-    best = optimise(problem, bounds, ROWS, OFFSET, never, OptimiserOptions(steps=6))
+    once = bound_once(Bounded(problem, bounds), Forms(ROWS, OFFSET))
+    best = optimise(Bounded(problem, bounds), Forms(ROWS, OFFSET), never, OptimiserOptions(steps=6))
     assert bool((best.lower >= once.lower).all())
     # The minimiser of the linear form and what descends from it is nearest to breaking the bound.
     minimisers = problem.inputs.maximiser(-best.form)
     seen = rows_on(net, torch.cat([members_of(inputs, seed), minimisers], 1))
     assert bool((best.lower.unsqueeze(1) <= seen + ROUNDING).all())
     # Starting again from the duals found gives the bound found.
-    again = bound_once(problem, bounds, ROWS, OFFSET, best.duals)
+    again = bound_once(Bounded(problem, bounds), Forms(ROWS, OFFSET), best.duals)
     torch.testing.assert_close(again.lower, best.lower, rtol=1e-9, atol=1e-9)
 
 
@@ -105,7 +108,7 @@ def test_bound_is_at_most_the_brute_force_optimum(body: str, text: str, seed: in
     net, perturbation = case(body, text, seed, 0.3)
     problem = Problem.of(net, perturbation)
     bounds = preactivations(problem, BoundingOptions())
-    best = optimise(problem, bounds, ROWS, OFFSET, never, OptimiserOptions(steps=6))
+    best = optimise(Bounded(problem, bounds), Forms(ROWS, OFFSET), never, OptimiserOptions(steps=6))
     exact = min(
         micro_instances.box_minimum(net, PROPERTY, low, high).upper
         for low, high in zip(*micro_instances.enumeration.boxes(text, perturbation.clip, 0.3), strict=True)
@@ -149,9 +152,15 @@ def test_any_slopes_multipliers_and_phases(body: str, text: str, seed: int, deci
         r: 3 * torch.rand(1, m, *b.lower.shape[1:], generator=generator, dtype=torch.float64) for r, b in known.items()
     }
     for duals in (Duals(slopes), Duals(slopes, multipliers), Duals({}, multipliers)):
-        found = bound_once(problem, known, ROWS, OFFSET, duals, phases)
+        found = bound_once(Bounded(problem, known, phases), Forms(ROWS, OFFSET), duals)
         assert bool((found.lower <= margins[satisfying] + ROUNDING).all())
-    best = optimise(problem, known, ROWS, OFFSET, never, OptimiserOptions(steps=5), Duals(slopes, multipliers), phases)
+    best = optimise(
+        Bounded(problem, known, phases),
+        Forms(ROWS, OFFSET),
+        never,
+        OptimiserOptions(steps=5),
+        Duals(slopes, multipliers),
+    )
     assert bool((best.lower <= margins[satisfying] + ROUNDING).all())
 
 
@@ -169,7 +178,7 @@ def test_support_is_never_weaker_than_the_whole_box(body: str, text: str, seed: 
     for relu, b in bounds.items():
         alpha = torch.rand(b.lower.shape, generator=generator, dtype=torch.float64)
         lines[relu] = relax(b, problem.clean[net.nodes[relu].inputs[0]], alpha)
-    back = input_form(replace(problem, rounding=None), lines, len(net.nodes) - 1, ROWS.unsqueeze(0))
+    back = input_form(replace(problem, rounding=None), lines, NodeForms(len(net.nodes) - 1, ROWS.unsqueeze(0)))
     with_support, with_box = back.lower(perturbation), back.lower(hull_box(perturbation))
     assert bool((with_support >= with_box - ROUNDING).all())
     seen = rows_on(net, members_of(perturbation, seed))
@@ -183,7 +192,10 @@ def test_support_gains_where_there_is_a_choice() -> None:
     net, perturbation = case("plain", "any-frames:1", 3, 0.3)
     problem, box = Problem.of(net, perturbation), Problem.of(net, hull_box(perturbation))
     bounds = preactivations(box, BoundingOptions())
-    gain = bound_once(problem, bounds, ROWS, OFFSET).lower - bound_once(box, bounds, ROWS, OFFSET).lower
+    gain = (
+        bound_once(Bounded(problem, bounds), Forms(ROWS, OFFSET)).lower
+        - bound_once(Bounded(box, bounds), Forms(ROWS, OFFSET)).lower
+    )
     assert float(gain.min()) > 0.005
 
 
@@ -196,9 +208,9 @@ def test_forms_of_their_own_for_each_item(body: str, seed: int) -> None:
     parts = split(perturbation, 2, seed)
     problem = Problem.of(net, parts)
     bounds = preactivations(problem, BoundingOptions())
-    together = bound_once(problem, bounds, ROWS, OFFSET).lower
+    together = bound_once(Bounded(problem, bounds), Forms(ROWS, OFFSET)).lower
     clause = torch.arange(parts.parts) % ROWS.shape[0]
-    own = bound_once(problem, bounds, ROWS[clause].unsqueeze(1), OFFSET[clause].unsqueeze(1)).lower
+    own = bound_once(Bounded(problem, bounds), Forms(ROWS[clause].unsqueeze(1), OFFSET[clause].unsqueeze(1))).lower
     torch.testing.assert_close(own[:, 0], together[torch.arange(parts.parts), clause], rtol=1e-12, atol=1e-12)
 
 
@@ -206,14 +218,21 @@ def test_the_search_for_slopes_stops_when_told() -> None:
     net, perturbation = case("two convolutions", "window:2", 1, 0.3)
     problem = Problem.of(net, perturbation)
     bounds = preactivations(problem, BoundingOptions())
-    once = bound_once(problem, bounds, ROWS, OFFSET).lower
-    late = optimise(problem, bounds, ROWS, OFFSET, never, OptimiserOptions(steps=50), expired=lambda: True)
+    once = bound_once(Bounded(problem, bounds), Forms(ROWS, OFFSET)).lower
+    late = optimise(
+        Bounded(problem, bounds), Forms(ROWS, OFFSET), never, OptimiserOptions(steps=50), expired=lambda: True
+    )
     settled = optimise(
-        problem, bounds, ROWS, OFFSET, lambda lower, items: ~never(lower, items), OptimiserOptions(steps=50)
+        Bounded(problem, bounds),
+        Forms(ROWS, OFFSET),
+        lambda lower, items: ~never(lower, items),
+        OptimiserOptions(steps=50),
     )
     assert torch.equal(late.lower, once)
     assert torch.equal(settled.lower, once)
-    assert bool((optimise(problem, bounds, ROWS, OFFSET, never, OptimiserOptions(steps=50)).lower > once).any())
+    assert bool(
+        (optimise(Bounded(problem, bounds), Forms(ROWS, OFFSET), never, OptimiserOptions(steps=50)).lower > once).any()
+    )
 
 
 def test_random_forms_differ() -> None:

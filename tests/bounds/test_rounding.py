@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.fold import fold
 from stbp_milp.bounds.footprint import Restrictor, grouped
@@ -128,12 +129,10 @@ def test_bounds_hold_of_the_network_over_the_real_numbers(method: str, text: str
     rows = torch.tensor([[1.0, -1.0, 0.0], [0.3, 0.3, -1e8]], dtype=torch.float64)
     offset = torch.tensor([0.0, 1e8], dtype=torch.float64)
     found = {
-        "once": bound_once(problem, bounds, rows, offset).lower,
+        "once": bound_once(Bounded(problem, bounds), Forms(rows, offset)).lower,
         "ascent": optimise(
-            problem,
-            bounds,
-            rows,
-            offset,
+            Bounded(problem, bounds),
+            Forms(rows, offset),
             lambda lower, items: lower.new_zeros(len(items)) > 0,
             OptimiserOptions(steps=3),
         ).lower,
@@ -163,7 +162,9 @@ def test_planes_hold_too(seed: int, power: int, steps: int, parts: bool) -> None
     problem = plain.idealised(bounds)
     rows, offset = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 0.5, 2.0]], dtype=torch.float64), torch.zeros(2).double()
     options = OptimiserOptions(steps=steps)
-    found = optimise(problem, bounds, rows, offset, lambda lower, items: lower.new_zeros(len(items)) > 0, options).lower
+    found = optimise(
+        Bounded(problem, bounds), Forms(rows, offset), lambda lower, items: lower.new_zeros(len(items)) > 0, options
+    ).lower
     for item in range(boxes.parts):
         low, high = boxes.lower[item].flatten(), boxes.upper[item].flatten()
         for point in random_corners(low, high, 6, seed):
@@ -201,7 +202,9 @@ def test_bounds_under_phases_hold_of_every_clip_that_has_them(
             relu: strength * torch.rand(1, 1, *sign.shape[1:], generator=generator, dtype=torch.float64)
             for relu, sign in phases.items()
         }
-        lower = bound_once(problem, bounds, rows, offset, Duals(multipliers=multipliers), phases).lower.item()
+        lower = bound_once(
+            Bounded(problem, bounds, phases), Forms(rows, offset), Duals(multipliers=multipliers)
+        ).lower.item()
         assert lower == -torch.inf or Fraction(lower) <= exact_form(rows[0], values[-1])
 
 
@@ -220,7 +223,7 @@ def test_networks_made_of_parts_of_the_whole_keep_its_bounds_true(seed: int, pow
         folded = fold(problem, normal_form(problem.network), bounds, 10**6)
         assert folded is not None
         for own, known in ((problem, bounds), (folded.problem, folded.bounds(bounds))):
-            lower = bound_once(own, known, rows, offset).lower[:, 0].tolist()
+            lower = bound_once(Bounded(own, known), Forms(rows, offset)).lower[:, 0].tolist()
             for bound, member in zip(lower, group.members.tolist(), strict=True):
                 alone = replace(perturbation, choice=members.choice.select(torch.tensor([member])))
                 for values in exact_points(network, alone, seed)[:4]:
@@ -263,7 +266,7 @@ def test_what_does_not_move_is_bounded_as_well_as_its_clean_value(seed: int, dep
     problem = Problem.of(cancelling(seed, 0, depth), SetSpecification("everywhere", 0.0).build(clip))
     bounds = preactivations(problem, METHODS["interval"])
     rows, offset = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    lower = bound_once(problem, bounds, rows, offset).lower.item()
+    lower = bound_once(Bounded(problem, bounds), Forms(rows, offset)).lower.item()
     exact = exact_form(rows[0], exact_values(problem.network, clip.flatten().tolist())[-1])
     assert Fraction(lower) <= exact
     assert lower == pytest.approx(float(exact), rel=1e-9, abs=1e-9 * float(problem.clean[-1].abs().max()))
@@ -311,7 +314,7 @@ def test_float32_bounds_hold_too(module: nn.Module) -> None:
     perturbation = SetSpecification("everywhere", 0.2).build(torch.rand(1, SIZE, 1, 1).double()).to(torch.float32)
     problem = Problem.of(network, perturbation)
     rows, offset = torch.tensor([[1.0, -1.0, 0.0]]), torch.zeros(1)
-    lower = bound_once(problem, preactivations(problem, METHODS["backward"]), rows, offset).lower.item()
+    lower = bound_once(Bounded(problem, preactivations(problem, METHODS["backward"])), Forms(rows, offset)).lower.item()
     box = perturbation.hull()
     for point in random_corners(*box, 20, 0):
         assert Fraction(lower) <= exact_form(rows[0], exact_values(network, point)[-1])

@@ -20,6 +20,7 @@ from test_verify import Difference, micro_module, micro_query
 from torch import Tensor, nn
 
 from solvers import SolveLimits
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
@@ -50,13 +51,11 @@ def test_by_hand() -> None:
     (relu,) = query.model.network.relus
     half = Duals({relu: torch.full((1, 1, 1, 1, 1, 1), 0.5).double()})
     rows, offset = query.property.forms()
-    assert bound_once(batch.problem, batch.bounds, rows, offset, half).lower.item() == pytest.approx(-0.25)
+    assert bound_once(batch.bounded, Forms(rows, offset), half).lower.item() == pytest.approx(-0.25)
     for sign in (1.0, -1.0):
         child = split_phase(batch, torch.tensor([relu]), torch.tensor([0]), sign)
         multipliers = Duals({}, {relu: torch.full((1, 1, 1, 1, 1, 1), 1.0 if sign > 0 else 0.0).double()})
-        assert bound_once(
-            child.problem, child.bounds, rows, offset, multipliers, child.phases
-        ).lower.item() == pytest.approx(0.25)
+        assert bound_once(child.bounded, Forms(rows, offset), multipliers).lower.item() == pytest.approx(0.25)
 
 
 def holds(piece: Piece, clips: Tensor) -> Tensor:
@@ -169,12 +168,11 @@ def test_an_undecided_neuron_is_chosen(seed: int, text: str) -> None:
     query = micro_query(text, "class", seed, 0.5)
     expand, _ = expander(query, 1e9)
     batch = stack(whole_pieces(expand.roots))
-    forms, offset = expand.bounder.forms(batch.clause)
-    found = bound_once(batch.problem, batch.bounds, forms, offset, batch.duals, batch.phases, record=True)
+    found = bound_once(batch.bounded, expand.bounder.form_of(batch.clause), batch.duals, record=True)
     for width in (1, 3):
-        choice = choose(batch, found, expand.bounder.forms, width)
+        choice = choose(batch, found, expand.bounder.form_of, width)
         for i in choice.exists.nonzero().flatten().tolist():
-            own = batch.bounds[int(choice.relu[i])].select(torch.tensor([i]))
+            own = batch.bounded.bounds[int(choice.relu[i])].select(torch.tensor([i]))
             at = int(choice.neuron[i])
             assert own.lower.flatten()[at] < 0 < own.upper.flatten()[at]
 
@@ -215,7 +213,7 @@ def test_stacked_pieces_keep_their_order() -> None:
     box = VoxelBox(clip, clip - 0.1, clip + 0.1)
     problem = Problem.of(net, box)
     bounds = preactivations(problem, BoundingOptions())
-    batch = Batch(problem, bounds, {}, torch.tensor([0]), torch.tensor([-1.0]).double(), Duals())
+    batch = Batch(Bounded(problem, bounds), torch.tensor([0]), torch.tensor([-1.0]).double(), Duals())
     both = batch.select(torch.tensor([0, 0]))
     assert both.clause.tolist() == [0, 0]
-    assert all(torch.equal(both.bounds[r].lower[0], both.bounds[r].lower[1]) for r in net.relus)
+    assert all(torch.equal(both.bounded.bounds[r].lower[0], both.bounded.bounds[r].lower[1]) for r in net.relus)

@@ -162,7 +162,7 @@ def test_a_clip_lies_in_a_subtree_whose_bound_holds_for_it(queries: dict[int, Qu
     children = {phases: within(own, first, phases) for phases in subtrees(neurons)}
     for i, root in enumerate(first):
         clips = corners(root, 40)
-        margins = query.model.network(clips) @ own.rows[root.clause] + own.offset[root.clause]
+        margins = query.model.network(clips) @ own.forms.rows[root.clause] + own.forms.offset[root.clause]
         covered = torch.zeros(len(clips), dtype=torch.bool)
         for phases, found in children.items():
             assert len(found) == len(first)
