@@ -68,7 +68,7 @@ class Part:
         return words | {"phases": [list(phase) for phase in self.phases]} if self.phases else words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """An instance with all that a worker needs to know.
 
@@ -163,16 +163,16 @@ def _task(instance: Instance, base: Path, folder: Path, settings: Settings) -> T
         "specification_sha256": question,
     }
     return Task(
-        key_of(model, question, limits.timeout, limits.memory_bytes, settings.solver, settings.seed),
-        folder.resolve(),
-        instance.model.resolve(),
-        instance.specification.resolve(),
-        listed,
-        expected,
-        limits,
-        settings.solver,
-        settings.seed,
-        settings.gpu,
+        key=key_of(model, question, limits.timeout, limits.memory_bytes, settings.solver, settings.seed),
+        folder=folder.resolve(),
+        model=instance.model.resolve(),
+        specification=instance.specification.resolve(),
+        listed=listed,
+        expected=expected,
+        limits=limits,
+        solver=settings.solver,
+        seed=settings.seed,
+        gpu=settings.gpu,
     )
 
 

@@ -70,7 +70,7 @@ class NeuronColumns:
     definition: np.ndarray  # the row `expression - z = 0`
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Encoded:
     """The program and what its columns mean.
 
@@ -142,19 +142,19 @@ def encode(
         cost, constant = np.zeros(assembly.columns), 0.0
         cost[value_column] = 1.0
     return Encoded(
-        assembly.program(cost, constant),
-        stages,
-        region,
-        encoder.entries,
-        encoder.entry_columns,
-        encoder.choice_columns,
-        tuple(encoder.neurons),
-        encoder.split,
-        encoder.empty,
-        max(assembly.largest_error, float(targets.error.max())) <= _TRUSTED,
-        value_column,
-        form,
-        np.array(offset),
+        program=assembly.program(cost, constant),
+        stages=stages,
+        region=region,
+        entries=encoder.entries,
+        entry_columns=encoder.entry_columns,
+        choice_columns=encoder.choice_columns,
+        neurons=tuple(encoder.neurons),
+        split=encoder.split,
+        empty=encoder.empty,
+        trusted=max(assembly.largest_error, float(targets.error.max())) <= _TRUSTED,
+        value_column=value_column,
+        form=form,
+        offset=np.array(offset),
     )
 
 

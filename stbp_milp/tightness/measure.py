@@ -44,7 +44,7 @@ class Task:
         return (self.question.digest, self.question.set, self.question.epsilon, self.method, self.seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One measurement; every field is a column.
 
@@ -142,23 +142,23 @@ def row_of(task: Task, ended: Ended) -> Row:
     answer = answer or {"seconds": ended.seconds, "note": words[-1][:300] if words else ""}
     base = answer.get("base")
     return Row(
-        question.digest,
-        question.instance,
-        question.model.name,
-        question.set,
-        question.epsilon,
-        question.factor,
-        task.method,
-        answer.get("lower"),
-        answer.get("upper"),
-        bool(answer.get("certified", False)),
-        answer["seconds"],
-        round(peak, 1),
-        None if base is None else round(max(0.0, peak - base / _MIB), 1),
-        "done" if done else ended.ended_by,
-        task.limits.timeout,
-        task.seed,
-        answer.get("note", ""),
-        tuple(answer.get("widths", ())),
-        bool(answer.get("late", False)),
+        digest=question.digest,
+        instance=question.instance,
+        model=question.model.name,
+        set=question.set,
+        epsilon=question.epsilon,
+        factor=question.factor,
+        method=task.method,
+        lower=answer.get("lower"),
+        upper=answer.get("upper"),
+        certified=bool(answer.get("certified", False)),
+        seconds=answer["seconds"],
+        peak_mib=round(peak, 1),
+        own_mib=None if base is None else round(max(0.0, peak - base / _MIB), 1),
+        ended="done" if done else ended.ended_by,
+        limit=task.limits.timeout,
+        seed=task.seed,
+        note=answer.get("note", ""),
+        widths=tuple(answer.get("widths", ())),
+        late=bool(answer.get("late", False)),
     )

@@ -19,7 +19,16 @@ def task(folder: Path, key: str = "", part: Part | None = None, question: str = 
     listed = {"model": "m.onnx", "specification": "s.json", "model_sha256": "1", "specification_sha256": question}
     key = key or key_of("1", question, 60, 1 << 30, "auto", 0)
     return Task(
-        key, folder, Path("m.onnx"), Path("s.json"), listed, None, Limits(60, 0.3, 1 << 30), "auto", 0, part=part
+        key=key,
+        folder=folder,
+        model=Path("m.onnx"),
+        specification=Path("s.json"),
+        listed=listed,
+        expected=None,
+        limits=Limits(60, 0.3, 1 << 30),
+        solver="auto",
+        seed=0,
+        part=part,
     )
 
 
