@@ -38,6 +38,7 @@ from rich.progress import track
 from study_files import STUDIES, markdown, median, provenance, show, write_csv
 from torch import Tensor
 
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.cells import cell_problem, cells, crops_at_once
 from stbp_milp.bounds.footprint import Restrictor, grouped
 from stbp_milp.bounds.objective import bound_once
@@ -144,13 +145,13 @@ def bounded(
         problem, items = restrict(group), group.members
         if quick:
             bounds = preactivations(problem, BoundingOptions("interval"))
-            lower[items] = bound_once(problem, bounds, rows, offset).lower
+            lower[items] = bound_once(Bounded(problem, bounds), Forms(rows, offset)).lower
             unstable[items] = unstable_count(bounds, problem.parts)
             open_ = (lower[items] <= 0).any(1).nonzero().flatten()
             problem, items = problem.select(open_), items[open_]
         if len(items):
             bounds = preactivations(problem, BoundingOptions())
-            lower[items] = bound_once(problem, bounds, rows, offset).lower
+            lower[items] = bound_once(Bounded(problem, bounds), Forms(rows, offset)).lower
             unstable[items] = unstable_count(bounds, problem.parts)
     return lower, unstable
 
@@ -182,7 +183,7 @@ def _naive_members(name: str, threads: int, sample: int = 40) -> float:
     began = time.monotonic()
     for item in torch.linspace(0, places.parts - 1, sample).long().split(1):
         one = problem.with_inputs(places.select(item))
-        bound_once(one, preactivations(one, BoundingOptions()), rows, offset)
+        bound_once(Bounded(one, preactivations(one, BoundingOptions())), Forms(rows, offset))
     return (time.monotonic() - began) * places.parts / sample
 
 
@@ -283,7 +284,7 @@ def rounding(arguments: argparse.Namespace, console: Console) -> Table:
             problem = whole if counted else replace(whole, rounding=None)
             began = time.perf_counter()
             bounds = preactivations(problem, BoundingOptions())
-            bound_once(problem, bounds, forms, offset)
+            bound_once(Bounded(problem, bounds), Forms(forms, offset))
             seconds[counted].append(time.perf_counter() - began)
         without, counts = (min(seconds[counted]) for counted in (False, True))
         rows.append([name, text, without, counts, counts / without])
@@ -355,7 +356,7 @@ def _large(name: str, text: str, way: str, threads: int) -> tuple[int, float, fl
     for problem in _problems(whole, members, way):
         bounds = preactivations(problem, options)
         hidden, began = hidden + time.monotonic() - began, time.monotonic()
-        bound_once(problem, bounds, rows[:1], offset[:1], memory_bytes=256 << 20)
+        bound_once(Bounded(problem, bounds), Forms(rows[:1], offset[:1]), memory_bytes=256 << 20)
         form, began = form + time.monotonic() - began, time.monotonic()
     count = members.parts
     return count, median(forwards) or 0.0, hidden / count, form / count, peak_megabytes()

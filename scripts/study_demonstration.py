@@ -26,6 +26,7 @@ from rich.table import Table
 from study_files import read_csv
 from torch import Tensor
 
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.interval_bound import interval_bound
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
@@ -110,7 +111,7 @@ def _instance(model: Model, query: Query, configuration: Configuration) -> dict[
 
 
 def _backward_bound(problem: Problem, rows: Tensor, offset: Tensor) -> Tensor:
-    return bound_once(problem, preactivations(problem, BoundingOptions("backward")), rows, offset).lower
+    return bound_once(Bounded(problem, preactivations(problem, BoundingOptions("backward"))), Forms(rows, offset)).lower
 
 
 def _report(rows: list[dict[str, str]], out: Path, timeout: float) -> None:

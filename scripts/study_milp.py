@@ -245,17 +245,11 @@ def optimised(expander: Expander, piece: Piece) -> Piece:
     """The piece with the bound that optimised slopes and multipliers give."""
     batch = stack([piece])
     bounder = expander.bounder
-    rows, offset = bounder.forms(batch.clause)
-    found = optimise(
-        batch.problem,
-        batch.bounds,
-        rows,
-        offset,
-        lambda lower, items: (lower > bounder.target).all(1),
-        bounder.options.root,
-        batch.duals,
-        batch.phases,
-    )
+
+    def settled(lower: Tensor, items: Tensor) -> Tensor:
+        return (lower > bounder.target).all(1)
+
+    found = optimise(batch.bounded, bounder.form_of(batch.clause), settled, bounder.options.root, batch.duals)
     return replace(piece, lower=max(piece.lower, float(found.lower[0, 0])), duals=found.duals)
 
 

@@ -26,6 +26,7 @@ from study_files import STUDIES, Row, markdown, provenance, read_csv, show
 from torch import Tensor, nn
 
 from stbp_milp.attack import AttackConfiguration, attack
+from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.interval_bound import interval_bound
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
@@ -136,7 +137,7 @@ def _one(
     row["box interval"] = _short(float(interval_bound(hull, *property.forms()).min()))
     row["STBP interval"] = _short(float(interval_bound(problem, *property.forms()).min()))
     bounds = preactivations(problem, BoundingOptions("backward"))
-    row["STBP backward"] = _short(float(bound_once(problem, bounds, *property.forms()).lower.min()))
+    row["STBP backward"] = _short(float(bound_once(Bounded(problem, bounds), Forms(*property.forms())).lower.min()))
     if complete is not None:
         outcome = verify(Query(model, clip, specification, property), complete)
         row |= {"complete": outcome.word, "seconds": round(outcome.seconds, 2)}
