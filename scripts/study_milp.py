@@ -44,7 +44,7 @@ from stbp_milp.branching import Bounder, BranchingOptions, Expander, Family, OnM
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.branching.piece import stack
 from stbp_milp.branching.views import WholeView
-from stbp_milp.milp import PROOF_MARGIN, MilpResult
+from stbp_milp.milp import MilpResult
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.properties import Property, same_class
@@ -321,18 +321,18 @@ def solve(model: Model, subproblem: Subproblem, variant: Variant, seconds: float
     began = time.monotonic()
     with patch.object(exact, "minimum", reporting):
         solved = solve_piece(piece, source.stages, clause.rows, clause.offset, variant.options, Deadline.after(seconds))
-    bound, candidate = solved.bound, solved.candidate
+    bound, candidate = solved.lower, solved.candidate
     took = time.monotonic() - began
     result = reports[0] if reports else None
     said = result is not None and (
         result.termination is Termination.STOPPED_BELOW
-        or (result.termination is Termination.OPTIMAL and result.dual_bound <= -PROOF_MARGIN)
+        or (result.termination is Termination.OPTIMAL and result.dual_bound <= -result.tolerance)
     )
     breaks = False
     if candidate is not None:
         found = piece.family.view.clips(candidate.unsqueeze(0))
         breaks = original_breaks(model, source, clause, found)
-    word = "broken" if breaks else "proved" if bound - PROOF_MARGIN > 0.0 else "undecided"
+    word = "broken" if breaks else "proved" if bound > 0.0 else "undecided"
     return Answer(word, bound, took, said, breaks if said else None, result)
 
 

@@ -3,6 +3,10 @@
 A neuron in the millions with a weight of a millionth behind it is a harmless network, but a tolerance of 1e-6 on its
 big-M rows is then one of 1 on its value: dual bounds of SCIP and Gurobi were seen 0.5 above the true minimum.
 Measuring every column in a power of two near its own magnitude removes that, and rounds nothing.
+
+A column whose box is narrow beside its magnitude is measured from its lower end, in its width: HiGHS takes a box
+narrower than its tolerance for a number, drops coefficients below 1e-9, and was seen to prove too much by 1e-4. That
+shift rounds, so rows become wider and the objective smaller by as much.
 """
 
 from __future__ import annotations
@@ -15,50 +19,79 @@ import scipy.sparse as sp
 from solvers.program import MixedIntegerProgram
 
 _MODERATE = 4.0  # columns and rows within 2^-4 .. 2^4 stay as they are
+_NARROW = 2.0**-4  # boxes narrower than this share of their magnitude are measured from their lower end
+_ROUNDING = 2.0**-50  # relative, of a few operations
 
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """A program with `x = unit * y`; the objective is the same number.
+    """A program with `x = origin + unit * y`; its minimum is at most the original one's, and equal but for rounding.
 
     Attributes:
         program: over y.
         unit: (n,) powers of two, 1 for binaries and for columns without a finite box.
+        origin: (n,) 0 but for narrow boxes.
     """
 
     program: MixedIntegerProgram
     unit: np.ndarray
+    origin: np.ndarray
 
     def point(self, y: np.ndarray) -> np.ndarray:
         """The original program's point."""
-        return np.asarray(self.unit * y)
+        return np.asarray(self.origin + self.unit * y)
 
     def start(self, x: np.ndarray) -> np.ndarray:
         """A point of the original program, in this one's units."""
-        return np.asarray(x / self.unit)
+        return np.asarray((x - self.origin) / self.unit)
+
+    @property
+    def weight(self) -> float:
+        """The most that a unit of any column counts in the objective."""
+        return float(np.abs(self.program.cost).max(initial=0.0))
 
 
 def scaled(program: MixedIntegerProgram) -> Scaled:
-    """Columns in units near their magnitude, then rows likewise."""
+    """Columns in units near their magnitude or width, then rows likewise."""
     reach = np.maximum(np.abs(program.lower), np.abs(program.upper))
-    unit = np.where(program.integer, 1.0, _power_of_two(reach))
+    boxed = np.isfinite(reach)
+    width = np.where(boxed, program.upper, 0.0) - np.where(boxed, program.lower, 0.0)
+    narrow = boxed & ~program.integer & (width > 0) & (width < _NARROW * reach)
+    origin = np.where(narrow, program.lower, 0.0)
+    unit = np.where(program.integer, 1.0, _power_of_two(np.where(narrow, width, reach)))
+    shift, error = _products(program.rows, origin)
+    offset, slip = (float(x[0]) for x in _products(sp.csr_matrix(program.cost[None]), origin))
+    less = slip + _ROUNDING * abs(program.offset) if slip > 0 else 0.0
     rows = sp.csr_matrix(program.rows @ sp.diags(unit))
     largest = np.zeros(rows.shape[0])
     np.maximum.at(largest, np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)), np.abs(rows.data))
     factor = 1.0 / _power_of_two(largest)
+    below, above = (
+        (side - shift + sign * np.where(error > 0, error + _ROUNDING * np.abs(side), 0.0)) * factor
+        for side, sign in ((program.row_lower, -1.0), (program.row_upper, 1.0))
+    )
+    upper = np.where(narrow, (width * (1 + 2 * _ROUNDING)) / unit, program.upper / unit)
     return Scaled(
         MixedIntegerProgram(
             program.cost * unit,
             sp.csr_matrix(sp.diags(factor) @ rows),
-            program.row_lower * factor,
-            program.row_upper * factor,
-            program.lower / unit,
-            program.upper / unit,
+            below,
+            above,
+            np.where(narrow, 0.0, program.lower / unit),
+            upper,
             program.integer,
-            program.offset,
+            program.offset + offset - less,
         ),
         unit,
+        origin,
     )
+
+
+def _products(rows: sp.csr_matrix, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`rows @ point`, and what rounding can have done to it and to what it is added to."""
+    size = abs(rows) @ np.abs(point)
+    terms = np.diff(rows.indptr) + 4
+    return np.asarray(rows @ point), np.asarray(np.finfo(float).eps * terms * size)
 
 
 def _power_of_two(magnitude: np.ndarray) -> np.ndarray:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solvers import Preference, Termination
+from solvers import Preference, SolveLimits, Termination
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching.piece import Piece, stack
 from stbp_milp.branching.views import WholeView
-from stbp_milp.milp import Accuracy, InputRegion, cut_rounds, encode, minimum, sign_limits, tighten
+from stbp_milp.milp import Accuracy, InputRegion, cut_rounds, encode, minimum, tighten, until_sign
 from stbp_milp.network.normal_form import Stage, normal_form
 from stbp_milp.search import Deadline
 from stbp_milp.verdict import Reason
@@ -44,12 +44,12 @@ class Solved:
     """What a program says of a piece.
 
     Attributes:
-        bound: a dual bound; infinity where the phases leave no input.
+        lower: proved, solver tolerances included; infinity where the phases leave no input.
         candidate: `(*input_shape)`, or None.
         open_for: why the sign may still be open.
     """
 
-    bound: float
+    lower: float
     candidate: Tensor | None = None
     open_for: Reason = Reason.TOLERANCE
 
@@ -81,26 +81,28 @@ def solve_piece(
     encoded = encode(stages, region, tightened.boxes, _flat(rows).reshape(rows.shape), _flat(offset), phases, accuracy)
     if deadline.expired():
         return Solved(-math.inf, open_for=Reason.SOLVER_TIME)
-    limits = sign_limits(deadline.remaining(), options.memory_bytes, options.threads, options.seed)
     proved = -math.inf
     if options.cut_rounds:
         weaker = encoded
         for done, (lower, stronger) in enumerate(cut_rounds(weaker, options.cut_rounds, 0.3 * deadline.remaining())):
             proved = max(proved, lower)
-            if limits.stop_above is not None and proved > limits.stop_above:
+            if proved > 0.0:
                 return Solved(proved)
             if done == 1:
                 encoded = stronger
-        limits = replace(limits, seconds=deadline.remaining())
         if deadline.expired():
             return Solved(proved, open_for=Reason.SOLVER_TIME)
     if not encoded.trusted:
         return Solved(proved, open_for=Reason.ROUNDING)
     start = _descend(batch.problem, rows.mean(0))
+    limits = SolveLimits(
+        deadline.remaining(), memory_bytes=options.memory_bytes, threads=options.threads, seed=options.seed
+    )
+    limits = until_sign(limits, encoded.tolerance)
     result = minimum(encoded, options.solver, limits, start.cpu().numpy())
     candidate = None if result.candidate is None else torch.from_numpy(result.candidate).to(rows.device)
     late = result.termination in (Termination.TIME, Termination.MEMORY)
-    return Solved(max(proved, result.dual_bound), candidate, Reason.SOLVER_TIME if late else Reason.TOLERANCE)
+    return Solved(max(proved, result.lower), candidate, Reason.SOLVER_TIME if late else Reason.TOLERANCE)
 
 
 def _accuracy(problem: Problem, stages: Sequence[Stage], whole: bool) -> Accuracy:

@@ -1,10 +1,10 @@
 """Network, set and bounds as a mixed-integer program: exact, for what bounds and branching leave undecided."""
 
 from stbp_milp.milp.cuts import cut_rounds, strengthen
-from stbp_milp.milp.encode import SLACK, Accuracy, Encoded, encode, relax
+from stbp_milp.milp.encode import PROOF_MARGIN, SLACK, Accuracy, Encoded, encode, relax
 from stbp_milp.milp.points import complete, extract
 from stbp_milp.milp.region import InputRegion
-from stbp_milp.milp.solve import PROOF_MARGIN, MilpResult, minimum, sign_limits
+from stbp_milp.milp.solve import MilpResult, minimum, until_sign
 from stbp_milp.milp.tighten import Tightened, tighten
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "extract",
     "minimum",
     "relax",
-    "sign_limits",
     "strengthen",
     "tighten",
+    "until_sign",
 ]

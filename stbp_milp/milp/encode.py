@@ -18,17 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 
-from solvers import MixedIntegerProgram
+from solvers import MixedIntegerProgram, Scaled, scaled
 from stbp_milp.errors import SoundnessError
 from stbp_milp.milp.assembly import Affine, Assembly
 from stbp_milp.milp.region import InputRegion
 from stbp_milp.network.normal_form import Stage
 
 SLACK = 1e-6  # bounds move outwards by SLACK * (1 + |bound|): solvers keep their rows to about as much
+PROOF_MARGIN = 1e-4  # of dual bounds, see `Encoded.tolerance`
+_USUAL_WEIGHT = 16.0  # in the objective, of a unit of a column
 _NEARLY = 4 * SLACK  # a relaxation this thin needs no binary
 _SAFETY = 4.0  # times gamma, as in `bounds.rounding`
 _DIFFERENCE = 2.0**-50  # relative error of a few sums
@@ -91,6 +94,22 @@ class Encoded:
     value_column: int  # the column that dominates several rows; -1 with one row
     form: np.ndarray  # (R, K)
     offset: np.ndarray  # (R,)
+
+    @cached_property
+    def moderate(self) -> Scaled:
+        """The program as solvers get it."""
+        return scaled(self.program)
+
+    @property
+    def tolerance(self) -> float:
+        """What a solver's dual bound may lie above the minimum, with a wide margin: it has to clear that much.
+
+        Solvers keep rows and integrality to about 1e-6 of a column's unit; dual bounds were seen 1e-5 above the true
+        minimum where a unit of a column counts little in the objective. What counts more, counts here.
+        """
+        if not self.program.variables:
+            return 0.0  # a number, which no solver is asked for
+        return PROOF_MARGIN * max(1.0, self.moderate.weight / _USUAL_WEIGHT)
 
 
 @dataclass(frozen=True, eq=False)

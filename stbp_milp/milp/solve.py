@@ -1,7 +1,7 @@
 """Settle one margin on one region: a proved lower bound of it, and a clip that may break it.
 
-Words: a *proof* is a dual bound above `PROOF_MARGIN`; a *candidate* is a clip read off a stored point, which counts
-only after the original model and the set agree on it.
+Words: a *proof* is a dual bound above the program's tolerance; a *candidate* is a clip read off a stored point, which
+counts only after the original model and the set agree on it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from solvers import Preference, Solution, SolveLimits, Termination, choose, scaled
+from solvers import Preference, Solution, SolveLimits, Termination, choose
 from stbp_milp.errors import SoundnessError
 from stbp_milp.milp.encode import Encoded
 from stbp_milp.milp.points import complete, extract
-
-# Solvers keep rows and integrality to about 1e-6, and dual bounds were seen 1e-5 above the true minimum. A bound has
-# to clear ten times that before it proves a sign.
-PROOF_MARGIN = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +22,13 @@ class MilpResult:
     """What one program established about the smallest margin on its region.
 
     Attributes:
-        dual_bound: proved lower bound; plus infinity when the fixed phases leave no input.
+        dual_bound: of the solver; plus infinity when the fixed phases leave no input.
+        tolerance: what of it does not count.
         candidate: the clip `(*shape)` of the best stored point, float64, in the region, or None.
     """
 
     dual_bound: float
+    tolerance: float
     termination: Termination
     candidate: np.ndarray | None
     seconds: float
@@ -39,14 +37,14 @@ class MilpResult:
     solver: str
 
     @property
-    def proved(self) -> bool:
-        """Is the margin positive on the whole region, solver tolerances included?"""
-        return self.dual_bound > PROOF_MARGIN
+    def lower(self) -> float:
+        """Proved lower bound of the margin."""
+        return self.dual_bound - self.tolerance
 
 
-def sign_limits(seconds: float, memory_bytes: int | None = None, threads: int = 1, seed: int = 0) -> SolveLimits:
-    """Limits that stop once the margin's sign is settled, either way."""
-    return SolveLimits(seconds, 1.5 * PROOF_MARGIN, -PROOF_MARGIN, memory_bytes, threads, seed)
+def until_sign(limits: SolveLimits, tolerance: float) -> SolveLimits:
+    """The limits, and a stop once the margin's sign is settled, either way."""
+    return replace(limits, stop_above=1.5 * tolerance, stop_below=-tolerance)
 
 
 def minimum(
@@ -57,7 +55,7 @@ def minimum(
     Args:
         encoded: the program.
         preference: which solver.
-        limits: when to stop; see `sign_limits`.
+        limits: when to stop; see `until_sign`.
         start: a clip `(*shape)` of the region to begin from.
 
     Raises:
@@ -67,11 +65,11 @@ def minimum(
     began = time.monotonic()
     program = encoded.program
     if encoded.empty:
-        return MilpResult(float("inf"), Termination.INFEASIBLE, None, 0.0, program.binaries, 0, "none")
+        return MilpResult(float("inf"), 0.0, Termination.INFEASIBLE, None, 0.0, program.binaries, 0, "none")
     if not program.variables:
         solution, solver = _constant(encoded), "none"
     else:
-        backend, moderate = choose(program, preference), scaled(program)
+        backend, moderate = choose(program, preference), encoded.moderate
         point = None if start is None else moderate.start(complete(encoded, start))
         solution, solver = backend.solve(moderate.program, limits, point), backend.name
         if solution.point is not None:
@@ -84,7 +82,14 @@ def minimum(
     candidate = None if solution.point is None else extract(encoded, solution.point)
     seconds = time.monotonic() - began
     return MilpResult(
-        solution.dual_bound, solution.termination, candidate, seconds, program.binaries, solution.nodes, solver
+        solution.dual_bound,
+        encoded.tolerance,
+        solution.termination,
+        candidate,
+        seconds,
+        program.binaries,
+        solution.nodes,
+        solver,
     )
 
 

@@ -9,7 +9,6 @@ from solvers import RefusedError
 from stbp_milp.branching import Piece
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.branching.expand import Program
-from stbp_milp.milp import PROOF_MARGIN
 from stbp_milp.network.normal_form import Stage
 from stbp_milp.search import Deadline
 from stbp_milp.stages.context import TARGET, Context, State
@@ -31,9 +30,8 @@ def program(context: Context, state: State, stages: Sequence[Stage]) -> Program 
             return -math.inf
         if solved.candidate is not None and context.strategy.candidates:
             state.judge(piece.family.view.clips(solved.candidate.unsqueeze(0)), "milp")
-        lower = solved.bound - PROOF_MARGIN  # a solver's bound counts less its tolerances
-        if lower <= TARGET:
+        if solved.lower <= TARGET:
             state.open_for[solved.open_for] += 1
-        return lower
+        return solved.lower
 
     return solve

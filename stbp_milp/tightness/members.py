@@ -59,26 +59,26 @@ def exact_minimum(request: Request, upper: float) -> Found:
         bound[items] = bounds
     stages = normal_form(query.model.network)
     solved = torch.zeros_like(bound, dtype=torch.bool)
-    programs = 0
+    programs, tolerance = 0, PROOF_MARGIN
     while not request.deadline.expired():
         open_ = bound.where(~solved & (bound < upper), torch.inf)
         if not bool(torch.isfinite(open_).any()) and not bool((open_ == -torch.inf).any()):
             break
         member, clause = divmod(int(open_.argmin()), bound.shape[1])
-        lower, seen = _solved(request, stages, members.select(torch.tensor([member])), clause, upper)
+        lower, slack, seen = _solved(request, stages, members.select(torch.tensor([member])), clause, upper)
         bound[member, clause] = max(float(bound[member, clause]), lower)
-        upper, programs = min(upper, seen), programs + 1
+        upper, programs, tolerance = min(upper, seen), programs + 1, max(tolerance, slack)
         solved[member, clause] = True
     lower = float(bound.min())
     left = int((~solved & (bound < upper)).sum())
     note = f"{programs} programs" if not left else f"{programs} programs, {left} left"
-    return Found(lower, upper, certified=lower > PROOF_MARGIN, note=note, late=left > 0)
+    return Found(lower, upper, certified=lower > tolerance, note=note, late=left > 0)
 
 
 def _solved(
     request: Request, stages: tuple[Stage, ...], member: PerturbationSet, clause: int, upper: float
-) -> tuple[float, float]:
-    """A proved lower bound of a clause on a member (its optimum, or more than `upper`), and a margin seen on it."""
+) -> tuple[float, float, float]:
+    """A clause's dual bound on a member (its optimum, or more than `upper`), its tolerance, and a margin seen."""
     query, region = request.query, InputRegion.of(member)
     problem = whole_set(query).with_inputs(member)
     if region.choice is None:
@@ -89,10 +89,10 @@ def _solved(
     encoded = encode(stages, region, boxes, query.property.rows[rows].numpy(), query.property.offset[rows].numpy())
     left, memory = request.deadline.remaining(), request.memory_bytes
     # A bound this far above a margin that was seen settles the pair, the solver's tolerance included.
-    limits = SolveLimits(left, upper + PROOF_MARGIN, None, memory, request.threads, request.seed)
+    limits = SolveLimits(left, upper + encoded.tolerance, None, memory, request.threads, request.seed)
     result = minimum(encoded, "auto", limits)
     seen = math.inf if result.candidate is None else margin(query, torch.from_numpy(result.candidate))
-    return result.dual_bound, seen
+    return result.dual_bound, result.tolerance, seen
 
 
 def _built(request: Request) -> PerturbationSet:

@@ -21,3 +21,9 @@ def test_a_margin_that_only_float32_sees_contradicts_nothing(family: str, number
     answer = ask(draw(family, number), "none", blinded=False, timeout=2.0)
     assert not answer.faults
     assert answer.word == "falsified"
+
+
+def test_a_solver_proves_nothing_about_boxes_below_its_tolerance() -> None:
+    """Radius 1e-9 before weights of 5,000: HiGHS said 1e-4 more than the minimum."""
+    answer = ask(draw("graphs", 2557), "highs", blinded=False, timeout=2.0)
+    assert not answer.faults

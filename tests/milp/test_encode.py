@@ -18,7 +18,7 @@ from small_networks import CHOICES, NETWORKS, around, brute_force, interval_boxe
 
 from solvers import LinearRelaxation, SolveLimits, Termination
 from stbp_milp.errors import SoundnessError
-from stbp_milp.milp import PROOF_MARGIN, InputRegion, complete, encode, extract, minimum, sign_limits, strengthen
+from stbp_milp.milp import PROOF_MARGIN, InputRegion, complete, encode, extract, minimum, strengthen, until_sign
 from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.normal_form import normal_form
@@ -179,7 +179,7 @@ def test_fixed_phases_that_leave_nothing_prove_the_subproblem_empty() -> None:
     result = minimum(encode(stages, apart, {}, np.ones(1), 0.0, both), "auto", LIMITS)
     assert result.termination is Termination.INFEASIBLE
     assert result.dual_bound == np.inf
-    assert result.proved
+    assert result.lower == np.inf
 
 
 def test_contradicting_bounds_without_phases_stop_the_run() -> None:
@@ -207,12 +207,14 @@ def test_an_infeasible_program_without_phases_stops_the_run() -> None:
     assert minimum(replace(encoded, program=program, split=True), "auto", LIMITS).dual_bound == np.inf
 
 
-def test_sign_limits_stop_on_either_side() -> None:
+def test_a_settled_sign_stops_a_run_on_either_side() -> None:
     stages, region = normal_form(distance()), box([0.0, 0.0], [1.0, 1.0])
-    positive = minimum(encode(stages, region, {}, np.ones(1), 5.0), "auto", sign_limits(20.0))
-    assert positive.proved
-    negative = minimum(encode(stages, region, {}, np.ones(1), -0.5), "auto", sign_limits(20.0))
-    assert not negative.proved
+    limits = until_sign(SolveLimits(20.0), PROOF_MARGIN)
+    positive = minimum(encode(stages, region, {}, np.ones(1), 5.0), "auto", limits)
+    assert positive.tolerance == PROOF_MARGIN
+    assert positive.lower > 0
+    negative = minimum(encode(stages, region, {}, np.ones(1), -0.5), "auto", limits)
+    assert negative.lower <= 0
     assert negative.candidate is not None
     assert margin(distance(), np.ones(1), -0.5, negative.candidate) <= -PROOF_MARGIN
 
