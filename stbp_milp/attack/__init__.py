@@ -1,8 +1,8 @@
 """Candidates inside the set: attacks, and whatever else might break the property."""
 
-from stbp_milp.attack.candidates import candidates_from_points, representable
+from stbp_milp.attack.candidates import representable
 from stbp_milp.attack.judge import Judge
-from stbp_milp.attack.search import QUICK, THOROUGH, AttackConfiguration, AttackResult, SweepResult, attack, sweep
+from stbp_milp.attack.search import QUICK, THOROUGH, AttackConfiguration, AttackResult, attack
 
 __all__ = [
     "QUICK",
@@ -10,9 +10,6 @@ __all__ = [
     "AttackConfiguration",
     "AttackResult",
     "Judge",
-    "SweepResult",
     "attack",
-    "candidates_from_points",
     "representable",
-    "sweep",
 ]

@@ -25,8 +25,3 @@ def representable(perturbation: PerturbationSet, clips: Tensor) -> Tensor:
     infinity = torch.full_like(rounded, torch.inf)
     rounded = torch.where(rounded > upper, torch.nextafter(rounded, -infinity), rounded)
     return torch.where(rounded < lower, torch.nextafter(rounded, infinity), rounded)
-
-
-def candidates_from_points(perturbation: PerturbationSet, points: Tensor) -> Tensor:
-    """Points `(B, C, T, H, W)` from anywhere (solvers, maximisers of bounds) as candidates of part 0, float32."""
-    return representable(perturbation, perturbation.nearest(points.to(perturbation.clip.dtype)))

@@ -6,7 +6,6 @@ clause down is a smoother goal than the margin, which is the least of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -118,12 +117,6 @@ def single_members(choice: Choice, limit: int) -> tuple[Choice, ...]:
         pending = pending.select((~alone).nonzero().flatten())
         pending = pending.split(torch.zeros(pending.parts, *pending.voxels, device=pending.device))[0]
     return ()
-
-
-def in_chunks(choice: Choice, size: int) -> Iterator[Choice]:
-    """The parts of a choice, `size` at a time."""
-    for index in torch.split(torch.arange(choice.parts, device=choice.device), size):
-        yield choice.select(index)
 
 
 _ROUNDS = 64

@@ -1,7 +1,7 @@
 """Attacks: clips of the set with a margin as small as we can find.
 
-Every search is a generator of *trials*, batches of clips of the set with their margins; `attack` and `sweep` draw
-trials until one breaks the property, time is up or nothing is left to try. A search has three stages:
+A search is a generator of *trials*, batches of clips of the set with their margins; `attack` draws trials until one
+breaks the property, time is up or nothing is left to try. It has three stages:
 
 1. *screen*: where the set has few members, the first-order best corner of every member;
 2. *explore*: jump from corner to corner of the set, choosing the cover anew each time from the slope where we are
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stbp_milp.attack.candidates import representable
-from stbp_milp.attack.objective import Objective, Room, in_chunks, single_members
+from stbp_milp.attack.objective import Objective, Room, single_members
 from stbp_milp.bounds.interrupt import interruptible
 from stbp_milp.errors import OutOfTimeError
 from stbp_milp.network.graph import Network
@@ -74,14 +74,6 @@ class AttackResult:
     trials: int
 
 
-@dataclass(frozen=True, eq=False)
-class SweepResult:
-    """The best clip found, and how far every part's first-order corner lowers the margin, (N,) float32."""
-
-    best: AttackResult
-    margins: Tensor
-
-
 Trial = tuple[Tensor, Tensor]  # clips of the set (B, C, T, H, W), their margins (B,)
 Expired = Callable[[], bool]
 
@@ -118,36 +110,6 @@ def attack(
                 break
             best = best.after(*trial)
     return best.result
-
-
-def sweep(
-    network: Network,
-    perturbation: PerturbationSet,
-    property: Property,
-    expired: Expired = never,
-    configuration: AttackConfiguration = THOROUGH,
-) -> SweepResult:
-    """Tries one corner of every part and target, meant for sets whose N parts have a single member each.
-
-    The corner is the first-order best one at the clean clip. Parts that were not reached keep a margin of infinity.
-    """
-    objective = Objective.of(network, property, torch.float32, configuration.batch_values)
-    room = Room.of(perturbation)
-    targets, slopes = _nearest_targets(objective, room, configuration.targets)
-    best = _Best.of(network, property, perturbation)
-    margins = room.clip.new_full((perturbation.parts,), torch.inf)
-    reached = 0
-    for part in in_chunks(perturbation.choice, max(1, objective.rows // targets.numel())):
-        if best.result.margin <= configuration.stop_below or expired():
-            break
-        gain = room.gain(slopes).unsqueeze(0).expand(part.parts, -1, -1, -1, -1)
-        covers = part.best(gain)[1].flatten(0, 1).unsqueeze(1)
-        clips = room.vertex(slopes.repeat(part.parts, 1, 1, 1, 1), covers)
-        tried = objective.values(clips).amin(1)
-        best = best.after(clips, tried)
-        margins[reached : reached + part.parts] = tried.view(part.parts, -1).amin(1)
-        reached += part.parts
-    return SweepResult(best.result, margins)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,8 @@ class Relaxation:
     error: Tensor | None = None
 
     def select(self, items: Tensor) -> Relaxation:
+        """Those of some items; planes belong to a bracket, which is made for its items."""
+        assert self.planes is None
         clean, output = (x if x.shape[0] == 1 else x[items] for x in (self.clean, self.output))
         error = None if self.error is None else self.error[items]
         lines = (self.lower_slope[items], self.upper_slope[items], self.upper_gap[items])
@@ -51,10 +53,10 @@ def adaptive_slope(bounds: Interval) -> Tensor:
     return (bounds.upper > -bounds.lower).to(bounds.lower.dtype)
 
 
-def relax(bounds: Interval, clean: Tensor, alpha: Tensor | None = None) -> Relaxation:
-    """The relaxation of a ReLU whose operand is in `bounds`; `clean` is the operand's clean value, `(N or 1, *shape)`.
+def relax(bounds: Interval, clean: Tensor) -> Relaxation:
+    """The relaxation of a ReLU whose operand is in `bounds`, with adaptive lower slopes.
 
-    `alpha`: lower slopes, `(N, *shape)` or `(N, M, *shape)`, brought into their range; adaptive without.
+    `clean` is the operand's clean value, `(N or 1, *shape)`.
     """
     lower, upper = bounds.lower, bounds.upper
     least, most = slope_range(bounds)
@@ -63,7 +65,5 @@ def relax(bounds: Interval, clean: Tensor, alpha: Tensor | None = None) -> Relax
     upper_slope = torch.where(undecided, upper / width, most)
     intercept = torch.where(undecided, -lower * upper_slope, torch.zeros_like(lower))
     output = clean.clamp(min=0)
-    alpha = adaptive_slope(bounds) if alpha is None else alpha
-    alpha = alpha if alpha.dim() > lower.dim() else alpha.unsqueeze(1)
-    lower_slope = alpha.clamp(least.unsqueeze(1), most.unsqueeze(1))
+    lower_slope = adaptive_slope(bounds).clamp(least, most).unsqueeze(1)
     return Relaxation(lower_slope, upper_slope, upper_slope * clean + intercept - output, clean, output)

@@ -1,6 +1,6 @@
 """Network, set and bounds as a mixed-integer program: exact, for what bounds and branching leave undecided."""
 
-from stbp_milp.milp.cuts import cut_rounds, strengthen
+from stbp_milp.milp.cuts import cut_rounds
 from stbp_milp.milp.encode import PROOF_MARGIN, SLACK, Accuracy, Encoded, encode, relax
 from stbp_milp.milp.points import complete, extract
 from stbp_milp.milp.region import InputRegion
@@ -21,7 +21,6 @@ __all__ = [
     "extract",
     "minimum",
     "relax",
-    "strengthen",
     "tighten",
     "until_sign",
 ]

@@ -26,13 +26,6 @@ _BINDING = 1e-6  # a cut with less room than this at an optimum binds
 _ROUNDING = 1e-9  # cuts are relaxed by this much, relative to the magnitude of their terms
 
 
-def strengthen(encoded: Encoded, rounds: int, seconds: float) -> Encoded:
-    """The same program with rounds of ideal cuts at its relaxation's optimum; stops early when none is violated."""
-    for _, stronger in cut_rounds(encoded, rounds, seconds):
-        encoded = stronger
-    return encoded
-
-
 def cut_rounds(encoded: Encoded, rounds: int, seconds: float) -> Iterator[tuple[float, Encoded]]:
     """Before the first round of cuts and after every one: a proved lower bound of the margin, and the program.
 

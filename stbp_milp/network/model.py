@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.network.graph import Network
 from stbp_milp.network.onnx_file import OnnxFile, open_onnx
-from stbp_milp.network.onnx_reader import read_onnx_file
+from stbp_milp.network.onnx_reader import read_onnx
 from stbp_milp.network.reading import Comparison, compared, is_large
 from stbp_milp.network.torch_reader import private_copy, read_module
 from stbp_milp.network.views import Axes, convolved_layouts, on_clips, predicts_clips
@@ -129,7 +129,7 @@ def _load_module(module: nn.Module, input_shape: Sequence[int] | None) -> Model:
 def _load_onnx(path: str | Path, input_shape: Sequence[int] | None) -> Model:
     file = open_onnx(path, input_shape)
     name = file.path.name.removesuffix(".gz").removesuffix(".onnx")
-    network = read_onnx_file(file)
+    network = read_onnx(file)
     return Model(network, _onnx_predict(file), name, file.digest, str(path), _axes(network))
 
 

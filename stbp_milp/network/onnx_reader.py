@@ -6,9 +6,6 @@ reference implementation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -17,26 +14,19 @@ from onnx.reference import ReferenceEvaluator
 from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.network.assembly import Site, Value
 from stbp_milp.network.graph import Network, NetworkBuilder
-from stbp_milp.network.onnx_file import OnnxFile, open_onnx
+from stbp_milp.network.onnx_file import OnnxFile
 from stbp_milp.network.onnx_rules import RULES, SUPPORTED, Operator
 
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
-def read_onnx(path: str | Path, input_shape: Sequence[int] | None = None) -> Network:
-    """The model of an `.onnx` or `.onnx.gz` file as a float64 network.
-
-    The first axis of the input is the batch axis. `input_shape` (without it) is needed only where the file leaves
-    other axes open.
+def read_onnx(file: OnnxFile) -> Network:
+    """The model of a file as a float64 network.
 
     Raises:
         UnsupportedLayerError: an operator has no rule.
-        InputError: the file is missing, damaged, or not of one input and one flat output.
+        InputError: the file is not of one input and one flat output.
     """
-    return read_onnx_file(open_onnx(path, input_shape))
-
-
-def read_onnx_file(file: OnnxFile) -> Network:
     builder = NetworkBuilder(file.input_shape, file.input_name)
     results: dict[str, Value | np.ndarray] = {
         tensor.name: numpy_helper.to_array(tensor) for tensor in file.model.graph.initializer

@@ -84,9 +84,8 @@ class Context:
 
     @property
     def many_places(self) -> bool:
-        """Is one bound of the union of all members hopeless (patches), so that effort on it is wasted?"""
-        choice = self.set.choice
-        return bool((choice.union()[0].sum((-1, -2)) > 0).any()) and float(choice.members()[0]) > 100
+        """Is one bound of the union of all members hopeless, as of patches, so that effort on it is wasted?"""
+        return float(self.set.choice.members()[0]) > 100
 
 
 def _room(configuration: Configuration, device: torch.device) -> int:

@@ -21,7 +21,7 @@ from stbp_milp.bounds.ascent import OptimiserOptions, optimise
 from stbp_milp.bounds.backward import NodeForms, input_form
 from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.duals import Duals
-from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.interval import Interval, slope_range
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
@@ -177,7 +177,8 @@ def test_support_is_never_weaker_than_the_whole_box(body: str, text: str, seed: 
     lines = {}
     for relu, b in bounds.items():
         alpha = torch.rand(b.lower.shape, generator=generator, dtype=torch.float64)
-        lines[relu] = relax(b, problem.clean[net.nodes[relu].inputs[0]], alpha)
+        slope = alpha.clamp(*slope_range(b)).unsqueeze(1)
+        lines[relu] = replace(relax(b, problem.clean[net.nodes[relu].inputs[0]]), lower_slope=slope)
     back = input_form(replace(problem, rounding=None), lines, NodeForms(len(net.nodes) - 1, ROWS.unsqueeze(0)))
     with_support, with_box = back.lower(perturbation), back.lower(hull_box(perturbation))
     assert bool((with_support >= with_box - ROUNDING).all())

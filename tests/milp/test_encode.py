@@ -18,13 +18,30 @@ from small_networks import CHOICES, NETWORKS, around, brute_force, interval_boxe
 
 from solvers import LinearRelaxation, SolveLimits, Termination
 from stbp_milp.errors import SoundnessError
-from stbp_milp.milp import PROOF_MARGIN, InputRegion, complete, encode, extract, minimum, strengthen, until_sign
+from stbp_milp.milp import (
+    PROOF_MARGIN,
+    Encoded,
+    InputRegion,
+    complete,
+    cut_rounds,
+    encode,
+    extract,
+    minimum,
+    until_sign,
+)
 from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.sets import VoxelBox
 
 LIMITS = SolveLimits(seconds=20)
+
+
+def strengthen(encoded: Encoded, rounds: int, seconds: float) -> Encoded:
+    """The program after rounds of cuts."""
+    return [encoded, *(stronger for _, stronger in cut_rounds(encoded, rounds, seconds))][-1]
+
+
 TOLERANCE = 1e-5
 seeds = st.integers(0, 10**6)
 each_network = pytest.mark.parametrize("kind", NETWORKS)

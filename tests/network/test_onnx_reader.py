@@ -18,11 +18,17 @@ from small_modules import MODULES, NOT_EXPORTED, build
 from torch import nn
 
 from stbp_milp.errors import InputError, UnsupportedLayerError
+from stbp_milp.network import onnx_reader
+from stbp_milp.network.graph import Network
 from stbp_milp.network.model import load_model
-from stbp_milp.network.onnx_reader import read_onnx
+from stbp_milp.network.onnx_file import open_onnx
 from stbp_milp.st_bench.export import write_network
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def read_onnx(path: Path, input_shape: tuple[int, ...] | None = None) -> Network:
+    return onnx_reader.read_onnx(open_onnx(path, input_shape))
 
 
 def export(module: nn.Module, shape: tuple[int, ...], path: Path, **settings: Any) -> Path:
