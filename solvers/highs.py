@@ -49,18 +49,18 @@ class Highs:
             solver.setOptionValue("objective_target", limits.stop_below)
         if limits.seconds < float("inf"):
             solver.setOptionValue("time_limit", max(limits.seconds - (time.monotonic() - began), 0.0))
-        solver.run()
+        with _stdout_to(2):  # silent as it is, it prints where it tries a solution once more
+            solver.run()
         return _read(solver, program, limits, began)
 
 
 @contextmanager
-def _quiet_stdout() -> Iterator[None]:
-    """What C code prints to the process's standard output is lost inside."""
+def _stdout_to(target: int) -> Iterator[None]:
+    """What is printed to the process's standard output, by C code above all, goes to another file inside."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
+        os.dup2(target, 1)
         yield
     finally:
         os.dup2(kept, 1)
@@ -71,7 +71,8 @@ def highs_model(program: MixedIntegerProgram, limits: SolveLimits, relaxed: bool
     """A quiet solver that holds the program (`relaxed`: without integrality)."""
     import highspy
 
-    with _quiet_stdout():  # it greets while it is created, before it can be told to be silent
+    with open(os.devnull, "wb") as nowhere, _stdout_to(nowhere.fileno()):
+        # It greets while it is created, before it can be told to be silent.
         solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
         solver.silent()
     solver.setOptionValue("threads", limits.threads)
