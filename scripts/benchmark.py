@@ -137,11 +137,11 @@ def bounded(
 
     `quick`: as the verifier does, backward bounds of hidden layers only where intervals prove nothing.
     """
-    stages = normal_form(network)
+    maps = normal_form(network)
     lower = torch.empty(places.parts, rows.shape[0], dtype=torch.float64)
     unstable = torch.empty(places.parts, dtype=torch.int64)
-    restrict = Restrictor(stages, Problem.of(network, places))
-    for group in grouped(stages, places, BranchingOptions().family_memory // 8):
+    restrict = Restrictor(maps, Problem.of(network, places))
+    for group in grouped(maps, places, BranchingOptions().family_memory // 8):
         problem, items = restrict(group), group.members
         if quick:
             bounds = preactivations(problem, BoundingOptions("interval"))

@@ -27,7 +27,7 @@ from pathlib import Path
 from study_batch import MIX, ROOT, environment, free_port, trivial_list, wait_for
 
 from stbp_milp.batch import nodes
-from stbp_milp.batch.engine import Options, run_batch
+from stbp_milp.batch.engine import EngineOptions, run_batch
 from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.mirror import FILE, Mirror, in_file
 from stbp_milp.batch.task import Settings, read_tasks
@@ -158,7 +158,7 @@ def planted(folder: Path, queue: Path) -> bool:
     began = time.monotonic()
     with Mirror(out) as mirror:
         mirror.begin(tasks)
-        options = Options(job="planted:by_specification")
+        options = EngineOptions(job="planted:by_specification")
         run_batch(tasks, out, mirror, lambda: nodes.queue("slurm", nodes.read_queue_file(queue)), options, look)
     query = "SELECT position, word FROM instances LEFT JOIN results USING (key) ORDER BY position"
     words = [word for _, word in in_file(out.path / FILE, query)]

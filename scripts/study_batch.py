@@ -36,7 +36,7 @@ from lists import TOKEN, living, start_driver, write_list  # noqa: E402
 from planted import WORDS  # noqa: E402
 
 from stbp_milp.batch import nodes  # noqa: E402
-from stbp_milp.batch.engine import Options, run_batch  # noqa: E402
+from stbp_milp.batch.engine import EngineOptions, run_batch  # noqa: E402
 from stbp_milp.batch.folder import Folder  # noqa: E402
 from stbp_milp.batch.mirror import FILE, Mirror, in_file  # noqa: E402
 from stbp_milp.batch.task import Settings, read_tasks  # noqa: E402
@@ -190,7 +190,7 @@ def study_limits(folder: Path) -> list[Row]:
     out = Folder(folder / "out").prepared()
     limit = 1 << 30
     tasks = read_tasks(write_list(folder, plants), out.path, Settings(memory_bytes=limit))
-    options = Options(job="planted:by_specification")
+    options = EngineOptions(job="planted:by_specification")
     os.environ["PYTHONPATH"] = environment("")["PYTHONPATH"]
     with Mirror(out) as mirror:
         mirror.begin(tasks)

@@ -46,7 +46,7 @@ from stbp_milp.branching.piece import stack
 from stbp_milp.branching.views import WholeView
 from stbp_milp.milp import MilpResult
 from stbp_milp.network.model import Model, load_model
-from stbp_milp.network.normal_form import Stage, normal_form
+from stbp_milp.network.normal_form import AffineMap, normal_form
 from stbp_milp.properties import Property, same_class
 from stbp_milp.search import Deadline
 from stbp_milp.sets import PerturbationSet, SetSpecification
@@ -75,7 +75,7 @@ class Source:
     epsilon: float
     property: Property
     set: PerturbationSet
-    stages: tuple[Stage, ...]
+    maps: tuple[AffineMap, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ def collect(model: Model, arguments: argparse.Namespace, progress: Progress) -> 
     pool: list[Subproblem] = []
     known: set[tuple[int, float, int, bytes]] = set()  # members of any-frames:2 may be members of window:2
     task = progress.add_task("collecting", total=sum(wanted.values()), note="")
-    stages = normal_form(model.network)
+    maps = normal_form(model.network)
     places = [(text, clip) for clip in range(arguments.first, min(arguments.clips, len(voxels))) for text in SETS]
     for text, clip in places:
         count = Counter(s.group for s in pool)
@@ -186,7 +186,7 @@ def collect(model: Model, arguments: argparse.Namespace, progress: Progress) -> 
             if not groups or (breakable and begin is None):
                 continue
             progress.update(task, note=f"{text}, clip {clip}, eps {epsilon:.3g}")
-            source = source_of(model, voxels[clip].double(), clip, text, epsilon, property, stages)
+            source = source_of(model, voxels[clip].double(), clip, text, epsilon, property, maps)
             expander = expander_of(model, source)
             roots = open_members(expander, source)
             for group in groups:
@@ -209,10 +209,10 @@ def place(piece: Piece) -> bytes:
 
 
 def source_of(
-    model: Model, clip: Tensor, index: int, text: str, epsilon: float, property: Property, stages: tuple[Stage, ...]
+    model: Model, clip: Tensor, index: int, text: str, epsilon: float, property: Property, maps: tuple[AffineMap, ...]
 ) -> Source:
     perturbation = SetSpecification(text, epsilon).build(clip)
-    return Source(text, index, epsilon, property, perturbation, stages)
+    return Source(text, index, epsilon, property, perturbation, maps)
 
 
 def expander_of(model: Model, source: Source) -> Expander:
@@ -228,7 +228,7 @@ def expander_of(model: Model, source: Source) -> Expander:
         deadline=Deadline.after(1e6),
         witness=_Seen(model, source.property),
     )
-    roots = Roots(bounder, OnMatrices(bounder, source.stages))
+    roots = Roots(bounder, OnMatrices(bounder, source.maps))
     return Expander(bounder=bounder, roots=roots, program=None, timed=lambda stage: nullcontext())
 
 
@@ -320,7 +320,7 @@ def solve(model: Model, subproblem: Subproblem, variant: Variant, seconds: float
 
     began = time.monotonic()
     with patch.object(exact, "minimum", reporting):
-        solved = solve_piece(piece, source.stages, clause.rows, clause.offset, variant.options, Deadline.after(seconds))
+        solved = solve_piece(piece, source.maps, clause.rows, clause.offset, variant.options, Deadline.after(seconds))
     bound, candidate = solved.lower, solved.candidate
     took = time.monotonic() - began
     result = reports[0] if reports else None

@@ -17,7 +17,7 @@ VERDICTS = ("verified", "falsified", "unknown")  # that a specification may expe
 
 
 @dataclass(frozen=True)
-class Instance:
+class ListedInstance:
     """One line of an instance list; the paths are usable from the working directory.
 
     Attributes:
@@ -29,7 +29,7 @@ class Instance:
     timeout: float
 
 
-def read_instances(path: str | Path) -> list[Instance]:
+def read_instances(path: str | Path) -> list[ListedInstance]:
     """The instances of a list.
 
     Raises:
@@ -48,7 +48,7 @@ def read_instances(path: str | Path) -> list[Instance]:
     return [_instance(path, number, line) for number, line in lines]
 
 
-def _instance(path: Path, number: int, line: list[str]) -> Instance:
+def _instance(path: Path, number: int, line: list[str]) -> ListedInstance:
     if any("\0" in cell for cell in line):
         raise InputError(f"line {number} of {str(path)!r} holds a NUL character; save the list again as plain text")
     cells = [cell.strip() for cell in line]
@@ -61,7 +61,7 @@ def _instance(path: Path, number: int, line: list[str]) -> Instance:
         raise InputError(
             f"line {number} of {str(path)!r} is {','.join(line)!r}; expected a model, a specification and seconds"
         )
-    return Instance(_file(path.parent / model), _file(path.parent / specification), timeout)
+    return ListedInstance(_file(path.parent / model), _file(path.parent / specification), timeout)
 
 
 def _file(path: Path) -> Path:

@@ -186,11 +186,11 @@ class Exact:
 def whole_minimum(query: Query, solver: SolverName) -> Exact:
     """The least margin over the whole set: one program a clause, the choice as binaries."""
     region = InputRegion.of(query.set.build(query.clip))
-    stages = normal_form(query.model.network)
+    maps = normal_form(query.model.network)
     lower = upper = math.inf
     for clause in query.property.clauses:
         rows, offset = query.property.rows[list(clause)].numpy(), query.property.offset[list(clause)].numpy()
-        result = minimum(encode(stages, region, {}, rows, offset), solver, SolveLimits(_SECONDS))  # type: ignore[arg-type]
+        result = minimum(encode(maps, region, {}, rows, offset), solver, SolveLimits(_SECONDS))  # type: ignore[arg-type]
         lower = min(lower, result.dual_bound)
         if result.candidate is not None:
             upper = min(upper, margin(query, torch.from_numpy(result.candidate)))

@@ -13,7 +13,7 @@ from torch import nn
 
 from stbp_milp.errors import InputError
 from stbp_milp.inputs import parse_domain
-from stbp_milp.instance_list import Instance, read_instances
+from stbp_milp.instance_list import ListedInstance, read_instances
 from stbp_milp.instances import Specification, read_specification, write_specification
 from stbp_milp.interop.writer import write_vnnlib
 from stbp_milp.network.model import load_model
@@ -69,8 +69,8 @@ def test_a_list_is_read_relative_to_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "instances.csv"
     path.write_text("onnx/a.onnx, specs/b.json, 60\n\nonnx/c.onnx,vnnlib/d.vnnlib.gz,0.5\n")
     assert read_instances(path) == [
-        Instance(tmp_path / "onnx/a.onnx", tmp_path / "specs/b.json", 60.0),
-        Instance(tmp_path / "onnx/c.onnx", tmp_path / "vnnlib/d.vnnlib.gz", 0.5),
+        ListedInstance(tmp_path / "onnx/a.onnx", tmp_path / "specs/b.json", 60.0),
+        ListedInstance(tmp_path / "onnx/c.onnx", tmp_path / "vnnlib/d.vnnlib.gz", 0.5),
     ]
 
 
@@ -164,7 +164,9 @@ def test_a_compressed_file_stands_for_the_one_that_is_listed(tmp_path: Path) -> 
     for name in ("a.onnx.gz", "b.vnnlib", "b.vnnlib.gz"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "instances.csv").write_text("a.onnx,b.vnnlib,1\n")
-    assert read_instances(tmp_path / "instances.csv") == [Instance(tmp_path / "a.onnx.gz", tmp_path / "b.vnnlib", 1.0)]
+    assert read_instances(tmp_path / "instances.csv") == [
+        ListedInstance(tmp_path / "a.onnx.gz", tmp_path / "b.vnnlib", 1.0)
+    ]
 
 
 def test_bytes_are_divided_where_no_domain_is_given(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Options:
+class EngineOptions:
     """How a batch is run.
 
     Attributes:
@@ -94,7 +94,7 @@ def run_batch(
     folder: Folder,
     mirror: Mirror,
     open_client: Callable[[], AbstractContextManager[Client]],
-    options: Options,
+    options: EngineOptions,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Run those of the tasks that have no result yet; no worker is started where there are none.
@@ -139,7 +139,7 @@ class _Engine:
     client: Client
     folder: Folder
     mirror: Mirror
-    options: Options
+    options: EngineOptions
     on_progress: Callable[[Progress], None]
     run_id: str
     progress: Progress

@@ -18,7 +18,7 @@ from typing import Any
 
 from stbp_milp.batch.supervised import Limits
 from stbp_milp.errors import InputError, SoundnessError
-from stbp_milp.instance_list import VERDICTS, Instance, read_instances
+from stbp_milp.instance_list import VERDICTS, ListedInstance, read_instances
 from stbp_milp.plain import digest_of, from_json
 from stbp_milp.results import key_of, key_of_part
 from stbp_milp.versions import versions
@@ -147,7 +147,7 @@ def read_tasks(path: Path, folder: Path, settings: Settings) -> list[Task]:
     return [_task(instance, path.parent, folder, settings) for instance in instances]
 
 
-def _task(instance: Instance, base: Path, folder: Path, settings: Settings) -> Task:
+def _task(instance: ListedInstance, base: Path, folder: Path, settings: Settings) -> Task:
     model = _model_digest(instance.model)
     question, expected = _question(instance.specification)
     limits = Limits(

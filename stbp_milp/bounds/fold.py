@@ -21,9 +21,9 @@ from stbp_milp.bounds.interrupt import ask
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.problem import Preactivations, Problem
 from stbp_milp.bounds.rounding import Values, derived
-from stbp_milp.network.dense import DenseStage, dense_network
+from stbp_milp.network.dense import DenseMap, dense_network
 from stbp_milp.network.graph import Network
-from stbp_milp.network.normal_form import Stage
+from stbp_milp.network.normal_form import AffineMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Folded:
 
 def fold(
     problem: Problem,
-    stages: Sequence[Stage],
+    maps: Sequence[AffineMap],
     bounds: Preactivations,
     most_entries: int,
     expired: Callable[[], bool] = lambda: False,
@@ -63,20 +63,20 @@ def fold(
     """Fold what is decided in every item; None where the matrices would have more than `most_entries`.
 
     Args:
-        stages: normal form of the problem's network.
+        maps: normal form of the problem's network.
         bounds: of the operand of every ReLU, each `(N, *shape)`, on the problem's sets.
 
     Raises:
         OutOfTimeError: the time was over before the end.
     """
-    left = _undecided(stages, bounds)
-    inputs, outputs = problem.clean[0][0].numel(), stages[-1].bias.size
+    left = _undecided(maps, bounds)
+    inputs, outputs = problem.clean[0][0].numel(), maps[-1].bias.size
     counts = np.array([inputs, *(len(at) for at in left.values()), outputs])
     if sum(int(count * counts[: i + 1].sum()) for i, count in enumerate(counts[1:])) > most_entries:
         return None
     folding = _Folding.of(problem, bounds, left)
-    for stage in stages:
-        folding.pass_through(stage, expired)
+    for affine in maps:
+        folding.pass_through(affine, expired)
     network, positions = dense_network(problem.network.input_shape, folding.dense)
     network = network.to(problem.device)
     neurons = {
@@ -89,10 +89,10 @@ def fold(
     return Folded(replace(problem, network=network, clean=clean, rounding=rounding, ideal=ideal), neurons, kept)
 
 
-def _undecided(stages: Sequence[Stage], bounds: Preactivations) -> dict[int, np.ndarray]:
+def _undecided(maps: Sequence[AffineMap], bounds: Preactivations) -> dict[int, np.ndarray]:
     """Flat positions, by ReLU, of the neurons that are undecided in some item, or decided differently in two."""
     left = {}
-    for relu in (stage.relu for stage in stages if stage.relu is not None):
+    for relu in (affine.relu for affine in maps if affine.relu is not None):
         both = (bounds[relu].lower < 0).any(0) & (bounds[relu].upper > 0).any(0)
         at = both.flatten().nonzero().flatten().cpu().numpy()
         if len(at):
@@ -124,7 +124,7 @@ class _Folding:
         sources: clean values of what is left.
         reach: what the terms of every source add up to in magnitude on the sets.
         sizes: the same of every operand.
-        dense: the stages of the new network.
+        dense: the maps of the new network.
     """
 
     problem: Problem
@@ -135,7 +135,7 @@ class _Folding:
     sources: dict[int, np.ndarray]
     reach: dict[int, np.ndarray]
     sizes: dict[int | None, np.ndarray] = field(default_factory=dict)
-    dense: list[DenseStage] = field(default_factory=list)
+    dense: list[DenseMap] = field(default_factory=list)
 
     @classmethod
     def of(cls, problem: Problem, bounds: Preactivations, left: dict[int, np.ndarray]) -> _Folding:
@@ -150,15 +150,15 @@ class _Folding:
             reach={0: np.maximum(*(_largest(side) for side in problem.inputs.hull()))},
         )
 
-    def pass_through(self, stage: Stage, expired: Callable[[], bool]) -> None:
-        """Add what the stage leaves to the new network, and its ReLU's output to what is known."""
-        terms = self._terms(stage, expired)
-        self.sizes[stage.relu] = stage.sizes(self.reach)
-        clean = _flat(self.problem.clean[self.problem.network.operand(stage.relu)][:1])
-        if stage.relu is None:
+    def pass_through(self, affine: AffineMap, expired: Callable[[], bool]) -> None:
+        """Add what the map leaves to the new network, and its ReLU's output to what is known."""
+        terms = self._terms(affine, expired)
+        self.sizes[affine.relu] = affine.sizes(self.reach)
+        clean = _flat(self.problem.clean[self.problem.network.operand(affine.relu)][:1])
+        if affine.relu is None:
             self.dense.append(_dense(terms, clean, self.sources, self.order))
             return
-        relu, own = stage.relu, self.bounds[stage.relu]
+        relu, own = affine.relu, self.bounds[affine.relu]
         at = self.left.get(relu, np.zeros(0, dtype=np.int64))
         if len(at):
             rows = {basis: matrix[at] for basis, matrix in terms.items()}
@@ -174,10 +174,10 @@ class _Folding:
             ones = (np.ones(len(at)), (at, np.arange(len(at))))
             self.known[relu][relu] = sp.csr_matrix(ones, shape=(clean.size, len(at)))
 
-    def _terms(self, stage: Stage, expired: Callable[[], bool]) -> dict[int, sp.csr_matrix]:
-        """The stage's operand as a function of the input and of what is left: matrices by source."""
+    def _terms(self, affine: AffineMap, expired: Callable[[], bool]) -> dict[int, sp.csr_matrix]:
+        """The map's operand as a function of the input and of what is left: matrices by source."""
         terms: dict[int, sp.csr_matrix] = {}
-        for source, weight in stage.weights.items():
+        for source, weight in affine.weights.items():
             for basis, matrix in self.known[source].items():
                 ask(expired)
                 product = (weight @ matrix).tocsr()
@@ -211,11 +211,11 @@ def _largest(values: Tensor) -> np.ndarray:
 
 def _dense(
     terms: dict[int, sp.csr_matrix], clean: np.ndarray, sources: dict[int, np.ndarray], order: dict[int, int]
-) -> DenseStage:
+) -> DenseMap:
     """With the bias that gives the clean value at the clean values of its sources."""
     weights = {order[basis]: torch.from_numpy(matrix.toarray()) for basis, matrix in terms.items()}
     bias = clean - sum(matrix @ sources[basis] for basis, matrix in terms.items())
-    return DenseStage(weights, torch.from_numpy(bias))
+    return DenseMap(weights, torch.from_numpy(bias))
 
 
 def _flat(values: Tensor) -> np.ndarray:

@@ -21,11 +21,11 @@ from stbp_milp.bounds.interrupt import ask
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.rounding import Values, derived
 from stbp_milp.memory import ask_memory, room
-from stbp_milp.network.dense import DenseStage, dense_network
-from stbp_milp.network.normal_form import Stage
+from stbp_milp.network.dense import DenseMap, dense_network
+from stbp_milp.network.normal_form import AffineMap
 from stbp_milp.sets import Choice, InputSet, Patch, PerturbationSet, VoxelBox
 
-_DENSE_ENTRIES = 32_000_000  # a stage's matrix is gathered from its dense form up to this size (256 MB)
+_DENSE_ENTRIES = 32_000_000  # a map's matrix is gathered from its dense form up to this size (256 MB)
 _DENSE_SHARE = 0.2  # of the memory that is left, that one of them may take
 _COPIES = 3  # of a layer's footprints, while kinds are told apart
 # Measured on two networks, in multiplications: what a group costs besides its members' (some hundred small tensor
@@ -37,7 +37,7 @@ _PRODUCT = 5_000_000  # multiplications of sparse matrices between two looks at 
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class MemberGroup:
     """Members that share a restricted network.
 
     Attributes:
@@ -54,8 +54,8 @@ class Group:
 
 
 def grouped(
-    stages: Sequence[Stage], members: InputSet, largest: int, expired: Callable[[], bool] = lambda: False
-) -> list[Group]:
+    maps: Sequence[AffineMap], members: InputSet, largest: int, expired: Callable[[], bool] = lambda: False
+) -> list[MemberGroup]:
     """Members in groups that are cheap to bound.
 
     A tree of neighbours is grown over the members; it is cut where bounding the members of a node on one network is
@@ -73,9 +73,9 @@ def grouped(
         (np.ones(sum(map(len, nodes))), np.concatenate(nodes), np.cumsum([0, *map(len, nodes)])),
         shape=(members.parts, len(nodes)),
     )
-    reached = _reached(stages, (moved @ belongs).tocsc(), expired)
+    reached = _reached(maps, (moved @ belongs).tocsc(), expired)
     sizes = {source: np.diff(columns.indptr) for source, columns in reached.items()}
-    entries, work = _costs(stages, sizes)
+    entries, work = _costs(maps, sizes)
     counts = np.array([len(node) for node in nodes])
     own = _PER_GROUP + _PER_ENTRY * entries + counts * work
     own[(entries > largest) & np.array([bool(c) for c in children])] = np.inf
@@ -100,7 +100,7 @@ def grouped(
         moves = by_member[nodes[node]][:, reach[0]].toarray() > 0
         neurons = {source: torch.from_numpy(index).to(device) for source, index in reach.items()}
         own_members, moves = (torch.from_numpy(x).to(device) for x in (nodes[node], moves))
-        groups.append(Group(own_members, neurons, int(entries[node]), moves))
+        groups.append(MemberGroup(own_members, neurons, int(entries[node]), moves))
     return groups
 
 
@@ -111,8 +111,8 @@ class Restrictor:
         problem: the whole network on N sets of one member each, all around one clean input.
     """
 
-    def __init__(self, stages: Sequence[Stage], problem: Problem) -> None:
-        self._stages, self._device = stages, problem.device
+    def __init__(self, maps: Sequence[AffineMap], problem: Problem) -> None:
+        self._maps, self._device = maps, problem.device
         self._members = problem.inputs
         assert problem.rounding is not None
         self._rounding = problem.rounding
@@ -120,30 +120,30 @@ class Restrictor:
         def flat(node: int) -> Values:
             return problem.clean[node].reshape(1, -1), self._rounding.errors[node].reshape(1, -1)
 
-        self._sources = {s: flat(s) for s in (0, *(t.relu for t in stages if t.relu is not None))}
-        self._operands = [flat(problem.network.operand(stage.relu)) for stage in stages]
+        self._sources = {s: flat(s) for s in (0, *(t.relu for t in maps if t.relu is not None))}
+        self._operands = [flat(problem.network.operand(affine.relu)) for affine in maps]
         # Rows and columns are gathered from dense matrices where those are small.
         self._dense: dict[int, Tensor] = {}
 
-    def __call__(self, group: Group) -> Problem:
+    def __call__(self, group: MemberGroup) -> Problem:
         """The restricted network on the boxes of the group's members."""
-        order = {0: 0} | {stage.relu: i + 1 for i, stage in enumerate(self._stages) if stage.relu is not None}
-        dense: list[DenseStage] = []
+        order = {0: 0} | {affine.relu: i + 1 for i, affine in enumerate(self._maps) if affine.relu is not None}
+        dense: list[DenseMap] = []
         operands: list[Values] = []
-        for i, stage in enumerate(self._stages):
-            rows = None if stage.relu is None else group.neurons[stage.relu]
+        for i, affine in enumerate(self._maps):
+            rows = None if affine.relu is None else group.neurons[affine.relu]
             value, error = self._operands[i]
             operands.append((value, error) if rows is None else (value[:, rows], error[:, rows]))
             bias = operands[-1][0][0]
             weights, magnitudes = {}, {}
-            for source, whole in stage.weights.items():
+            for source, whole in affine.weights.items():
                 columns = group.neurons[source]
                 weight = self._gather(whole, rows, columns)
                 bias = bias - weight @ self._sources[source][0][0, columns]
                 weights[order[source]] = weight
-                if source in stage.magnitudes:
-                    magnitudes[order[source]] = self._gather(stage.magnitudes[source], rows, columns)
-            dense.append(DenseStage(weights, bias, magnitudes))
+                if source in affine.magnitudes:
+                    magnitudes[order[source]] = self._gather(affine.magnitudes[source], rows, columns)
+            dense.append(DenseMap(weights, bias, magnitudes))
         network, positions = dense_network((len(group.neurons[0]),), dense)
         boxes = _boxes(self._members, group)
         at = [network.operand(relu) for relu in (*positions[1:], None)]
@@ -228,34 +228,34 @@ def _tree(
     return nodes, children
 
 
-def _reached(stages: Sequence[Stage], moved: sp.csc_matrix, expired: Callable[[], bool]) -> dict[int, sp.csc_matrix]:
+def _reached(maps: Sequence[AffineMap], moved: sp.csc_matrix, expired: Callable[[], bool]) -> dict[int, sp.csc_matrix]:
     """The neurons of every source that columns of voxels reach, column by column `(size, columns)`."""
     result = {0: _sorted(moved)}
     # Many columns reach the same neurons: every *kind* of footprint is followed once.
     kinds: dict[int, tuple[sp.csc_matrix, np.ndarray]] = {0: (result[0], np.arange(moved.shape[1]))}
-    for stage in stages:
-        if stage.relu is None:
+    for affine in maps:
+        if affine.relu is None:
             continue
-        below = [kinds[source] for source in stage.weights]
+        below = [kinds[source] for source in affine.weights]
         first, which = np.unique(
             np.stack([own for _, own in below], 1), axis=0, return_index=True, return_inverse=True
         )[1:]
         own: list[sp.csc_matrix] = []
-        for some in _slices(stage, [columns[:, of_column[first]] for columns, of_column in below]):
+        for some in _slices(affine, [columns[:, of_column[first]] for columns, of_column in below]):
             ask(expired)
             own.append(sum(weight @ columns for weight, columns in some))
         ask_memory(_COPIES * sum(_bytes(columns) for columns in own))
         columns = _sorted(sp.hstack(own, format="csc"))
         first, of_kind = _different(columns, expired)
         kept = _sorted(columns[:, first])
-        kinds[stage.relu] = kept, of_kind[which.reshape(-1)]
-        result[stage.relu] = _sorted(kept[:, kinds[stage.relu][1]])
+        kinds[affine.relu] = kept, of_kind[which.reshape(-1)]
+        result[affine.relu] = _sorted(kept[:, kinds[affine.relu][1]])
     return result
 
 
-def _slices(stage: Stage, columns: Sequence[sp.csc_matrix]) -> Iterator[list[tuple[sp.csc_matrix, sp.csc_matrix]]]:
-    """Patterns of the stage's matrices with columns for them, a slice after the other, each a moderate product."""
-    patterns = [_pattern(weight).tocsc() for weight in stage.weights.values()]
+def _slices(affine: AffineMap, columns: Sequence[sp.csc_matrix]) -> Iterator[list[tuple[sp.csc_matrix, sp.csc_matrix]]]:
+    """Patterns of the map's matrices with columns for them, a slice after the other, each a moderate product."""
+    patterns = [_pattern(weight).tocsc() for weight in affine.weights.values()]
     # An entry of a column costs the entries of the pattern's column that it meets.
     done = sum(
         np.concatenate([[0], np.cumsum(np.diff(p.indptr)[c.indices])])[c.indptr[1:]]
@@ -284,30 +284,30 @@ def _different(columns: sp.csc_matrix, expired: Callable[[], bool]) -> tuple[np.
     return np.array(first), of_column
 
 
-def _costs(stages: Sequence[Stage], sizes: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _costs(maps: Sequence[AffineMap], sizes: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Entries of the restricted matrices, and multiplications to bound one member, from the sizes of footprints."""
     entries = np.zeros(len(sizes[0]))
     work = np.zeros(len(sizes[0]))
-    for stage in stages:
-        rows = sizes[stage.relu] if stage.relu is not None else len(stage.bias)
-        # A backward pass from this stage goes through all matrices below it, once with either sign.
-        share = 2 * _UNDECIDED if stage.relu is not None else 1.0
+    for affine in maps:
+        rows = sizes[affine.relu] if affine.relu is not None else len(affine.bias)
+        # A backward pass from this map goes through all matrices below it, once with either sign.
+        share = 2 * _UNDECIDED if affine.relu is not None else 1.0
         work = work + share * rows * entries
-        own = rows * sum(sizes[source].astype(float) for source in stage.weights)
+        own = rows * sum(sizes[source].astype(float) for source in affine.weights)
         entries = entries + own
         work = work + 2 * own
     return entries, work
 
 
-def whole_entries(stages: Sequence[Stage]) -> int:
+def whole_entries(maps: Sequence[AffineMap]) -> int:
     """Multiplications of a form through the whole network."""
-    return sum(weight.nnz for stage in stages for weight in stage.weights.values())
+    return sum(weight.nnz for affine in maps for weight in affine.weights.values())
 
 
 # --- the network --------------------------------------------------------------------------------------------
 
 
-def _boxes(members: InputSet, group: Group) -> VoxelBox:
+def _boxes(members: InputSet, group: MemberGroup) -> VoxelBox:
     """The boxes of the group's members on the voxels that any of them moves."""
     voxels, moves = group.neurons[0], group.moves
     if isinstance(members, PerturbationSet):

@@ -69,15 +69,15 @@ class IdealNeurons:
 
 def ideal_neurons(network: Network, box: VoxelBox, bounds: Mapping[int, Interval]) -> dict[int, IdealNeurons]:
     """For every ReLU that reads an affine function of the input: its neurons that some item leaves undecided."""
-    affine = network.affine_depth()
+    depth = network.affine_depth()
     found = {}
     for relu, interval in bounds.items():
         operand = network.nodes[relu].inputs[0]
         neurons = interval.undecided.flatten(1).any(0).nonzero().flatten()
-        if not affine[operand] or not len(neurons):
+        if not depth[operand] or not len(neurons):
             continue
-        (stage,) = normal_form(network.part(operand))  # no ReLU below: other branches are left out
-        rows = stage.weights[0][neurons.cpu().numpy()].tocsr()
+        (affine,) = normal_form(network.part(operand))  # no ReLU below: other branches are left out
+        rows = affine.weights[0][neurons.cpu().numpy()].tocsr()
         rows.sort_indices()
         widest = int(np.diff(rows.indptr).max(initial=1))
         if widest * len(neurons) > _MOST_TERMS:

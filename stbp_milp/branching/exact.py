@@ -15,7 +15,7 @@ from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching.piece import Piece, stack
 from stbp_milp.branching.views import WholeView
 from stbp_milp.milp import Accuracy, InputRegion, cut_rounds, encode, minimum, tighten, until_sign
-from stbp_milp.network.normal_form import Stage, normal_form
+from stbp_milp.network.normal_form import AffineMap, normal_form
 from stbp_milp.search import Deadline
 from stbp_milp.verdict import Reason
 
@@ -56,7 +56,7 @@ class Solved:
 
 def solve_piece(
     piece: Piece,
-    whole_stages: Sequence[Stage],
+    whole_maps: Sequence[AffineMap],
     rows: Tensor,
     offset: Tensor,
     options: ProgramOptions,
@@ -68,17 +68,17 @@ def solve_piece(
     """
     batch = stack([piece])
     whole = isinstance(piece.family.view, WholeView)
-    stages = tuple(whole_stages) if whole else normal_form(batch.problem.network)
+    maps = tuple(whole_maps) if whole else normal_form(batch.problem.network)
     region = InputRegion.of(piece.inputs)
     boxes = {relu: (_flat(b.lower), _flat(b.upper)) for relu, b in piece.bounds.items()}
     phases = {relu: _flat(p).astype(int) for relu, p in piece.phases.items()}
-    accuracy = _accuracy(batch.problem, stages, whole)
-    tightened = tighten(stages, region, boxes, options.tighten_share * deadline.remaining(), phases, accuracy)
+    accuracy = _accuracy(batch.problem, maps, whole)
+    tightened = tighten(maps, region, boxes, options.tighten_share * deadline.remaining(), phases, accuracy)
     if tightened.empty:
         return Solved(math.inf)
     if deadline.expired():
         return Solved(-math.inf, open_for=Reason.SOLVER_TIME)
-    encoded = encode(stages, region, tightened.boxes, _flat(rows).reshape(rows.shape), _flat(offset), phases, accuracy)
+    encoded = encode(maps, region, tightened.boxes, _flat(rows).reshape(rows.shape), _flat(offset), phases, accuracy)
     if deadline.expired():
         return Solved(-math.inf, open_for=Reason.SOLVER_TIME)
     proved = -math.inf
@@ -105,7 +105,7 @@ def solve_piece(
     return Solved(max(proved, result.lower), candidate, Reason.SOLVER_TIME if late else Reason.TOLERANCE)
 
 
-def _accuracy(problem: Problem, stages: Sequence[Stage], whole: bool) -> Accuracy:
+def _accuracy(problem: Problem, maps: Sequence[AffineMap], whole: bool) -> Accuracy:
     """Biases of networks that were made of parts of another hold clean values, and are off by their errors."""
     if whole or problem.rounding is None:
         return Accuracy(problem.gamma)
@@ -116,13 +116,13 @@ def _accuracy(problem: Problem, stages: Sequence[Stage], whole: bool) -> Accurac
         r: _flat(problem.rounding.errors[r]) for r in problem.network.relus
     }
     own = {
-        stage.relu: errors[stage.relu] + sum(stage.magnitude(source) @ sources[source] for source in stage.weights)
-        for stage in stages
+        affine.relu: errors[affine.relu] + sum(affine.magnitude(source) @ sources[source] for source in affine.weights)
+        for affine in maps
     }
     if problem.rounding.composed:  # what was composed of several layers is off by its own rounding as well
-        for stage in stages:
-            size = problem.rounding.composed.get(problem.network.operand(stage.relu))
-            own[stage.relu] = own[stage.relu] + (0.0 if size is None else 4 * problem.gamma * _flat(size))
+        for affine in maps:
+            size = problem.rounding.composed.get(problem.network.operand(affine.relu))
+            own[affine.relu] = own[affine.relu] + (0.0 if size is None else 4 * problem.gamma * _flat(size))
     return Accuracy(problem.gamma, own)
 
 

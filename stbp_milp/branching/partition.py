@@ -16,14 +16,14 @@ from torch import Tensor
 
 from stbp_milp.bounds.cells import cell_neurons, cell_problem, cells, crops_at_once, member_work, voxel_indices
 from stbp_milp.bounds.fold import fold
-from stbp_milp.bounds.footprint import Group, Restrictor, grouped, whole_entries
+from stbp_milp.bounds.footprint import MemberGroup, Restrictor, grouped, whole_entries
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching.bounder import Bounder
 from stbp_milp.branching.piece import Family, Piece, stack
 from stbp_milp.branching.views import CroppedView, FoldedView, RestrictedView, View, WholeView
 from stbp_milp.errors import OutOfTimeError
-from stbp_milp.network.normal_form import Stage, normal_form
+from stbp_milp.network.normal_form import AffineMap, normal_form
 from stbp_milp.search import Deadline
 from stbp_milp.sets import PerturbationSet, VoxelBox
 
@@ -81,7 +81,7 @@ class OnMatrices:
     """For a network whose normal form is known."""
 
     bounder: Bounder
-    stages: Sequence[Stage]
+    maps: Sequence[AffineMap]
 
     def by(self, bounder: Bounder) -> Partition:
         return replace(self, bounder=bounder)
@@ -90,9 +90,9 @@ class OnMatrices:
         work = 2 * members.parts * member_work(self.bounder.whole.problem.network, members)
         if work > _GROUPING_RATE * until.remaining():
             raise OutOfTimeError("members are too many to be put in groups in the time there is")
-        groups = grouped(self.stages, members, self.bounder.options.family_memory // 8, until.expired)
+        groups = grouped(self.maps, members, self.bounder.options.family_memory // 8, until.expired)
         dearest = max(group.entries for group in groups)
-        if dearest > self.bounder.options.dense_pays * whole_entries(self.stages):
+        if dearest > self.bounder.options.dense_pays * whole_entries(self.maps):
             return _OnWhole(self.bounder, members)
         return _Restricted(self, members, groups)
 
@@ -112,8 +112,8 @@ class OnMatrices:
             with suppress(OutOfTimeError):
                 expired = bounder.deadline.expired
                 whole = isinstance(family.view, WholeView)
-                stages = self.stages if whole else normal_form(family.problem.network, expired)
-                folded = fold(family.problem, stages, known, bounder.options.family_memory // 64, expired)
+                maps = self.maps if whole else normal_form(family.problem.network, expired)
+                folded = fold(family.problem, maps, known, bounder.options.family_memory // 64, expired)
             if folded is None:
                 continue
             new = replace(family, problem=folded.problem, view=FoldedView(family.view, folded.neurons))
@@ -163,13 +163,13 @@ class _Restricted:
 
     partition: OnMatrices
     members: PerturbationSet
-    groups: Sequence[Group]
+    groups: Sequence[MemberGroup]
     small: bool = True
 
     def families(self, keep: bool) -> Iterator[tuple[Tensor, Family]]:
-        bounder, stages, members = self.partition.bounder, self.partition.stages, self.members
-        restrict = Restrictor(stages, bounder.whole.problem.with_inputs(members))
-        relus = [stage.relu for stage in stages if stage.relu is not None]
+        bounder, maps, members = self.partition.bounder, self.partition.maps, self.members
+        restrict = Restrictor(maps, bounder.whole.problem.with_inputs(members))
+        relus = [affine.relu for affine in maps if affine.relu is not None]
         left_out, kept = [], 0
         for group in self.groups:
             kept += 8 * group.entries

@@ -58,7 +58,7 @@ Exit codes:
 
 
 @dataclass(frozen=True)
-class Options:
+class VerifyOptions:
     """The command line as it was given; None where an option was not."""
 
     model: Path | None
@@ -147,11 +147,11 @@ class Options:
 @shared.verbose
 @shared.version
 @shared.help_
-def _command(**given: Any) -> Options:
-    return Options(**given)
+def _command(**given: Any) -> VerifyOptions:
+    return VerifyOptions(**given)
 
 
-def parse(arguments: Sequence[str] | None = None) -> Options | None:
+def parse(arguments: Sequence[str] | None = None) -> VerifyOptions | None:
     """The options in `arguments` (by default the process's); None where `--help` or `--version` was answered.
 
     Raises:
@@ -162,13 +162,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options | None:
         parsed = _command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.ClickException as error:
         raise InputError(f"{error.format_message().rstrip('.')}; see --help") from error
-    if not isinstance(parsed, Options):
+    if not isinstance(parsed, VerifyOptions):
         return None
     _check_together(parsed)
     return parsed
 
 
-def _check_together(options: Options) -> None:
+def _check_together(options: VerifyOptions) -> None:
     about_one_clip = {
         "--input": options.input,
         "--label": options.label,

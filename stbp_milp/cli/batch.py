@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: BatchOptions, arguments: Sequence[str]) -> int:
-    from stbp_milp.batch.engine import Options, run_batch
+    from stbp_milp.batch.engine import EngineOptions, run_batch
     from stbp_milp.batch.folder import Folder
     from stbp_milp.batch.mirror import Mirror
     from stbp_milp.batch.task import Settings, read_tasks
@@ -72,7 +72,7 @@ def _run(options: BatchOptions, arguments: Sequence[str]) -> int:
             "versions": versions(),
         }
     )
-    engine = Options(
+    engine = EngineOptions(
         split=options.split,
         threads=place.threads,
         devices_by_number=options.gpus is not None and place.here,

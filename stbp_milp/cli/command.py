@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
-from stbp_milp.cli.arguments import Options, parse
+from stbp_milp.cli.arguments import VerifyOptions, parse
 from stbp_milp.cli.screen import Screen
 from stbp_milp.errors import InputError, SoundnessError, StbpError
 
@@ -54,7 +54,7 @@ def guarded(action: Callable[[], int]) -> int:
         return _fail(f"unexpected {type(error).__name__}: {error}; this is a bug, please report it", INTERNAL_ERROR)
 
 
-def _run(options: Options, arguments: Sequence[str]) -> int:
+def _run(options: VerifyOptions, arguments: Sequence[str]) -> int:
     screen = Screen.of(options)
     configure_logging(options.verbose, screen.errors)
     # Importing torch takes seconds: --help and mistyped options need not wait for it.

@@ -12,7 +12,7 @@ import click
 import numpy as np
 from torch import Tensor
 
-from stbp_milp.cli.arguments import Options
+from stbp_milp.cli.arguments import VerifyOptions
 from stbp_milp.cli.screen import Screen
 from stbp_milp.data.frames import is_video, read_video
 from stbp_milp.devices import named_device
@@ -33,7 +33,7 @@ from stbp_milp.verify import verify
 EXIT_CODES = {"verified": 0, "falsified": 1, "unknown": 3}
 
 
-def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
+def run(options: VerifyOptions, arguments: Sequence[str], screen: Screen) -> int:
     """Verify the clip that `options` name; the exit code says the verdict.
 
     Raises:
@@ -101,7 +101,7 @@ def show(query: Query, outcome: Outcome, kept: Kept, screen: Screen) -> None:
         click.echo(verdict_line(outcome))
 
 
-def read_configuration(options: Options, timeout: float = 60.0) -> Configuration:
+def read_configuration(options: VerifyOptions, timeout: float = 60.0) -> Configuration:
     """How to search; `timeout` (seconds) where the user gave none.
 
     Raises:
@@ -114,7 +114,7 @@ def read_configuration(options: Options, timeout: float = 60.0) -> Configuration
     return Configuration(limit, solver, options.seed, options.threads, memory, options.device)
 
 
-def read_query(options: Options) -> tuple[Query, list[float], str]:
+def read_query(options: VerifyOptions) -> tuple[Query, list[float], str]:
     """What is asked, the model's scores on the clean clip, and what was done to the values, see `ReadClip`.
 
     Raises:

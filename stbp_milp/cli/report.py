@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options:
+class ReportOptions:
     """The command line as it was given; None where an option was not."""
 
     run: Path
@@ -58,8 +58,8 @@ class Options:
 )
 @shared.version
 @shared.help_
-def _command(**given: Any) -> Options:
-    return Options(**given)
+def _command(**given: Any) -> ReportOptions:
+    return ReportOptions(**given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"unexpected {type(error).__name__}: {error}; this is a bug, please report it", INTERNAL_ERROR)
 
 
-def parse(arguments: Sequence[str] | None = None) -> Options | None:
+def parse(arguments: Sequence[str] | None = None) -> ReportOptions | None:
     """The options in `arguments`; None where `--help` or `--version` was answered.
 
     Raises:
@@ -89,10 +89,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options | None:
         parsed = _command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.ClickException as error:
         raise InputError(f"{error.format_message().rstrip('.')}; see --help") from error
-    return parsed if isinstance(parsed, Options) else None
+    return parsed if isinstance(parsed, ReportOptions) else None
 
 
-def _write(options: Options) -> None:
+def _write(options: ReportOptions) -> None:
     # Importing torch takes seconds: --help and mistyped options need not wait for it.
     from stbp_milp.inputs import parse_bytes
     from stbp_milp.report.html import write_report

@@ -7,7 +7,7 @@ from typing import Self
 
 from rich.console import Console, RenderableType
 
-from stbp_milp.cli.arguments import Options
+from stbp_milp.cli.arguments import VerifyOptions
 
 _PIPED_WIDTH = 110  # rich assumes 80 where there is no terminal
 
@@ -28,7 +28,7 @@ class Screen:
     as_json: bool
 
     @classmethod
-    def of(cls, options: Options) -> Self:
+    def of(cls, options: VerifyOptions) -> Self:
         errors = console(stderr=True)
         return cls(errors if options.as_json else console(stderr=False), errors, options.quiet, options.as_json)
 

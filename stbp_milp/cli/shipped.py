@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from stbp_milp.cli.arguments import Options
+from stbp_milp.cli.arguments import VerifyOptions
 from stbp_milp.cli.one_clip import keep, read_configuration
 from stbp_milp.cli.screen import Screen
 from stbp_milp.files import prepare_folder
@@ -19,7 +19,7 @@ from stbp_milp.instances import read_specification
 from stbp_milp.network.model import load_model
 from stbp_milp.query import Query
 from stbp_milp.records import Record
-from stbp_milp.report.terminal import LiveLine, Row, bench_table, verdict_line
+from stbp_milp.report.terminal import BenchRow, LiveLine, bench_table, verdict_line
 from stbp_milp.st_bench import SHIPPED
 from stbp_milp.verify import verify
 
@@ -28,7 +28,7 @@ _SHOWN_LIVE = 8  # rows; more than a screen would flicker
 
 
 @dataclass(frozen=True, eq=False)
-class Instance:
+class ShippedInstance:
     """A question of a list, ready to be verified.
 
     Attributes:
@@ -45,23 +45,23 @@ class Instance:
     expected: str
 
 
-def instances(path: Path = SHIPPED / "instances.csv") -> tuple[Instance, ...]:
+def instances(path: Path = SHIPPED / "instances.csv") -> tuple[ShippedInstance, ...]:
     """The instances of a list of specifications of ours, in its order.
 
     Raises:
         InputError: a file cannot be read, or model, clip, set and property do not fit together.
     """
     load = lru_cache(maxsize=None)(load_model)
-    found: list[Instance] = []
+    found: list[ShippedInstance] = []
     for listed in read_instances(path):
         asked = read_specification(listed.specification)
         query = asked.query(load(listed.model))
         name = asked.name or listed.specification.stem
-        found.append(Instance(name, listed.model.name, asked.clip, query, listed.timeout, asked.expected or ""))
+        found.append(ShippedInstance(name, listed.model.name, asked.clip, query, listed.timeout, asked.expected or ""))
     return tuple(found)
 
 
-def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
+def run(options: VerifyOptions, arguments: Sequence[str], screen: Screen) -> int:
     """Verify all instances; 0 if every verdict is the expected one, 3 if some stayed open, 4 if one contradicts.
 
     Raises:
@@ -70,7 +70,7 @@ def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
     began = datetime.now(UTC)
     folder = prepare_folder(options.out / f"shipped-{began.strftime('%Y%m%dT%H%M%SZ')}")
     shipped = instances()
-    rows = [Row(i.name, i.query.set.text, i.query.set.epsilon, i.expected, i.model) for i in shipped]
+    rows = [BenchRow(i.name, i.query.set.text, i.query.set.epsilon, i.expected, i.model) for i in shipped]
     records: list[Record] = []
     live = LiveLine(screen.errors, 0.0, shown=not screen.quiet)
     try:
@@ -93,13 +93,13 @@ def run(options: Options, arguments: Sequence[str], screen: Screen) -> int:
     return exit_code(rows)
 
 
-def exit_code(rows: Sequence[Row]) -> int:
+def exit_code(rows: Sequence[BenchRow]) -> int:
     """0 where every instance came out as expected, 4 where one contradicts its expectation, else 3."""
     marks = {row.mark for row in rows}
     return CONTRADICTION if "WRONG" in marks else OPEN if "open" in marks else 0
 
 
-def _print_for_machines(rows: Sequence[Row], records: Sequence[Record], screen: Screen) -> None:
+def _print_for_machines(rows: Sequence[BenchRow], records: Sequence[Record], screen: Screen) -> None:
     if screen.as_json:
         click.echo("[\n" + ",\n".join(record.to_json().strip() for record in records) + "\n]")
     elif screen.quiet:

@@ -130,9 +130,9 @@ def _run(given: dict[str, Any]) -> int:
         raise InputError(f"studies need {error.name}; install it: pip install -e '.[studies]'") from error
     from stbp_milp.inputs import parse_bytes
     from stbp_milp.tightness.questions import read_questions
-    from stbp_milp.tightness.study import Options, tasks
+    from stbp_milp.tightness.study import StudyOptions, tasks
 
-    options = Options(
+    options = StudyOptions(
         methods_of(given["methods"]),
         given["timeout"],
         parse_bytes(given["memory"]),
@@ -164,7 +164,7 @@ def _measure(todo: list[Any], options: Any, store: Store) -> None:
         TimeRemainingColumn,
     )
 
-    from stbp_milp.tightness.measure import Row
+    from stbp_milp.tightness.measure import Measurement
     from stbp_milp.tightness.study import run_study
 
     columns = (
@@ -178,7 +178,7 @@ def _measure(todo: list[Any], options: Any, store: Store) -> None:
     with Progress(*columns, console=console(stderr=True)) as progress:
         bar = progress.add_task("starting", total=len(todo), completed=already)
 
-        def show(row: Row) -> None:
+        def show(row: Measurement) -> None:
             progress.update(bar, advance=1, description=f"{row.method}, {row.set}, eps {row.epsilon:g}: {row.ended}")
 
         run_study(todo, options, store, show)

@@ -27,7 +27,7 @@ from solvers import MixedIntegerProgram, Scaled, scaled
 from stbp_milp.errors import SoundnessError
 from stbp_milp.milp.assembly import Affine, Assembly
 from stbp_milp.milp.region import InputRegion
-from stbp_milp.network.normal_form import Stage
+from stbp_milp.network.normal_form import AffineMap
 
 SLACK = 1e-6  # bounds move outwards by SLACK * (1 + |bound|): solvers keep their rows to about as much
 PROOF_MARGIN = 1e-4  # of dual bounds, see `Encoded.tolerance`
@@ -54,9 +54,9 @@ class Accuracy:
     errors: Mapping[int | None, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, stages: Sequence[Stage]) -> Accuracy:
+    def of(cls, maps: Sequence[AffineMap]) -> Accuracy:
         """For matrices that come straight from a network's layers, of the usual lengths."""
-        terms = sum(weight.shape[0] + weight.shape[1] for stage in stages for weight in stage.weights.values())
+        terms = sum(weight.shape[0] + weight.shape[1] for affine in maps for weight in affine.weights.values())
         return cls(float(np.finfo(float).eps) * (64 + terms))
 
 
@@ -82,7 +82,7 @@ class Encoded:
     """
 
     program: MixedIntegerProgram
-    stages: tuple[Stage, ...]
+    maps: tuple[AffineMap, ...]
     region: InputRegion
     entries: np.ndarray  # flat input positions that have a column
     entry_columns: np.ndarray
@@ -122,7 +122,7 @@ class Relaxed:
 
 
 def encode(
-    stages: tuple[Stage, ...],
+    maps: tuple[AffineMap, ...],
     region: InputRegion,
     boxes: Boxes,
     form: np.ndarray,
@@ -133,7 +133,7 @@ def encode(
     """Minimise `max over rows of form @ f(x) + offset` over the region.
 
     Args:
-        stages: the network's normal form.
+        maps: the network's normal form.
         region: the inputs.
         boxes: bounds of ReLU operands, valid on the region (and the phases); a missing one is derived.
         form: (K,), or (R, K) for the largest of several rows.
@@ -146,8 +146,8 @@ def encode(
     """
     form = np.atleast_2d(np.asarray(form, dtype=float))
     offset = np.broadcast_to(np.asarray(offset, dtype=float), form.shape[0])
-    encoder = _Encoder(stages, region, boxes, phases or {}, accuracy or Accuracy.of(stages), binaries=True)
-    targets = encoder.targets(len(stages) - 1, sp.csr_matrix(form), offset)
+    encoder = _Encoder(maps, region, boxes, phases or {}, accuracy or Accuracy.of(maps), binaries=True)
+    targets = encoder.targets(len(maps) - 1, sp.csr_matrix(form), offset)
     assembly = encoder.assembly
     value_column = -1
     if form.shape[0] == 1:
@@ -162,7 +162,7 @@ def encode(
         cost[value_column] = 1.0
     return Encoded(
         program=assembly.program(cost, constant),
-        stages=stages,
+        maps=maps,
         region=region,
         entries=encoder.entries,
         entry_columns=encoder.entry_columns,
@@ -178,7 +178,7 @@ def encode(
 
 
 def relax(
-    stages: tuple[Stage, ...],
+    maps: tuple[AffineMap, ...],
     region: InputRegion,
     boxes: Boxes,
     target: int,
@@ -186,9 +186,9 @@ def relax(
     phases: Phases | None = None,
     accuracy: Accuracy | None = None,
 ) -> Relaxed:
-    """The linear relaxation below `rows` of `stages[target]`, which become the targets."""
-    size = stages[target].bias.size
-    encoder = _Encoder(stages, region, boxes, phases or {}, accuracy or Accuracy.of(stages), binaries=False)
+    """The linear relaxation below `rows` of `maps[target]`, which become the targets."""
+    size = maps[target].bias.size
+    encoder = _Encoder(maps, region, boxes, phases or {}, accuracy or Accuracy.of(maps), binaries=False)
     targets = encoder.targets(target, sp.identity(size, format="csr")[rows], np.zeros(rows.size))
     program = encoder.assembly.program(np.zeros(encoder.assembly.columns), 0.0)
     return Relaxed(program, targets.beside(encoder.assembly.widened(targets.matrix)), encoder.empty)
@@ -204,7 +204,7 @@ class _Encoder:
 
     def __init__(
         self,
-        stages: tuple[Stage, ...],
+        maps: tuple[AffineMap, ...],
         region: InputRegion,
         boxes: Boxes,
         phases: Phases,
@@ -215,7 +215,7 @@ class _Encoder:
         self.neurons: list[NeuronColumns] = []
         self.split = any(bool(np.any(phase)) for phase in phases.values())
         self.empty = False
-        self._stages, self._region, self._phases, self._binaries = stages, region, phases, binaries
+        self._maps, self._region, self._phases, self._binaries = maps, region, phases, binaries
         self._accuracy = accuracy
         self._boxes = {relu: widen(*box) for relu, box in boxes.items()}
         self._sources: dict[int, Affine] = {}
@@ -223,40 +223,40 @@ class _Encoder:
         self.entries = self.entry_columns = self.choice_columns = np.zeros(0, dtype=np.int64)
 
     def targets(self, target: int, combination: sp.csr_matrix, offset: np.ndarray) -> Affine:
-        """`combination @ (the value of stages[target]) + offset`, with everything below it encoded."""
-        stage = self._stages[target]
-        weights = {source: combination @ matrix for source, matrix in stage.weights.items()}
+        """`combination @ (the value of maps[target]) + offset`, with everything below it encoded."""
+        affine = self._maps[target]
+        weights = {source: combination @ matrix for source, matrix in affine.weights.items()}
         self._count_uses(target, weights)
         self._encode_input()
-        for earlier in self._stages[:target]:
+        for earlier in self._maps[:target]:
             self._encode_relu(earlier)
-        return self._value(stage, combination, offset)
+        return self._value(affine, combination, offset)
 
     def _count_uses(self, target: int, weights: dict[int, sp.csr_matrix]) -> None:
         """For every source entry the number of encoded rows that read it; zero is outside the cone of influence."""
         self._uses = {0: np.zeros(self._region.centre.size, dtype=np.int64)}
-        for stage in self._stages[:target]:
-            assert stage.relu is not None
-            self._uses[stage.relu] = np.zeros(stage.bias.size, dtype=np.int64)
+        for affine in self._maps[:target]:
+            assert affine.relu is not None
+            self._uses[affine.relu] = np.zeros(affine.bias.size, dtype=np.int64)
         self._count(weights)
-        for stage in reversed(self._stages[:target]):
-            assert stage.relu is not None
-            phase = self._phase(stage)
-            needed = ((self._uses[stage.relu] > 0) & ~self._inactive(stage)) | (phase != 0)
+        for affine in reversed(self._maps[:target]):
+            assert affine.relu is not None
+            phase = self._phase(affine)
+            needed = ((self._uses[affine.relu] > 0) & ~self._inactive(affine)) | (phase != 0)
             rows = np.flatnonzero(needed)
-            self._count({source: matrix[rows] for source, matrix in stage.weights.items()})
+            self._count({source: matrix[rows] for source, matrix in affine.weights.items()})
 
     def _count(self, weights: dict[int, sp.csr_matrix]) -> None:
         for source, matrix in weights.items():
             self._uses[source] += np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1])
 
-    def _phase(self, stage: Stage) -> np.ndarray:
-        phase = self._phases.get(stage.relu) if stage.relu is not None else None
-        return np.zeros(stage.bias.size, dtype=np.int64) if phase is None else np.asarray(phase)
+    def _phase(self, affine: AffineMap) -> np.ndarray:
+        phase = self._phases.get(affine.relu) if affine.relu is not None else None
+        return np.zeros(affine.bias.size, dtype=np.int64) if phase is None else np.asarray(phase)
 
-    def _inactive(self, stage: Stage) -> np.ndarray:
-        box = self._boxes.get(stage.relu) if stage.relu is not None else None
-        return np.zeros(stage.bias.size, dtype=bool) if box is None else box[1] <= 0
+    def _inactive(self, affine: AffineMap) -> np.ndarray:
+        box = self._boxes.get(affine.relu) if affine.relu is not None else None
+        return np.zeros(affine.bias.size, dtype=bool) if box is None else box[1] <= 0
 
     def _encode_input(self) -> None:
         region, assembly = self._region, self.assembly
@@ -293,16 +293,16 @@ class _Encoder:
             size = np.abs(centre) + np.abs(reach)
             assembly.add_rows(Affine(rows, -centre, size, _DIFFERENCE * size), low, high)
 
-    def _value(self, stage: Stage, combination: sp.csr_matrix, offset: np.ndarray) -> Affine:
-        """`combination @ (the stage's value) + offset` over the columns."""
-        constant, absolute = combination @ stage.bias + offset, abs(combination)
-        size = absolute @ stage.bias_size + np.abs(offset)
+    def _value(self, affine: AffineMap, combination: sp.csr_matrix, offset: np.ndarray) -> Affine:
+        """`combination @ (the map's value) + offset` over the columns."""
+        constant, absolute = combination @ affine.bias + offset, abs(combination)
+        size = absolute @ affine.bias_size + np.abs(offset)
         error = np.zeros(constant.size)
-        if stage.relu in self._accuracy.errors:
-            error = error + absolute @ self._accuracy.errors[stage.relu]
+        if affine.relu in self._accuracy.errors:
+            error = error + absolute @ self._accuracy.errors[affine.relu]
         matrix = sp.csr_matrix((constant.size, self.assembly.columns))
-        for source, own in stage.weights.items():
-            value, weight, magnitude = self._sources[source], combination @ own, absolute @ stage.magnitude(source)
+        for source, own in affine.weights.items():
+            value, weight, magnitude = self._sources[source], combination @ own, absolute @ affine.magnitude(source)
             matrix = matrix + weight @ self.assembly.widened(value.matrix)
             constant = constant + weight @ value.constant
             size, error = size + magnitude @ value.size, error + magnitude @ value.error
@@ -310,20 +310,20 @@ class _Encoder:
         matrix.eliminate_zeros()
         return Affine(matrix, constant, size, error + _SAFETY * self._accuracy.gamma * size)
 
-    def _encode_relu(self, stage: Stage) -> None:
-        assert stage.relu is not None
-        phase = self._phase(stage)
-        index = np.flatnonzero(((self._uses[stage.relu] > 0) & ~self._inactive(stage)) | (phase != 0))
-        value = self._value(stage, sp.identity(stage.bias.size, format="csr")[index], np.zeros(index.size))
+    def _encode_relu(self, affine: AffineMap) -> None:
+        assert affine.relu is not None
+        phase = self._phase(affine)
+        index = np.flatnonzero(((self._uses[affine.relu] > 0) & ~self._inactive(affine)) | (phase != 0))
+        value = self._value(affine, sp.identity(affine.bias.size, format="csr")[index], np.zeros(index.size))
         phase = phase[index]
-        lower, upper = self._bounds(stage.relu, index, value)
+        lower, upper = self._bounds(affine.relu, index, value)
         crossed = lower > upper
         if crossed.any():
             if not self.split:
                 worst = int(index[np.argmax(lower - upper)])
                 gap = float((lower - upper).max())
                 raise SoundnessError(
-                    f"neuron {worst} of ReLU node {stage.relu} has a lower bound {gap:.3g} above its upper bound "
+                    f"neuron {worst} of ReLU node {affine.relu} has a lower bound {gap:.3g} above its upper bound "
                     "although no phase was fixed; two bounding methods contradict each other"
                 )
             self.empty = True
@@ -336,7 +336,7 @@ class _Encoder:
         nearly_inactive = open_ & (upper <= _NEARLY)
         nearly_active = open_ & ~nearly_inactive & (-lower <= _NEARLY)
         unstable = open_ & ~nearly_inactive & ~nearly_active
-        entries, uses = np.diff(value.matrix.indptr), self._uses[stage.relu][index]
+        entries, uses = np.diff(value.matrix.indptr), self._uses[affine.relu][index]
         kept = active & (entries * uses > 2 * (entries + uses))
         missing = np.full(index.size, -1)
         pre, post, binary, excess, definition = (missing.copy() for _ in range(5))
@@ -354,10 +354,10 @@ class _Encoder:
             binary[unstable] = assembly.add_columns(np.zeros(count), np.ones(count), integer=True)
         self._relate(pre[unstable], post[unstable], binary[unstable], lower[unstable], upper[unstable])
         post[kept] = pre[kept]
-        self.neurons.append(NeuronColumns(stage.relu, index, pre, post, binary, excess, definition))
+        self.neurons.append(NeuronColumns(affine.relu, index, pre, post, binary, excess, definition))
         substituted = (active & ~kept) | nearly_active
-        self._sources[stage.relu] = self._post_activation(
-            stage.bias.size, index, value, substituted, constant & (phase >= 0), post, excess
+        self._sources[affine.relu] = self._post_activation(
+            affine.bias.size, index, value, substituted, constant & (phase >= 0), post, excess
         )
 
     def _bounds(self, relu: int, index: np.ndarray, value: Affine) -> tuple[np.ndarray, np.ndarray]:

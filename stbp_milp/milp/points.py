@@ -57,10 +57,10 @@ def _forward(encoded: Encoded, clip: np.ndarray) -> tuple[dict[int, np.ndarray],
     sources: dict[int, np.ndarray] = {0: clip}
     operands: dict[int, np.ndarray] = {}
     value = clip
-    for stage in encoded.stages:
-        value = stage.bias + sum(matrix @ sources[source] for source, matrix in stage.weights.items())
-        if stage.relu is not None:
-            operands[stage.relu], sources[stage.relu] = value, np.maximum(value, 0.0)
+    for affine in encoded.maps:
+        value = affine.bias + sum(matrix @ sources[source] for source, matrix in affine.weights.items())
+        if affine.relu is not None:
+            operands[affine.relu], sources[affine.relu] = value, np.maximum(value, 0.0)
     return operands, value
 
 

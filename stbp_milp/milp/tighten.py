@@ -17,7 +17,7 @@ from solvers import LinearRelaxation
 from stbp_milp.errors import SoundnessError
 from stbp_milp.milp.encode import SLACK, Accuracy, Boxes, Phases, Relaxed, relax
 from stbp_milp.milp.region import InputRegion
-from stbp_milp.network.normal_form import Stage
+from stbp_milp.network.normal_form import AffineMap
 
 _LOG = logging.getLogger(__name__)
 _DIFFERENCE = 2.0**-50  # relative error of a few sums
@@ -35,7 +35,7 @@ class Tightened:
 
 
 def tighten(
-    stages: tuple[Stage, ...],
+    maps: tuple[AffineMap, ...],
     region: InputRegion,
     boxes: Boxes,
     seconds: float,
@@ -45,7 +45,7 @@ def tighten(
     """Shrink the boxes of unstable neurons from the second layer on; stops where it is when the time is over.
 
     Args:
-        stages: the network's normal form.
+        maps: the network's normal form.
         region: the inputs.
         boxes: bounds `(size,)` of every ReLU's operand, valid on the region (and the phases).
         seconds: wall-clock limit.
@@ -61,16 +61,16 @@ def tighten(
     }
     improved = stabilised = 0
     empty = False
-    for target, stage in enumerate(stages):
-        if stage.relu is None or set(stage.weights) <= {0}:
+    for target, affine in enumerate(maps):
+        if affine.relu is None or set(affine.weights) <= {0}:
             continue
         if time.monotonic() >= deadline:
             break
-        lower, upper = current[stage.relu]
+        lower, upper = current[affine.relu]
         rows = np.flatnonzero((lower < 0) & (upper > 0))
         if not rows.size:
             continue
-        relaxed = relax(stages, region, current, target, rows, phases, accuracy)
+        relaxed = relax(maps, region, current, target, rows, phases, accuracy)
         empty = empty or relaxed.empty
         new_lower, new_upper = _bounds(relaxed, lower[rows], upper[rows], deadline)
         crossed = new_lower > new_upper
@@ -78,7 +78,7 @@ def tighten(
             gap = float((new_lower - new_upper).max())
             if not split and gap > SLACK * (1 + float(np.abs(new_lower[crossed]).max())):
                 raise SoundnessError(
-                    f"a relaxation puts a neuron of ReLU node {stage.relu} {gap:.3g} outside bounds found before "
+                    f"a relaxation puts a neuron of ReLU node {affine.relu} {gap:.3g} outside bounds found before "
                     "although no phase was fixed; two bounding methods contradict each other"
                 )
             empty = empty or split

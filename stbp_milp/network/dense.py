@@ -13,10 +13,10 @@ from stbp_milp.network.layers import Add, Input, Layer, Linear, ReLU, Reshape
 
 
 @dataclass(frozen=True, eq=False)
-class DenseStage:
-    """`z = sum_s weights[s] @ x_s + bias`, read by a ReLU unless it is the last stage.
+class DenseMap:
+    """`z = sum_s weights[s] @ x_s + bias`, read by a ReLU unless it is the last map.
 
-    `weights` are by source, `(n, size of the source)`: 0 is the input, i + 1 the ReLU of stage i. `magnitudes` as in
+    `weights` are by source, `(n, size of the source)`: 0 is the input, i + 1 the ReLU of map i. `magnitudes` as in
     `Linear`, of some of them.
     """
 
@@ -25,7 +25,7 @@ class DenseStage:
     magnitudes: Mapping[int, Tensor] = field(default_factory=dict)
 
 
-def dense_network(input_shape: tuple[int, ...], stages: Sequence[DenseStage]) -> tuple[Network, tuple[int, ...]]:
+def dense_network(input_shape: tuple[int, ...], maps: Sequence[DenseMap]) -> tuple[Network, tuple[int, ...]]:
     """The network, and the node positions of the sources (the input, then every ReLU)."""
     nodes = [Node("input", Input(), (), input_shape)]
 
@@ -37,14 +37,14 @@ def dense_network(input_shape: tuple[int, ...], stages: Sequence[DenseStage]) ->
     if len(input_shape) > 1:
         size = torch.Size(input_shape).numel()
         sources = [add("flat", Reshape((size,)), (0,), size)]
-    for i, stage in enumerate(stages):
-        name, size = f"stage {i}", len(stage.bias)
-        none = torch.zeros_like(stage.bias)
+    for i, affine in enumerate(maps):
+        name, size = f"map {i}", len(affine.bias)
+        none = torch.zeros_like(affine.bias)
         linear = []
-        for j, (source, weight) in enumerate(stage.weights.items()):
-            layer = Linear(weight, none if j else stage.bias, stage.magnitudes.get(source))
+        for j, (source, weight) in enumerate(affine.weights.items()):
+            layer = Linear(weight, none if j else affine.bias, affine.magnitudes.get(source))
             linear.append(add(f"{name}/{j}", layer, (sources[source],), size))
         node = linear[0] if len(linear) == 1 else add(f"{name}/sum", Add((1.0,) * len(linear)), tuple(linear), size)
-        if i + 1 < len(stages):
+        if i + 1 < len(maps):
             sources.append(add(f"{name}/relu", ReLU(), (node,), size))
     return Network(tuple(nodes)), (0, *sources[1:])

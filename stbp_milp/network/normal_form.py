@@ -23,7 +23,7 @@ _ENTRY = 12  # bytes of a sparse matrix: value and index
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class AffineMap:
     """`z = sum_s weights[s] @ x_s + bias`, flat, in float64.
 
     `relu` is the position of the ReLU node that reads z, or None for the network's output. Where entries of a matrix
@@ -49,21 +49,21 @@ class Stage:
         return sum((self.magnitude(source) @ reach[source] for source in self.weights), self.bias_size)
 
 
-def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -> tuple[Stage, ...]:
-    """One stage per ReLU in topological order, then the output's.
+def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -> tuple[AffineMap, ...]:
+    """One map per ReLU in topological order, then the output's.
 
     Raises:
         OutOfTimeError: the time was over before the end.
     """
     double = network.to(torch.float64).to(torch.device("cpu"))
-    maps: dict[int, dict[int, _Composed]] = {}
+    composed: dict[int, dict[int, _Composed]] = {}
     offsets: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # and their magnitudes
-    stages: list[Stage] = []
+    maps: list[AffineMap] = []
 
-    def stage(relu: int | None, node: int) -> Stage:
-        weights = {source: own.matrix for source, own in maps[node].items()}
-        magnitudes = {source: own.magnitude for source, own in maps[node].items() if own.magnitude is not None}
-        return Stage(relu, weights, offsets[node][0], magnitudes, offsets[node][1])
+    def affine(relu: int | None, node: int) -> AffineMap:
+        weights = {source: own.matrix for source, own in composed[node].items()}
+        magnitudes = {source: own.magnitude for source, own in composed[node].items() if own.magnitude is not None}
+        return AffineMap(relu, weights, offsets[node][0], magnitudes, offsets[node][1])
 
     for position, node in enumerate(double.nodes):
         if expired():
@@ -71,8 +71,8 @@ def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -
         size = int(np.prod(node.shape))
         if position == 0 or isinstance(node.layer, ReLU):
             if position:
-                stages.append(stage(position, node.inputs[0]))
-            maps[position] = {position: _Composed(sp.identity(size, format="csr"))}
+                maps.append(affine(position, node.inputs[0]))
+            composed[position] = {position: _Composed(sp.identity(size, format="csr"))}
             offsets[position] = np.zeros(size), np.zeros(size)
             continue
         # The constant part is the layer applied to the operands' constants: no rule of its own.
@@ -88,13 +88,13 @@ def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -
                 continue
             own = _Composed(matrix(node.layer, operand, double.nodes[i].shape, node.shape), _magnitude(node.layer))
             size_of_constant = size_of_constant + own.size() @ offsets[i][1]
-            for source, earlier in maps[i].items():
+            for source, earlier in composed[i].items():
                 product = earlier.then(own)
                 combined[source] = combined[source].plus(product) if source in combined else product
-        maps[position] = combined
+        composed[position] = combined
         offsets[position] = constant, size_of_constant
-    stages.append(stage(None, len(double.nodes) - 1))
-    return tuple(stages)
+    maps.append(affine(None, len(double.nodes) - 1))
+    return tuple(maps)
 
 
 @dataclass(frozen=True, eq=False)

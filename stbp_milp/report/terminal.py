@@ -159,7 +159,7 @@ def verdict_line(outcome: Outcome) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One instance of the shipped bench; `outcome` is None while it has not run.
 
     Attributes:
@@ -187,7 +187,7 @@ class Row:
         return "open" if word == "unknown" else "WRONG"
 
 
-def bench_table(rows: Sequence[Row], most: int | None = None) -> RenderableType:
+def bench_table(rows: Sequence[BenchRow], most: int | None = None) -> RenderableType:
     """A line an instance that has run (the last `most` of them), by groups, and a line of totals."""
     done = [row for row in rows if row.outcome is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -215,7 +215,7 @@ def bench_table(rows: Sequence[Row], most: int | None = None) -> RenderableType:
     return Group(table, Text(_totals(rows)))
 
 
-def _compared(row: Row) -> Text:
+def _compared(row: BenchRow) -> Text:
     """The verdict, and what was expected where that is something else."""
     assert row.outcome is not None
     word = row.outcome.word
@@ -226,7 +226,7 @@ def _compared(row: Row) -> Text:
     return text.append(f" ({row.mark}), expected {expected}", style="bold red" if row.mark == "WRONG" else "default")
 
 
-def _totals(rows: Sequence[Row]) -> str:
+def _totals(rows: Sequence[BenchRow]) -> str:
     done = [row for row in rows if row.outcome is not None]
     words = [row.outcome.word for row in done if row.outcome is not None]
     counts = ", ".join(f"{words.count(word)} {word}" for word in _COLOURS)

@@ -12,7 +12,7 @@ from stbp_milp.st_bench.layout import Question
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class QuestionRow:
     """A question in the README's table.
 
     Attributes:
@@ -33,7 +33,7 @@ _CHOICE = (
 )
 
 
-def explanation(rows: Sequence[Row], seed: int, boxes: int, settled_within: float | None) -> str:
+def explanation(rows: Sequence[QuestionRow], seed: int, boxes: int, settled_within: float | None) -> str:
     """The whole README."""
     words = [row.question.expected for row in rows]
     named = (
@@ -56,7 +56,7 @@ def explanation(rows: Sequence[Row], seed: int, boxes: int, settled_within: floa
     )
 
 
-def _networks(rows: Sequence[Row]) -> list[str]:
+def _networks(rows: Sequence[QuestionRow]) -> list[str]:
     lines = []
     for name in dict.fromkeys(row.question.network for row in rows):
         own = [row for row in rows if row.question.network == name]
@@ -69,7 +69,7 @@ def _networks(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _question(row: Row) -> str:
+def _question(row: QuestionRow) -> str:
     asked = row.question
     wanted = f"within {asked.tolerance:g}" if asked.tolerance else f"class {asked.label}"
     if asked.top_k > 1:

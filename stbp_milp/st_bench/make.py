@@ -28,7 +28,7 @@ from stbp_milp.network.model import Model, load_model
 from stbp_milp.query import Query
 from stbp_milp.sets import SetSpecification
 from stbp_milp.st_bench.choose import FACTORS, Labelling, Material, label, question_for, slots
-from stbp_milp.st_bench.explain import Row, explanation
+from stbp_milp.st_bench.explain import QuestionRow, explanation
 from stbp_milp.st_bench.export import read_clips, write_clips, write_network
 from stbp_milp.st_bench.families import Family, family_named
 from stbp_milp.st_bench.layout import (
@@ -276,7 +276,7 @@ def _write_out(
     asked: Asked, material: dict[NetworkName, Material], questions: list[Question], out: Path, tell: Tell
 ) -> None:
     """Specifications, VNN-LIB files, lists, README, checksums and, last, the description."""
-    rows: list[Row] = []
+    rows: list[QuestionRow] = []
     for at, question in enumerate(questions):
         tell("files", at, len(questions), question.stem)
         rows.append(_question_files(question, material[question.network], asked.boxes, out))
@@ -304,7 +304,7 @@ def _write_out(
     _keep_json(out / DESCRIPTION, description)
 
 
-def _question_files(question: Question, own: Material, most_boxes: int, out: Path) -> Row:
+def _question_files(question: Question, own: Material, most_boxes: int, out: Path) -> QuestionRow:
     specification = question.specification(out)
     if not (out / question.specification_file).exists():
         write_specification(specification, out / question.specification_file)
@@ -315,7 +315,7 @@ def _question_files(question: Question, own: Material, most_boxes: int, out: Pat
     written = boxes <= most_boxes and can_be_written(query)
     if written and not (out / question.vnnlib_file).exists():
         write_vnnlib(query, out / question.vnnlib_file)
-    return Row(question, own.model, boxes, written)
+    return QuestionRow(question, own.model, boxes, written)
 
 
 def _put(path: Path, content: bytes) -> None:

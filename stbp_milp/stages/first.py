@@ -36,9 +36,9 @@ def _started(context: Context, state: State, bounder: Bounder, plan: Plan) -> tu
     if plan.matrices:
         limit = context.deadline.within(context.strategy.matrices_share * context.deadline.remaining())
         with suppress(OutOfTimeError, MemoryError):
-            stages = normal_form(context.query.model.network, limit.expired)
-            roots = Roots(bounder, OnMatrices(bounder, stages))
-            solve = program(context, state, stages)
+            maps = normal_form(context.query.model.network, limit.expired)
+            roots = Roots(bounder, OnMatrices(bounder, maps))
+            solve = program(context, state, maps)
             expander = Expander(bounder=bounder, roots=roots, program=solve, timed=state.ledger.timed)
             return expander, _pieces(context, roots, limit)
     roots = Roots(bounder, OnCrops(bounder))

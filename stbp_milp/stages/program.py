@@ -9,13 +9,13 @@ from solvers import RefusedError
 from stbp_milp.branching import Piece
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.branching.expand import Program
-from stbp_milp.network.normal_form import Stage
+from stbp_milp.network.normal_form import AffineMap
 from stbp_milp.search import Deadline
 from stbp_milp.stages.context import TARGET, Context, State
 
 
-def program(context: Context, state: State, stages: Sequence[Stage]) -> Program | None:
-    """Solves one piece; None where no solver may be used. `stages` are the network's normal form."""
+def program(context: Context, state: State, maps: Sequence[AffineMap]) -> Program | None:
+    """Solves one piece; None where no solver may be used. `maps` are the network's normal form."""
     configuration, property = context.configuration, context.query.property
     if configuration.solver == "none":
         return None
@@ -24,7 +24,7 @@ def program(context: Context, state: State, stages: Sequence[Stage]) -> Program 
     def solve(piece: Piece, deadline: Deadline) -> float:
         rows = list(property.clauses[piece.clause])
         try:
-            solved = solve_piece(piece, stages, property.rows[rows], property.offset[rows], options, deadline)
+            solved = solve_piece(piece, maps, property.rows[rows], property.offset[rows], options, deadline)
         except RefusedError as error:
             state.refusal = str(error)
             return -math.inf

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stbp_milp.tightness.laws import bracket, by_question
-from stbp_milp.tightness.measure import LAYERS, Row
+from stbp_milp.tightness.measure import LAYERS, Measurement
 from stbp_milp.tightness.methods import METHODS
 
 BOX = tuple(name for name, method in METHODS.items() if method.family == "box")
@@ -45,30 +45,30 @@ class Point:
         return max((self.certified[name] for name in BOX if name in self.certified), default=None)
 
 
-def budget(row: Row) -> float:
+def budget(row: Measurement) -> float:
     """What the x-axis shows."""
     return round(row.epsilon if row.factor is None else row.factor, 9)
 
 
-def unit(rows: Sequence[Row]) -> str:
+def unit(rows: Sequence[Measurement]) -> str:
     """The budgets' unit, in words."""
     return "ε, in the unit of the data" if any(r.factor is None for r in rows) else "multiple of the specification's ε"
 
 
-def panel(row: Row) -> tuple[str, str]:
+def panel(row: Measurement) -> tuple[str, str]:
     """A network, without its file's ending, and a set."""
     return Path(row.model).name.removesuffix(".gz").removesuffix(".onnx"), row.set
 
 
-def points(rows: Sequence[Row]) -> list[Point]:
+def points(rows: Sequence[Measurement]) -> list[Point]:
     """Panel by panel, from small budgets to large ones."""
-    groups: dict[tuple[tuple[str, str], float], list[list[Row]]] = {}
+    groups: dict[tuple[tuple[str, str], float], list[list[Measurement]]] = {}
     for own in by_question(r for r in rows if r.method != LAYERS).values():
         groups.setdefault((panel(own[0]), budget(own[0])), []).append(own)
     return [_point(*key, questions) for key, questions in sorted(groups.items())]
 
 
-def _point(of: tuple[str, str], at: float, questions: list[list[Row]]) -> Point:
+def _point(of: tuple[str, str], at: float, questions: list[list[Measurement]]) -> Point:
     by_method = {name: [r for rows in questions for r in rows if r.method == name] for name in METHODS}
     count = len(questions)
     certified = {

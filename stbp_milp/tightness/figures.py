@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from stbp_milp.tightness.curves import Point, panel, points, unit
 from stbp_milp.tightness.laws import bracket, by_question
-from stbp_milp.tightness.measure import LAYERS, Row
+from stbp_milp.tightness.measure import LAYERS, Measurement
 from stbp_milp.tightness.methods import METHODS
 
 matplotlib.use("Agg")
@@ -37,7 +37,7 @@ GAP_FLOOR = 1e-4  # what is closer to the optimum cannot be told from it
 _GAP = f"exact optimum - lower bound (score; floor {GAP_FLOOR:g})"
 
 
-def figures(rows: Sequence[Row]) -> Iterator[tuple[str, bytes]]:
+def figures(rows: Sequence[Measurement]) -> Iterator[tuple[str, bytes]]:
     """File names and contents: every figure that the rows have data for, as PNG and PDF."""
     plain = [row for row in rows if row.method != LAYERS]
     found, known = points(plain), _known(plain)
@@ -105,7 +105,7 @@ def _certified(found: Sequence[Point], words: str) -> Figure | None:
     return figure
 
 
-def _known(rows: Sequence[Row]) -> list[tuple[Row, float]]:
+def _known(rows: Sequence[Measurement]) -> list[tuple[Measurement, float]]:
     """Bounds whose exact optimum is known, with their gaps."""
     exact = {key: bracket(own).exact for key, own in by_question(rows).items()}
     return [
@@ -115,7 +115,7 @@ def _known(rows: Sequence[Row]) -> list[tuple[Row, float]]:
     ]
 
 
-def _gaps(known: Sequence[tuple[Row, float]]) -> Figure | None:
+def _gaps(known: Sequence[tuple[Measurement, float]]) -> Figure | None:
     """A box a method: quartiles, whiskers to the 5th and 95th percentile. `complete` stops at a sign: it has no gap."""
     panels = sorted({panel(row) for row, _ in known})
     if not panels:
@@ -135,7 +135,7 @@ def _gaps(known: Sequence[tuple[Row, float]]) -> Figure | None:
     return figure
 
 
-def _times(known: Sequence[tuple[Row, float]]) -> Figure | None:
+def _times(known: Sequence[tuple[Measurement, float]]) -> Figure | None:
     """A small point a measurement, a large one the method's medians."""
     panels = sorted({panel(row) for row, _ in known})
     if not panels:
@@ -159,7 +159,7 @@ def _times(known: Sequence[tuple[Row, float]]) -> Figure | None:
     return figure
 
 
-def _layers(rows: Sequence[Row]) -> Figure | None:
+def _layers(rows: Sequence[Measurement]) -> Figure | None:
     panels = sorted({panel(row) for row in rows if row.widths})
     if not panels:
         return None

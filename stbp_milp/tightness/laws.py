@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stbp_milp.errors import SoundnessError
-from stbp_milp.tightness.measure import Row
+from stbp_milp.tightness.measure import Measurement
 from stbp_milp.tightness.methods import METHODS
 
 COMPLETE = ("complete", "search", "milp")
@@ -37,22 +37,22 @@ class Bracket:
         return self.upper if self.upper - self.lower <= WIDTH else None
 
 
-def by_question(rows: Iterable[Row]) -> dict[tuple[str, str, float], list[Row]]:
+def by_question(rows: Iterable[Measurement]) -> dict[tuple[str, str, float], list[Measurement]]:
     """The rows of every question."""
-    groups: dict[tuple[str, str, float], list[Row]] = {}
+    groups: dict[tuple[str, str, float], list[Measurement]] = {}
     for row in rows:
         groups.setdefault(row.instance_key, []).append(row)
     return groups
 
 
-def bracket(rows: Sequence[Row]) -> Bracket:
+def bracket(rows: Sequence[Measurement]) -> Bracket:
     """Of one question's rows: the complete methods' lower bounds, and every margin that was seen."""
     lower = [r.lower for r in rows if r.method in COMPLETE and r.lower is not None]
     upper = [r.upper for r in rows if r.upper is not None]
     return Bracket(max(lower, default=-math.inf), min(upper, default=math.inf))
 
 
-def check(rows: Sequence[Row]) -> None:
+def check(rows: Sequence[Measurement]) -> None:
     """Does what one question's rows say fit together?
 
     Raises:

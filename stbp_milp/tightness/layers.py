@@ -19,7 +19,7 @@ from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.errors import SoundnessError
 from stbp_milp.milp import InputRegion, encode, minimum, relax
-from stbp_milp.network.normal_form import Stage, normal_form
+from stbp_milp.network.normal_form import AffineMap, normal_form
 from stbp_milp.tightness.bounding import Request, alpha_bounds, flat_boxes, whole_box, whole_set
 
 _MOVES = 1e-9  # a neuron that moves less has no width worth a ratio
@@ -57,25 +57,25 @@ def layer_widths(request: Request, sample: int) -> list[LayerWidths]:
         SoundnessError: a neuron attains a value outside its bounds.
     """
     query = request.query
-    stages, region = normal_form(query.model.network), InputRegion.of(query.set.build(query.clip))
+    maps, region = normal_form(query.model.network), InputRegion.of(query.set.build(query.clip))
     problem = whole_set(query)
     boxes = _bounds(problem, whole_box(query), request)
     random = np.random.default_rng(request.seed)
     result: list[LayerWidths] = []
-    hidden = [stage for stage in stages if stage.relu is not None]
-    for layer, stage in enumerate(hidden, 1):
-        assert stage.relu is not None
-        lower, upper = boxes["stbp-interval"][stage.relu]
-        first = set(stage.weights) <= {0}
+    hidden = [affine for affine in maps if affine.relu is not None]
+    for layer, affine in enumerate(hidden, 1):
+        assert affine.relu is not None
+        lower, upper = boxes["stbp-interval"][affine.relu]
+        first = set(affine.weights) <= {0}
         candidates = np.flatnonzero(upper - lower > _MOVES if first else (lower < 0) & (upper > 0))
         neurons = np.sort(random.permutation(candidates)[:sample])
-        exact = _exact(problem, stages, layer - 1, neurons, region, boxes["stbp-alpha"], request)
+        exact = _exact(problem, maps, layer - 1, neurons, region, boxes["stbp-alpha"], request)
         known = [neuron for neuron in neurons if neuron in exact]
         if not known:
             continue
         true = np.array([exact[neuron] for neuron in known])
-        own = {name: (b[stage.relu][0][known], b[stage.relu][1][known]) for name, b in boxes.items()}
-        own["lp"] = _relaxed(stages, layer - 1, np.array(known), region, boxes["stbp-alpha"], request)
+        own = {name: (b[affine.relu][0][known], b[affine.relu][1][known]) for name, b in boxes.items()}
+        own["lp"] = _relaxed(maps, layer - 1, np.array(known), region, boxes["stbp-alpha"], request)
         for name, (low, high) in own.items():
             _check(name, layer, low, high, true)
             width, truth = float((high - low).mean()), float((true[:, 1] - true[:, 0]).mean())
@@ -99,22 +99,22 @@ def _bounds(problem: Problem, box: Problem, request: Request) -> dict[str, Boxes
 
 def _exact(
     problem: Problem,
-    stages: tuple[Stage, ...],
+    maps: tuple[AffineMap, ...],
     at: int,
     neurons: np.ndarray,
     region: InputRegion,
     boxes: Boxes,
     request: Request,
 ) -> dict[int, tuple[float, float]]:
-    """The least and the largest value of every neuron of stage `at` that the MILP settles in time."""
-    stage = stages[at]
-    assert stage.relu is not None
-    operand = problem.network.nodes[stage.relu].inputs[0]
+    """The least and the largest value of every neuron of map `at` that the MILP settles in time."""
+    affine = maps[at]
+    assert affine.relu is not None
+    operand = problem.network.nodes[affine.relu].inputs[0]
     found = {}
     for done, neuron in enumerate(neurons):
-        row = {source: matrix[[neuron]] for source, matrix in stage.weights.items()}
-        short = (*stages[:at], Stage(None, row, stage.bias[[neuron]]))
-        left = request.deadline.remaining() / (2 * (len(neurons) - done) * (len(stages) - at))
+        row = {source: matrix[[neuron]] for source, matrix in affine.weights.items()}
+        short = (*maps[:at], AffineMap(None, row, affine.bias[[neuron]]))
+        left = request.deadline.remaining() / (2 * (len(neurons) - done) * (len(maps) - at))
         ends = []
         for sign in (1.0, -1.0):
             encoded = encode(short, region, boxes, np.array([sign]), 0.0)
@@ -130,13 +130,13 @@ def _exact(
 
 
 def _relaxed(
-    stages: tuple[Stage, ...], at: int, neurons: np.ndarray, region: InputRegion, boxes: Boxes, request: Request
+    maps: tuple[AffineMap, ...], at: int, neurons: np.ndarray, region: InputRegion, boxes: Boxes, request: Request
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of the neurons of stage `at` by the triangle relaxation, met with those it is built on."""
-    stage = stages[at]
-    assert stage.relu is not None
-    low, high = (side[neurons].copy() for side in boxes[stage.relu])
-    relaxed = relax(stages, region, boxes, at, neurons)
+    """Bounds of the neurons of map `at` by the triangle relaxation, met with those it is built on."""
+    affine = maps[at]
+    assert affine.relu is not None
+    low, high = (side[neurons].copy() for side in boxes[affine.relu])
+    relaxed = relax(maps, region, boxes, at, neurons)
     if not relaxed.program.variables:
         return low, high
     solver = LinearRelaxation(relaxed.program, request.seed)

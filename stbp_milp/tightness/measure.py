@@ -25,7 +25,7 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Task:
+class MeasurementTask:
     """A question and a method, or the widths of its layers.
 
     Attributes:
@@ -45,7 +45,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Measurement:
     """One measurement; every field is a column.
 
     Attributes:
@@ -92,7 +92,7 @@ class Row:
         return (self.digest, self.set, self.epsilon)
 
 
-def measure(task: Task, tell: Tell) -> dict[str, Any]:
+def measure(task: MeasurementTask, tell: Tell) -> dict[str, Any]:
     """What the method finds, as JSON values; a contradiction between methods comes back in words."""
     torch.set_num_threads(task.limits.threads)
     model = load_model(task.question.model)
@@ -127,7 +127,7 @@ def measure(task: Task, tell: Tell) -> dict[str, Any]:
     }
 
 
-def row_of(task: Task, ended: Ended) -> Row:
+def row_of(task: MeasurementTask, ended: Ended) -> Measurement:
     """The row that a process leaves, however it ended.
 
     Raises:
@@ -141,7 +141,7 @@ def row_of(task: Task, ended: Ended) -> Row:
     words = ended.output.strip().splitlines()
     answer = answer or {"seconds": ended.seconds, "note": words[-1][:300] if words else ""}
     base = answer.get("base")
-    return Row(
+    return Measurement(
         digest=question.digest,
         instance=question.instance,
         model=question.model.name,

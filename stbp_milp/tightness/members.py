@@ -21,7 +21,7 @@ from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.milp import PROOF_MARGIN, InputRegion, encode, minimum, tighten
-from stbp_milp.network.normal_form import Stage, normal_form
+from stbp_milp.network.normal_form import AffineMap, normal_form
 from stbp_milp.sets import Patch, PerturbationSet, VoxelBox, concatenate, divide
 from stbp_milp.tightness.bounding import Found, Request, alpha_bounds, flat_boxes, margin, whole_set
 
@@ -57,7 +57,7 @@ def exact_minimum(request: Request, upper: float) -> Found:
     first = replace(request, deadline=request.deadline.within(0.3 * request.deadline.remaining()))
     for items, bounds in _bounded(first, members, listed):
         bound[items] = bounds
-    stages = normal_form(query.model.network)
+    maps = normal_form(query.model.network)
     solved = torch.zeros_like(bound, dtype=torch.bool)
     programs, tolerance = 0, PROOF_MARGIN
     while not request.deadline.expired():
@@ -65,7 +65,7 @@ def exact_minimum(request: Request, upper: float) -> Found:
         if not bool(torch.isfinite(open_).any()) and not bool((open_ == -torch.inf).any()):
             break
         member, clause = divmod(int(open_.argmin()), bound.shape[1])
-        lower, slack, seen = _solved(request, stages, members.select(torch.tensor([member])), clause, upper)
+        lower, slack, seen = _solved(request, maps, members.select(torch.tensor([member])), clause, upper)
         bound[member, clause] = max(float(bound[member, clause]), lower)
         upper, programs, tolerance = min(upper, seen), programs + 1, max(tolerance, slack)
         solved[member, clause] = True
@@ -76,7 +76,7 @@ def exact_minimum(request: Request, upper: float) -> Found:
 
 
 def _solved(
-    request: Request, stages: tuple[Stage, ...], member: PerturbationSet, clause: int, upper: float
+    request: Request, maps: tuple[AffineMap, ...], member: PerturbationSet, clause: int, upper: float
 ) -> tuple[float, float, float]:
     """A clause's dual bound on a member (its optimum, or more than `upper`), its tolerance, and a margin seen."""
     query, region = request.query, InputRegion.of(member)
@@ -84,9 +84,9 @@ def _solved(
     if region.choice is None:
         problem = problem.with_inputs(VoxelBox(member.centre, *member.hull()))
     boxes = flat_boxes(alpha_bounds(problem, request)[1])
-    boxes = dict(tighten(stages, region, boxes, _TIGHTEN_SHARE * request.deadline.remaining()).boxes)
+    boxes = dict(tighten(maps, region, boxes, _TIGHTEN_SHARE * request.deadline.remaining()).boxes)
     rows = list(query.property.clauses[clause])
-    encoded = encode(stages, region, boxes, query.property.rows[rows].numpy(), query.property.offset[rows].numpy())
+    encoded = encode(maps, region, boxes, query.property.rows[rows].numpy(), query.property.offset[rows].numpy())
     left, memory = request.deadline.remaining(), request.memory_bytes
     # A bound this far above a margin that was seen settles the pair, the solver's tolerance included.
     limits = SolveLimits(left, upper + encoded.tolerance, None, memory, request.threads, request.seed)

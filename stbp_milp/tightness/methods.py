@@ -100,12 +100,12 @@ def _alpha(request: Request) -> Found:
 def _programs(request: Request) -> Iterator[Encoded]:
     """The program of every clause on the whole set, with the bounds of `stbp-alpha`."""
     query = request.query
-    stages, region = normal_form(query.model.network), InputRegion.of(query.set.build(query.clip))
+    maps, region = normal_form(query.model.network), InputRegion.of(query.set.build(query.clip))
     _, bounds = alpha_bounds(whole_set(query), request)
     for clause in query.property.clauses:
         rows = list(clause)
         form, offset = query.property.rows[rows].numpy(), query.property.offset[rows].numpy()
-        yield encode(stages, region, flat_boxes(bounds), form, offset)
+        yield encode(maps, region, flat_boxes(bounds), form, offset)
 
 
 def _linear(request: Request) -> Found:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from stbp_milp.tightness.curves import Point, panel, points, unit
 from stbp_milp.tightness.laws import bracket, by_question
-from stbp_milp.tightness.measure import LAYERS, Row
+from stbp_milp.tightness.measure import LAYERS, Measurement
 from stbp_milp.tightness.methods import METHODS
 
 RATIO_OF = "stbp-backward"  # the one-pass bound that is compared with the best whole-clip-box method
 WORTH = (0.2, 0.6)  # between these shares of the box method a ratio says something
 
 
-def page(rows: Sequence[Row], command: str) -> str:
+def page(rows: Sequence[Measurement], command: str) -> str:
     """All tables; `command` makes them again."""
     plain = [row for row in rows if row.method != LAYERS]
     parts = [
@@ -60,7 +60,7 @@ def ratio(point: Point) -> str:
     return f"**{text}**" if WORTH[0] <= box <= WORTH[1] else text
 
 
-def methods(rows: Sequence[Row]) -> str:
+def methods(rows: Sequence[Measurement]) -> str:
     """Per method, over all instances."""
     exact = {key: bracket(own).exact for key, own in by_question(rows).items()}
     lines = []
@@ -88,7 +88,7 @@ def methods(rows: Sequence[Row]) -> str:
     return _table([*header, "median gap", "largest gap"], lines)
 
 
-def layers(rows: Sequence[Row]) -> str:
+def layers(rows: Sequence[Measurement]) -> str:
     """Per network, set, layer and method."""
     groups: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for row in rows:

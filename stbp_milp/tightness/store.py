@@ -19,7 +19,7 @@ import polars as pl
 from stbp_milp.errors import InputError
 from stbp_milp.files import prepare_folder, replace_file
 from stbp_milp.tightness.laws import bracket, by_question
-from stbp_milp.tightness.measure import LAYERS, Row
+from stbp_milp.tightness.measure import LAYERS, Measurement
 
 LINES, TABLE, WIDTHS = "measurements.jsonl", "measurements", "layers"
 
@@ -34,10 +34,10 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = prepare_folder(folder)
         self._path = folder / LINES
-        self._rows: dict[tuple[str, str, float, str, int], Row] = {row.key: row for row in _read(self._path)}
+        self._rows: dict[tuple[str, str, float, str, int], Measurement] = {row.key: row for row in _read(self._path)}
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Measurement]:
         """The latest row of every measurement."""
         return list(self._rows.values())
 
@@ -46,7 +46,7 @@ class Store:
         row = self._rows.get(key)
         return row is not None and ((row.ended == "done" and not _late(row)) or row.limit >= limit)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Measurement) -> None:
         """Keep a row, in place of an earlier one of the same measurement."""
         with self._path.open("a+b") as file:
             torn = file.tell() > 0 and not _ends_with_newline(self._path)
@@ -83,7 +83,7 @@ class Store:
         replace_file(self.folder / name, content)
 
 
-def _late(row: Row) -> bool:
+def _late(row: Measurement) -> bool:
     return row.late or row.note == "unknown"
 
 
@@ -93,11 +93,11 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def _read(path: Path) -> list[Row]:
+def _read(path: Path) -> list[Measurement]:
     if not path.exists():
         return []
-    rows: list[Row] = []
-    names = {field.name for field in fields(Row)}
+    rows: list[Measurement] = []
+    names = {field.name for field in fields(Measurement)}
     lines: Sequence[bytes] = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
@@ -106,5 +106,5 @@ def _read(path: Path) -> list[Row]:
             continue
         if not isinstance(entries, dict) or entries.keys() != names:
             raise InputError(f"line {number} of {str(path)!r} is not a measurement of this version; give a new --out")
-        rows.append(Row(**{**entries, "widths": tuple(entries["widths"])}))
+        rows.append(Measurement(**{**entries, "widths": tuple(entries["widths"])}))
     return rows

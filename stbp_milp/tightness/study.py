@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from stbp_milp.batch.keeper import Keeper, KeeperLostError
 from stbp_milp.batch.supervised import Ended, Limits
 from stbp_milp.tightness.laws import by_question, check
-from stbp_milp.tightness.measure import JOB, LAYERS, Row, Task, row_of
+from stbp_milp.tightness.measure import JOB, LAYERS, Measurement, MeasurementTask, row_of
 from stbp_milp.tightness.questions import Question
 from stbp_milp.tightness.store import Store
 
@@ -19,11 +19,11 @@ _GRACE = 5.0  # seconds beyond the limit until a measurement is killed: methods 
 # What a child would import before it measures: loading a model pulls in the last two, 1.4 seconds of CPU.
 _MODULES = ("stbp_milp.tightness.measure", "cvxpy", "onnx.reference", "torch._dynamo")
 
-OnRow = Callable[[Row], None]
+OnRow = Callable[[Measurement], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class StudyOptions:
     """How a study is done.
 
     Attributes:
@@ -44,11 +44,11 @@ class Options:
     sample: int = 8
 
 
-def tasks(questions: Sequence[Question], options: Options) -> list[Task]:
+def tasks(questions: Sequence[Question], options: StudyOptions) -> list[MeasurementTask]:
     """All measurements, question by question, so that a study broken off has whole questions."""
     names = (*options.methods, *((LAYERS,) if options.layers else ()))
     return [
-        Task(
+        MeasurementTask(
             question,
             name,
             Limits(options.timeout or question.timeout, _GRACE, options.memory_bytes, options.threads),
@@ -60,7 +60,7 @@ def tasks(questions: Sequence[Question], options: Options) -> list[Task]:
     ]
 
 
-def run_study(todo: Sequence[Task], options: Options, store: Store, on_row: OnRow) -> None:
+def run_study(todo: Sequence[MeasurementTask], options: StudyOptions, store: Store, on_row: OnRow) -> None:
     """Measure what the store does not have yet. Whatever ends this, what was measured is in the store.
 
     Args:
@@ -71,11 +71,11 @@ def run_study(todo: Sequence[Task], options: Options, store: Store, on_row: OnRo
     """
     for rows in by_question(r for r in store.rows if r.method != LAYERS).values():
         check(rows)
-    waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[MeasurementTask] = queue.SimpleQueue()
     left = [task for task in todo if not store.finished(task.key, task.limits.timeout)]
     for task in left:
         waiting.put(task)
-    done: queue.SimpleQueue[tuple[Task, Ended]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[MeasurementTask, Ended]] = queue.SimpleQueue()
     stop = threading.Event()
     workers = [
         threading.Thread(target=_work, args=(waiting, done, stop, options)) for _ in range(min(options.jobs, len(left)))
@@ -95,7 +95,9 @@ def run_study(todo: Sequence[Task], options: Options, store: Store, on_row: OnRo
             worker.join()
 
 
-def _next(done: queue.SimpleQueue[tuple[Task, Ended]], workers: Sequence[threading.Thread]) -> tuple[Task, Ended]:
+def _next(
+    done: queue.SimpleQueue[tuple[MeasurementTask, Ended]], workers: Sequence[threading.Thread]
+) -> tuple[MeasurementTask, Ended]:
     while True:
         with suppress(queue.Empty):
             return done.get(timeout=0.5)
@@ -104,10 +106,10 @@ def _next(done: queue.SimpleQueue[tuple[Task, Ended]], workers: Sequence[threadi
 
 
 def _work(
-    waiting: queue.SimpleQueue[Task],
-    done: queue.SimpleQueue[tuple[Task, Ended]],
+    waiting: queue.SimpleQueue[MeasurementTask],
+    done: queue.SimpleQueue[tuple[MeasurementTask, Ended]],
     stop: threading.Event,
-    options: Options,
+    options: StudyOptions,
 ) -> None:
     """One keeper's life; a new one follows where a measurement took its keeper with it."""
     keeper = Keeper(_MODULES, options.threads)

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from stbp_milp.batch import nodes
-from stbp_milp.batch.engine import Options, run_batch
+from stbp_milp.batch.engine import EngineOptions, run_batch
 from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.mirror import Mirror
 from stbp_milp.batch.task import Settings, read_tasks
 
-OPTIONS = Options(job="planted:by_specification", plan_job="planted:cut")
+OPTIONS = EngineOptions(job="planted:by_specification", plan_job="planted:cut")
 
 
 def main(path: Path, out: Path, jobs: int, scheduler: str | None = None) -> None:

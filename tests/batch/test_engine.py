@@ -23,13 +23,13 @@ from lists import TOKEN, gone, has_orphans, start_driver, write_list
 from planted import WORDS
 
 from stbp_milp.batch import nodes
-from stbp_milp.batch.engine import Options, Progress, run_batch
+from stbp_milp.batch.engine import EngineOptions, Progress, run_batch
 from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.mirror import FILE, Mirror, in_file
 from stbp_milp.batch.task import Settings, Task, read_tasks
 from stbp_milp.results import InstanceResult
 
-OPTIONS = Options(job="planted:by_specification", plan_job="planted:cut")
+OPTIONS = EngineOptions(job="planted:by_specification", plan_job="planted:cut")
 SETTINGS = Settings(grace=0.2, memory_bytes=300 << 20)
 SLACK = 4.0  # seconds that a busy machine may take longer
 
@@ -71,7 +71,7 @@ class Batch:
         self.folder = Folder(folder / "out").prepared()
         self.tasks: list[Task] = read_tasks(write_list(folder, plants, log=self.log), self.folder.path, settings)
 
-    def run(self, open_client: Open, options: Options = OPTIONS) -> Progress:
+    def run(self, open_client: Open, options: EngineOptions = OPTIONS) -> Progress:
         with Mirror(self.folder) as mirror:
             mirror.begin(self.tasks)
             return run_batch(self.tasks, self.folder, mirror, open_client, options)
@@ -165,7 +165,7 @@ def test_the_first_counterexample_ends_the_others(tmp_path: Path, here: Open, pl
     settings = Settings(timeout=60.0, memory_bytes=300 << 20)
     batch = Batch(tmp_path, [plants], settings)
     began = time.monotonic()
-    batch.run(here, Options(OPTIONS.job, OPTIONS.plan_job, split=4))
+    batch.run(here, EngineOptions(OPTIONS.job, OPTIONS.plan_job, split=4))
     seconds = time.monotonic() - began
     (whole,) = batch.results()
     assert whole is not None
@@ -179,7 +179,7 @@ def test_the_first_counterexample_ends_the_others(tmp_path: Path, here: Open, pl
 
 def test_what_is_not_cut_within_its_limits_runs_whole(tmp_path: Path, here: Open) -> None:
     batch = Batch(tmp_path, [("verified", "hang")])
-    batch.run(here, Options(OPTIONS.job, "planted:never_cut", split=2))
+    batch.run(here, EngineOptions(OPTIONS.job, "planted:never_cut", split=2))
     (whole,) = batch.results()
     assert whole is not None
     assert (whole.word, whole.parts) == ("verified", None)
@@ -187,7 +187,7 @@ def test_what_is_not_cut_within_its_limits_runs_whole(tmp_path: Path, here: Open
 
 def test_parts_that_are_known_are_not_run_again(tmp_path: Path, here: Open) -> None:
     batch = Batch(tmp_path, [("unknown", "hang", "unknown"), "verified"])
-    options = Options(OPTIONS.job, OPTIONS.plan_job, split=3)
+    options = EngineOptions(OPTIONS.job, OPTIONS.plan_job, split=3)
     batch.run(here, options)
     whole, single = batch.results()
     assert whole is not None
@@ -233,7 +233,7 @@ def test_a_result_of_another_writer_is_taken(tmp_path: Path, here: Open) -> None
 def test_each_device_has_one_worker(tmp_path: Path, token: str) -> None:
     batch = Batch(tmp_path, ["device"] * 4)
     batch.tasks = [replace(task, gpu=True) for task in batch.tasks]
-    options = Options(OPTIONS.job, OPTIONS.plan_job, devices_by_number=True)
+    options = EngineOptions(OPTIONS.job, OPTIONS.plan_job, devices_by_number=True)
     batch.run(lambda: nodes.local(2, {"GPU": 1.0}), options)
     assert {one and one.reason for one in batch.results()} <= {"0", "1"}
 

@@ -58,10 +58,10 @@ def test_all_members_restricted(benchmark: BenchmarkFixture) -> None:
     rows, offset = same_class(0, 4).forms()
 
     def bound() -> torch.Tensor:
-        stages = normal_form(problem.network)
+        maps = normal_form(problem.network)
         lower = torch.empty(members.parts, 3, dtype=torch.float64)
-        restrict = Restrictor(stages, problem)
-        for group in grouped(stages, members, 1 << 24):
+        restrict = Restrictor(maps, problem)
+        for group in grouped(maps, members, 1 << 24):
             small = restrict(group)
             lower[group.members] = bound_once(
                 Bounded(small, preactivations(small, BoundingOptions())), Forms(rows, offset)

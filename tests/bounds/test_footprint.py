@@ -52,10 +52,10 @@ def test_by_hand() -> None:
 def restricted(
     net: Network, members: PerturbationSet, budget: int = BUDGET
 ) -> list[tuple[Tensor, Problem, RestrictedView]]:
-    stages = normal_form(net)
-    restrict = Restrictor(stages, Problem.of(net, members))
+    maps = normal_form(net)
+    restrict = Restrictor(maps, Problem.of(net, members))
     result = []
-    for group in grouped(stages, members, budget):
+    for group in grouped(maps, members, budget):
         problem = restrict(group)
         view = RestrictedView(members.clip, group.neurons[0], {})
         result.append((group.members, problem, view))

@@ -212,12 +212,12 @@ def test_bounds_under_phases_hold_of_every_clip_that_has_them(
 @settings(max_examples=15)
 def test_networks_made_of_parts_of_the_whole_keep_its_bounds_true(seed: int, power: int, text: str) -> None:
     network, perturbation = asked(seed, power, text)
-    stages = normal_form(network)
+    maps = normal_form(network)
     members = perturbation.singletons()
     whole = Problem.of(network, members)
-    restrict = Restrictor(stages, whole)
+    restrict = Restrictor(maps, whole)
     rows, offset = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for group in grouped(stages, members, 10**6):
+    for group in grouped(maps, members, 10**6):
         problem = restrict(group)
         bounds = preactivations(problem, METHODS["backward"])
         folded = fold(problem, normal_form(problem.network), bounds, 10**6)
@@ -235,13 +235,13 @@ def test_networks_made_of_parts_of_the_whole_keep_its_bounds_true(seed: int, pow
 def test_linear_programs_hold_of_the_network_over_the_real_numbers(seed: int, power: int, text: str) -> None:
     """Their bounds are dual bounds, so rows that are wide enough for the real network make them true of it."""
     network, perturbation = asked(seed, power, text)
-    stages, region = normal_form(network), InputRegion.of(perturbation)
+    maps, region = normal_form(network), InputRegion.of(perturbation)
     bounds = preactivations(Problem.of(network, perturbation), METHODS["interval"])
     boxes = {relu: (b.lower.flatten().numpy(), b.upper.flatten().numpy()) for relu, b in bounds.items()}
     row = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
-    tightened = tighten(stages, region, boxes, 20.0)
+    tightened = tighten(maps, region, boxes, 20.0)
     assert not tightened.empty
-    encoded = encode(stages, region, tightened.boxes, row.numpy(), 0.0)
+    encoded = encode(maps, region, tightened.boxes, row.numpy(), 0.0)
     lowers = [lower for lower, _ in cut_rounds(encoded, 2, 10.0)]
     narrower = {
         relu: Interval(*(torch.from_numpy(side).unsqueeze(0) for side in box)) for relu, box in tightened.boxes.items()

@@ -139,10 +139,10 @@ def test_the_program_of_a_piece_is_exact(text: str, solver: str, seed: int) -> N
     query = micro_query(text, "two classes", seed, 0.3)
     expand, _ = expander(query, 1e9, few_members=1)
     (root,) = whole_pieces(expand.roots)
-    options, stages = ProgramOptions(solver), normal_form(query.model.network)  # type: ignore[arg-type]
+    options, maps = ProgramOptions(solver), normal_form(query.model.network)  # type: ignore[arg-type]
 
     def solved(piece: Piece) -> tuple[float, Tensor | None]:
-        found = solve_piece(piece, stages, query.property.rows, query.property.offset, options, Deadline.after(20.0))
+        found = solve_piece(piece, maps, query.property.rows, query.property.offset, options, Deadline.after(20.0))
         return found.lower, found.candidate
 
     exact = micro_instances.whole_minimum(query, "highs").upper

@@ -27,7 +27,7 @@ from stbp_milp.data.frames import read_video
 from stbp_milp.errors import SoundnessError
 from stbp_milp.query import Configuration, Query
 from stbp_milp.records import read_record
-from stbp_milp.report.terminal import Row
+from stbp_milp.report.terminal import BenchRow
 from stbp_milp.verdict import Outcome, Progress
 
 Answer = Callable[[Query, Configuration, Callable[[Progress], None]], Outcome]
@@ -442,4 +442,4 @@ def test_shipped_bench_exit_codes(run: Run, expected: list[str], code: int) -> N
 
 
 def test_bench_without_runs_is_as_expected() -> None:
-    assert exit_code([Row("a", "everywhere", 1.0, "verified")]) == 0
+    assert exit_code([BenchRow("a", "everywhere", 1.0, "verified")]) == 0

@@ -114,15 +114,15 @@ def interval_boxes(net: Network, region: InputRegion) -> dict[int, tuple[np.ndar
     """Plain interval arithmetic on the normal form."""
     values = {0: (region.lower, region.upper)}
     boxes = {}
-    for stage in normal_form(net):
-        lower, upper = stage.bias.copy(), stage.bias.copy()
-        for source, matrix in stage.weights.items():
+    for affine in normal_form(net):
+        lower, upper = affine.bias.copy(), affine.bias.copy()
+        for source, matrix in affine.weights.items():
             low, high = values[source]
             positive, negative = matrix.maximum(0), matrix.minimum(0)
             lower, upper = lower + positive @ low + negative @ high, upper + positive @ high + negative @ low
-        if stage.relu is not None:
-            boxes[stage.relu] = (lower, upper)
-            values[stage.relu] = (np.maximum(lower, 0), np.maximum(upper, 0))
+        if affine.relu is not None:
+            boxes[affine.relu] = (lower, upper)
+            values[affine.relu] = (np.maximum(lower, 0), np.maximum(upper, 0))
     return boxes
 
 

@@ -174,37 +174,37 @@ def test_the_largest_of_several_rows(seed: int) -> None:
 def test_children_of_a_phase_split_cover_the_parent(seed: int) -> None:
     net = network("three layers", seed)
     inputs = around(net, "any frame", seed)
-    stages, region = normal_form(net), InputRegion.of(inputs)
+    maps, region = normal_form(net), InputRegion.of(inputs)
     form = np.random.default_rng(seed).normal(size=2)
     boxes = interval_boxes(net, region)
-    whole = minimum(encode(stages, region, boxes, form, 0.0), "auto", LIMITS).dual_bound
+    whole = minimum(encode(maps, region, boxes, form, 0.0), "auto", LIMITS).dual_bound
     relu = net.relus[seed % len(net.relus)]
     children = [
-        minimum(encode(stages, region, boxes, form, 0.0, {relu: np.array([sign, 0])}), "auto", LIMITS).dual_bound
+        minimum(encode(maps, region, boxes, form, 0.0, {relu: np.array([sign, 0])}), "auto", LIMITS).dual_bound
         for sign in (1, -1)
     ]
     assert min(children) == pytest.approx(whole, abs=3e-5)
 
 
 def test_fixed_phases_that_leave_nothing_prove_the_subproblem_empty() -> None:
-    stages, region = normal_form(distance()), box([0.0, 0.0], [1.0, 1.0])
+    maps, region = normal_form(distance()), box([0.0, 0.0], [1.0, 1.0])
     relu = distance().relus[0]
     # x - y >= 0 and y - x >= 0 leaves the diagonal; with x above 0.6 and y below 0.4 nothing is left.
     apart = box([0.6, 0.0], [1.0, 0.4])
     both = {relu: np.array([1, 1])}
-    assert minimum(encode(stages, region, {}, np.ones(1), 0.0, both), "auto", LIMITS).dual_bound < 1e-5
-    result = minimum(encode(stages, apart, {}, np.ones(1), 0.0, both), "auto", LIMITS)
+    assert minimum(encode(maps, region, {}, np.ones(1), 0.0, both), "auto", LIMITS).dual_bound < 1e-5
+    result = minimum(encode(maps, apart, {}, np.ones(1), 0.0, both), "auto", LIMITS)
     assert result.termination is Termination.INFEASIBLE
     assert result.dual_bound == np.inf
     assert result.lower == np.inf
 
 
 def test_contradicting_bounds_without_phases_stop_the_run() -> None:
-    stages, region = normal_form(distance()), box([0.6, 0.0], [1.0, 0.4])
+    maps, region = normal_form(distance()), box([0.6, 0.0], [1.0, 0.4])
     relu = distance().relus[0]
     wrong = {relu: (np.array([-1.0, 0.5]), np.array([1.0, 1.0]))}  # y - x is at most -0.2
     with pytest.raises(SoundnessError, match="contradict"):
-        encode(stages, region, wrong, np.ones(1), 0.0)
+        encode(maps, region, wrong, np.ones(1), 0.0)
 
 
 def test_an_infeasible_program_without_phases_stops_the_run() -> None:
@@ -225,12 +225,12 @@ def test_an_infeasible_program_without_phases_stops_the_run() -> None:
 
 
 def test_a_settled_sign_stops_a_run_on_either_side() -> None:
-    stages, region = normal_form(distance()), box([0.0, 0.0], [1.0, 1.0])
+    maps, region = normal_form(distance()), box([0.0, 0.0], [1.0, 1.0])
     limits = until_sign(SolveLimits(20.0), PROOF_MARGIN)
-    positive = minimum(encode(stages, region, {}, np.ones(1), 5.0), "auto", limits)
+    positive = minimum(encode(maps, region, {}, np.ones(1), 5.0), "auto", limits)
     assert positive.tolerance == PROOF_MARGIN
     assert positive.lower > 0
-    negative = minimum(encode(stages, region, {}, np.ones(1), -0.5), "auto", limits)
+    negative = minimum(encode(maps, region, {}, np.ones(1), -0.5), "auto", limits)
     assert negative.lower <= 0
     assert negative.candidate is not None
     assert margin(distance(), np.ones(1), -0.5, negative.candidate) <= -PROOF_MARGIN

@@ -20,7 +20,7 @@ from stbp_milp.milp import InputRegion, encode, tighten
 from stbp_milp.milp.encode import Boxes, widen
 from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Add, Linear, ReLU, Scale
-from stbp_milp.network.normal_form import Stage, normal_form
+from stbp_milp.network.normal_form import AffineMap, normal_form
 from stbp_milp.sets import VoxelBox
 
 seeds = st.integers(0, 10**6)
@@ -100,15 +100,15 @@ def test_a_contradiction_stops_the_run() -> None:
 def test_relaxation_agrees_with_cvxpy(choice: str, seed: int) -> None:
     net = network("three layers", seed, hidden=4)
     inputs = around(net, choice, seed)
-    stages, region = normal_form(net), InputRegion.of(inputs)
-    boxes = tighten(stages, region, interval_boxes(net, region), seconds=10.0).boxes
+    maps, region = normal_form(net), InputRegion.of(inputs)
+    boxes = tighten(maps, region, interval_boxes(net, region), seconds=10.0).boxes
     form = np.random.default_rng(seed).normal(size=2)
-    encoded = encode(stages, region, boxes, form, 0.25)
+    encoded = encode(maps, region, boxes, form, 0.25)
     if not encoded.program.variables:
         return
     found = LinearRelaxation(encoded.program).minimum(encoded.program.cost, 10.0) + encoded.program.offset
     # The encoding meets the widened boxes with intervals of its own: it lies between the two textbook relaxations.
-    wide, exact = (_textbook(stages, region, b, form) + 0.25 for b in (_wide(boxes), boxes))
+    wide, exact = (_textbook(maps, region, b, form) + 0.25 for b in (_wide(boxes), boxes))
     assert wide - 1e-6 <= found <= exact + 1e-6
     assert exact - wide < 1e-3
 
@@ -117,7 +117,7 @@ def _wide(boxes: Boxes) -> Boxes:
     return {relu: widen(*box) for relu, box in boxes.items()}
 
 
-def _textbook(stages: tuple[Stage, ...], region: InputRegion, boxes: Boxes, form: np.ndarray) -> float:
+def _textbook(maps: tuple[AffineMap, ...], region: InputRegion, boxes: Boxes, form: np.ndarray) -> float:
     """The triangle relaxation, written down again."""
     x = cvxpy.Variable(region.centre.size)
     constraints = [x >= region.lower, x <= region.upper]
@@ -129,14 +129,14 @@ def _textbook(stages: tuple[Stage, ...], region: InputRegion, boxes: Boxes, form
         constraints += [x <= region.centre + cvxpy.multiply(region.upper - region.centre, cover)]
         constraints += [x >= region.centre - cvxpy.multiply(region.centre - region.lower, cover)]
     sources = {0: x}
-    for stage in stages:
-        value = stage.bias + sum(matrix @ sources[source] for source, matrix in stage.weights.items())
-        if stage.relu is None:
+    for affine in maps:
+        value = affine.bias + sum(matrix @ sources[source] for source, matrix in affine.weights.items())
+        if affine.relu is None:
             problem = cvxpy.Problem(cvxpy.Minimize(form @ value), constraints)
             return float(problem.solve(solver="CLARABEL", tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10))
-        lower, upper = boxes[stage.relu]
-        y = cvxpy.Variable(stage.bias.size)
-        for i in range(stage.bias.size):
+        lower, upper = boxes[affine.relu]
+        y = cvxpy.Variable(affine.bias.size)
+        for i in range(affine.bias.size):
             if upper[i] <= 0:
                 constraints.append(y[i] == 0)
             elif lower[i] >= 0:
@@ -145,5 +145,5 @@ def _textbook(stages: tuple[Stage, ...], region: InputRegion, boxes: Boxes, form
                 chord = upper[i] / (upper[i] - lower[i])
                 constraints += [y[i] >= 0, y[i] >= value[i], y[i] <= chord * (value[i] - lower[i])]
                 constraints += [value[i] >= lower[i], value[i] <= upper[i]]
-        sources[stage.relu] = y
-    raise AssertionError("the last stage is the output")
+        sources[affine.relu] = y
+    raise AssertionError("the last map is the output")

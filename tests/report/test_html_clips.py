@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from stbp_milp.errors import InputError
 from stbp_milp.report.html import clips
 from stbp_milp.report.html.clips import pack, pack_all
-from stbp_milp.report.html.instance import Instance
+from stbp_milp.report.html.instance import ShownInstance
 from stbp_milp.report.html.run import read_run
 
 
-def _instance(folder: Path, made: Made, shape: tuple[int, ...] = (1, 4, 6, 6)) -> Instance:
+def _instance(folder: Path, made: Made, shape: tuple[int, ...] = (1, 4, 6, 6)) -> ShownInstance:
     (found,) = read_run(write_batch(folder, [made])).instances
     write_clips(found.evidence["clip"], shape)
     return found

@@ -11,8 +11,8 @@ from rich.console import Console, RenderableType
 
 from stbp_milp.query import Query
 from stbp_milp.report.terminal import (
+    BenchRow,
     LiveLine,
-    Row,
     bench_table,
     explanation,
     progress_text,
@@ -102,9 +102,9 @@ def test_verdict_line(asked: Query) -> None:
 )
 def test_marks(asked: Query, expected: str, got: str, mark: str) -> None:
     outcome = {"verified": verified(), "falsified": falsified(asked), "unknown": unknown()}[got]
-    row = Row("moving left", "window:2", 4 / 255, expected, "net.onnx", outcome)
+    row = BenchRow("moving left", "window:2", 4 / 255, expected, "net.onnx", outcome)
     assert row.mark == mark
-    text = _printed(bench_table([row, Row("later", "everywhere", 1.0, "verified")]), width=110)
+    text = _printed(bench_table([row, BenchRow("later", "everywhere", 1.0, "verified")]), width=110)
     assert "moving left" in text
     assert "net.onnx" in text
     assert "4/255" in text

@@ -11,7 +11,7 @@ from math import prod
 import pytest
 import torch
 
-from stbp_milp.cli.shipped import Instance, instances
+from stbp_milp.cli.shipped import ShippedInstance, instances
 from stbp_milp.data.stand_ins import STEERING_LIMIT
 from stbp_milp.instance_list import read_instances
 from stbp_milp.interop import read_questions
@@ -35,7 +35,7 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def shipped() -> tuple[Instance, ...]:
+def shipped() -> tuple[ShippedInstance, ...]:
     return instances()
 
 
@@ -64,7 +64,7 @@ def test_networks_get_their_clips_right(family: str) -> None:
         assert torch.equal(outputs.argmax(1), targets)
 
 
-def test_instances_cover_all_kinds_of_sets_and_verdicts(shipped: tuple[Instance, ...]) -> None:
+def test_instances_cover_all_kinds_of_sets_and_verdicts(shipped: tuple[ShippedInstance, ...]) -> None:
     assert 50 <= len(shipped) <= 70
     assert {re.split(":", i.query.set.text)[0] for i in shipped} == KINDS
     assert {i.model.split("-")[0] for i in shipped} == set(FAMILIES)
@@ -76,7 +76,7 @@ def test_instances_cover_all_kinds_of_sets_and_verdicts(shipped: tuple[Instance,
     assert {i.timeout for i in shipped if i.expected != "unknown"} == {30.0}
 
 
-def test_every_clean_clip_keeps_its_property(shipped: tuple[Instance, ...]) -> None:
+def test_every_clean_clip_keeps_its_property(shipped: tuple[ShippedInstance, ...]) -> None:
     for instance in shipped:
         query = instance.query
         outputs = query.model.network(query.clip.unsqueeze(0))
@@ -84,7 +84,7 @@ def test_every_clean_clip_keeps_its_property(shipped: tuple[Instance, ...]) -> N
         query.set.build(query.clip)
 
 
-def test_the_chosen_twelve_are_among_them(shipped: tuple[Instance, ...]) -> None:
+def test_the_chosen_twelve_are_among_them(shipped: tuple[ShippedInstance, ...]) -> None:
     chosen = json.loads((SHIPPED.parent / "chosen.json").read_text())
     asked = {(i.name, i.query.set.text, i.query.set.epsilon, i.timeout, i.expected) for i in shipped}
     assert len(chosen) == 12

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from stbp_milp.tightness.measure import Row
+from stbp_milp.tightness.measure import Measurement
 
 
-def row(method: str, lower: float | None = None, upper: float | None = None, **changes: Any) -> Row:
+def row(method: str, lower: float | None = None, upper: float | None = None, **changes: Any) -> Measurement:
     fields: dict[str, Any] = {
         "digest": "d",
         "instance": "spec/a.json",
@@ -26,4 +26,4 @@ def row(method: str, lower: float | None = None, upper: float | None = None, **c
         "limit": 10.0,
         "seed": 0,
     }
-    return Row(**{**fields, **changes})
+    return Measurement(**{**fields, **changes})

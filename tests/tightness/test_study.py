@@ -18,10 +18,10 @@ from stbp_milp.files import only_run_in
 from stbp_milp.instances import Specification, write_specification
 from stbp_milp.sets import SetSpecification
 from stbp_milp.st_bench import SHIPPED
-from stbp_milp.tightness.measure import Row, row_of
+from stbp_milp.tightness.measure import Measurement, row_of
 from stbp_milp.tightness.questions import Sweep, read_questions
 from stbp_milp.tightness.store import LINES, Store
-from stbp_milp.tightness.study import Options, run_study, tasks
+from stbp_milp.tightness.study import StudyOptions, run_study, tasks
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,11 @@ def test_two_studies_do_not_share_a_folder(bench: Path, tmp_path: Path, capsys: 
 
 
 def test_an_interrupted_study_goes_on(bench: Path, tmp_path: Path) -> None:
-    options = Options(("box-interval", "stbp-interval"), timeout=20)
+    options = StudyOptions(("box-interval", "stbp-interval"), timeout=20)
     todo = tasks(read_questions(bench, Sweep((0.01,), absolute=True)), options)
-    seen: list[Row] = []
+    seen: list[Measurement] = []
 
-    def interrupt(new: Row) -> None:
+    def interrupt(new: Measurement) -> None:
         seen.append(new)
         if len(seen) == 1:
             raise KeyboardInterrupt
@@ -85,7 +85,7 @@ def test_an_interrupted_study_goes_on(bench: Path, tmp_path: Path) -> None:
 
 
 def test_whatever_ends_a_process_becomes_a_row(bench: Path) -> None:
-    (task, *_) = tasks(read_questions(bench), Options(("lp",)))
+    (task, *_) = tasks(read_questions(bench), StudyOptions(("lp",)))
     late = row_of(task, Ended("timeout", 25.0, 500 << 20, {}, "line\nlast words\n"))
     assert (late.ended, late.lower, late.certified, late.peak_mib, late.note) == (
         "timeout",

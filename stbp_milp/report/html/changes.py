@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stbp_milp.report.html.instance import Instance
+from stbp_milp.report.html.instance import ShownInstance
 from stbp_milp.report.html.run import Run
 
 SLOWER = 1.5  # times as long, and
@@ -29,8 +29,8 @@ class Pair:
         kind: "files", "question" or "name": what they were recognised by.
     """
 
-    here: Instance
-    there: Instance
+    here: ShownInstance
+    there: ShownInstance
     kind: str
 
     @property
@@ -68,7 +68,7 @@ class Changes:
 
     there: Run
     pairs: Mapping[int, Pair]
-    only_there: tuple[Instance, ...]
+    only_there: tuple[ShownInstance, ...]
 
     @property
     def kinds(self) -> Mapping[str, int]:
@@ -104,7 +104,7 @@ def compare_runs(here: Run, there: Run) -> Changes:
     return Changes(there, dict(sorted(pairs.items())), tuple(left.values()))
 
 
-def _by_identity(instances: Mapping[int, Instance], kind: str) -> dict[str, list[int]]:
+def _by_identity(instances: Mapping[int, ShownInstance], kind: str) -> dict[str, list[int]]:
     found: defaultdict[str, list[int]] = defaultdict(list)
     for i, instance in instances.items():
         if kind in instance.identities:

@@ -21,7 +21,7 @@ import torch
 
 from stbp_milp.errors import InputError
 from stbp_milp.report.comparison import Array, chosen_cover
-from stbp_milp.report.html.instance import Instance
+from stbp_milp.report.html.instance import ShownInstance
 from stbp_milp.sets import SetSpecification
 
 LARGEST_SIDE = 256  # pixels; larger frames are averaged down
@@ -43,7 +43,7 @@ class Viewers:
     broken: tuple[str, ...] = ()
 
 
-def pack_all(instances: Iterable[tuple[int, Instance]], room: int) -> Viewers:
+def pack_all(instances: Iterable[tuple[int, ShownInstance]], room: int) -> Viewers:
     """Pack the counterexamples of the instances, given with their positions, in their order while `room` bytes last."""
     packed: dict[int, str] = {}
     too_many: list[int] = []
@@ -67,7 +67,7 @@ def pack_all(instances: Iterable[tuple[int, Instance]], room: int) -> Viewers:
     return Viewers(packed, tuple(too_many), tuple(broken))
 
 
-def pack(instance: Instance) -> str:
+def pack(instance: ShownInstance) -> str:
     """The instance's counterexample, packed.
 
     Raises:
@@ -119,12 +119,12 @@ def _read(path: Path) -> tuple[Array, Array]:
     return clean, attacked
 
 
-def _domain(instance: Instance) -> tuple[float, float]:
+def _domain(instance: ShownInstance) -> tuple[float, float]:
     low, high = instance.set["domain"] if instance.set else (0.0, 1.0)
     return (float(low), float(high)) if high > low else (0.0, 1.0)
 
 
-def _cover(instance: Instance, clean: Array, attacked: Array) -> tuple[Array, bool]:
+def _cover(instance: ShownInstance, clean: Array, attacked: Array) -> tuple[Array, bool]:
     """The voxels the attacker chose; where the set is not known (False), those that changed."""
     asked = instance.set
     if asked:

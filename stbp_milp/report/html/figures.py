@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from stbp_milp.report.html.instance import Instance
+from stbp_milp.report.html.instance import ShownInstance
 from stbp_milp.results import WORDS
 
 MOST_GROUPS = 40
@@ -23,7 +23,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Group:
+class Curve:
     """The instances of one network, set and radius."""
 
     model: str
@@ -38,24 +38,24 @@ class Group:
         return next((share.count for share in self.shares if share.word == word), 0)
 
 
-def shares(instances: Sequence[Instance]) -> tuple[Share, ...]:
+def shares(instances: Sequence[ShownInstance]) -> tuple[Share, ...]:
     """A share for every word that occurs, in the order of WORDS."""
     counted = Counter(instance.word for instance in instances)
     return tuple(Share(word, counted[word], 100 * counted[word] / len(instances)) for word in WORDS if counted[word])
 
 
-def groups(instances: Iterable[Instance]) -> list[Group]:
+def groups(instances: Iterable[ShownInstance]) -> list[Curve]:
     """The instances by network, set and radius, in the order of their first."""
-    found: defaultdict[tuple[str, str, str], list[Instance]] = defaultdict(list)
+    found: defaultdict[tuple[str, str, str], list[ShownInstance]] = defaultdict(list)
     for instance in instances:
         asked: Mapping[str, str] = instance.question
         found[asked.get("model", ""), asked.get("set", ""), asked.get("epsilon", "")].append(instance)
     return [_group(key, members) for key, members in found.items()]
 
 
-def _group(key: tuple[str, str, str], members: Sequence[Instance]) -> Group:
+def _group(key: tuple[str, str, str], members: Sequence[ShownInstance]) -> Curve:
     proved = [member.lower for member in members if member.word == "verified"]
-    return Group(
+    return Curve(
         *key,
         shares=shares(members),
         total=len(members),

@@ -26,7 +26,7 @@ _STEM = re.compile(r"^\d{8}T\d{9}Z-(?:(?P<label>.+)-)?[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True)
-class Instance:
+class ShownInstance:
     """One question and what came of it.
 
     Attributes:
@@ -64,7 +64,7 @@ class Instance:
         return self.word in DECIDED
 
 
-def read_instance(path: Path, folder: Path, batch: bool, specifications: Path | None = None) -> Instance:
+def read_instance(path: Path, folder: Path, batch: bool, specifications: Path | None = None) -> ShownInstance:
     """The instance in the file `path` of the run in `folder`.
 
     Args:
@@ -95,7 +95,7 @@ def _entries(path: Path) -> dict[str, Any]:
     return entries
 
 
-def _of_record(record: dict[str, Any], folder: Path, path: Path) -> Instance:
+def _of_record(record: dict[str, Any], folder: Path, path: Path) -> ShownInstance:
     """The instance in a record that `verify_complete.py` wrote."""
     asked = _question(record)
     labelled = _STEM.match(path.stem)
@@ -103,7 +103,7 @@ def _of_record(record: dict[str, Any], folder: Path, path: Path) -> Instance:
     name = _spoken(label) if label else f"{asked['model']}, {asked['clip']}"
     configuration = record["configuration"]
     found = record["counterexample"] or {}
-    return Instance(
+    return ShownInstance(
         name=name,
         word=_word(record["verdict"]),
         question=asked,
@@ -130,7 +130,7 @@ def _of_record(record: dict[str, Any], folder: Path, path: Path) -> Instance:
     )
 
 
-def _of_batch(result: InstanceResult, folder: Path, path: Path, specifications: Path | None) -> Instance:
+def _of_batch(result: InstanceResult, folder: Path, path: Path, specifications: Path | None) -> ShownInstance:
     """The instance in a result that `run_batch.py` wrote; one that was killed has no record inside."""
     listed, record = result.instance, result.record
     name = f"{stem_of(listed['model'])} / {stem_of(listed['specification'])}"
@@ -139,7 +139,7 @@ def _of_batch(result: InstanceResult, folder: Path, path: Path, specifications: 
     identities = {"files": files} | ({"question": _digest(record)} if record else {}) | {"name": name}
     margin = result.margin or {"lower": "-inf", "upper": "inf"}
     kept = ("reason", "expected", "limits", "configuration", "attempt", "began", "node", "ended_by", "output")
-    return Instance(
+    return ShownInstance(
         name=name,
         word=_word(result.word),
         question=asked,

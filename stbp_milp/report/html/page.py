@@ -24,7 +24,7 @@ from stbp_milp.files import prepare_folder, replace_file, write_new_file
 from stbp_milp.report.html import figures
 from stbp_milp.report.html.changes import Changes, Pair, compare_runs, slowest_first
 from stbp_milp.report.html.clips import Viewers, pack_all, pack_bytes
-from stbp_milp.report.html.instance import Instance
+from stbp_milp.report.html.instance import ShownInstance
 from stbp_milp.report.html.run import Run
 from stbp_milp.results import WORDS
 from stbp_milp.versions import VERSION
@@ -151,7 +151,7 @@ def _listed(changes: Changes | None, pace: str) -> list[tuple[int, Pair]]:
     return [(position[id(pair)], pair) for pair in slowest_first(list(changes.pairs.values()), pace)[:_MOST_LISTED]]
 
 
-def _detail(instance: Instance, folder: Path, home: Path) -> dict[str, Any]:
+def _detail(instance: ShownInstance, folder: Path, home: Path) -> dict[str, Any]:
     """What the page shows of the instance that was opened."""
     files = {**instance.evidence, "record": folder / str(instance.details["file"])}
     links = {kind: quote(Path(os.path.relpath(path, home)).as_posix()) for kind, path in files.items()}
@@ -159,7 +159,7 @@ def _detail(instance: Instance, folder: Path, home: Path) -> dict[str, Any]:
     return plain
 
 
-def _unexpected(instance: Instance) -> bool:
+def _unexpected(instance: ShownInstance) -> bool:
     """The specification says otherwise: the opposite verdict of the expected one."""
     expected = instance.details.get("expected")
     return instance.decided and expected in ("verified", "falsified") and expected != instance.word

@@ -14,7 +14,7 @@ from typing import Any
 
 from stbp_milp.errors import InputError
 from stbp_milp.plain import from_json
-from stbp_milp.report.html.instance import Instance, read_instance, stem_of
+from stbp_milp.report.html.instance import ShownInstance, read_instance, stem_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Run:
     """
 
     folder: Path
-    instances: tuple[Instance, ...]
+    instances: tuple[ShownInstance, ...]
     pending: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ def read_run(folder: Path) -> Run:
     paths = sorted((folder / "records" if batch else folder).glob("*.json"))
     order = _listed(folder / "batch.sqlite") if batch else []
     specifications = _specifications_folder(folder)
-    read: dict[str, Instance] = {}
+    read: dict[str, ShownInstance] = {}
     broken = []
     for path in paths:
         try:
@@ -100,7 +100,7 @@ def _specifications_folder(folder: Path) -> Path | None:
     return Path(lists[-1]).parent if lists else None
 
 
-def _commands(folder: Path, instances: Iterable[Instance]) -> Iterator[str]:
+def _commands(folder: Path, instances: Iterable[ShownInstance]) -> Iterator[str]:
     for entries in _runs(folder):
         if isinstance(entries.get("command"), str):
             yield entries["command"]
@@ -109,7 +109,7 @@ def _commands(folder: Path, instances: Iterable[Instance]) -> Iterator[str]:
             yield str(instance.details["command"])
 
 
-def _made_by(instances: Iterable[Instance]) -> dict[str, tuple[str, ...]]:
+def _made_by(instances: Iterable[ShownInstance]) -> dict[str, tuple[str, ...]]:
     found: dict[str, dict[str, None]] = {}
     for instance in instances:
         for name, value in instance.made_by.items():
