@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-VERSION = "0.2.0"  # of this package; pyproject.toml takes it from here
+VERSION = "0.3.0"  # of this package; pyproject.toml takes it from here
 
 _DISTRIBUTIONS = ("torch", "numpy", "scipy", "onnx", "onnxruntime", "pyscipopt", "gurobipy", "highspy")
 
@@ -38,6 +38,11 @@ FAULTS = (
         "0.2.0",
         frozenset({"verified"}),
         "could prove what is false where rounding errors were large or a torch module was read wrongly",
+    ),
+    Fault(
+        "0.3.0",
+        frozenset({"verified"}),
+        "could take a solver's word for boxes that are narrower than the solver's tolerances",
     ),
 )
 """Faults of earlier versions; a release that mends a wrong verdict adds a line."""
