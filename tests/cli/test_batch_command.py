@@ -17,8 +17,7 @@ from rich.console import Console
 from stbp_milp.batch.engine import Progress
 from stbp_milp.batch.mirror import FILE, in_file
 from stbp_milp.batch.nodes import read_queue_file
-from stbp_milp.cli.batch import main
-from stbp_milp.cli.batch_arguments import parse
+from stbp_milp.cli.batch import Options, command, main
 from stbp_milp.cli.batch_display import BatchDisplay, counts, pace
 from stbp_milp.errors import InputError
 
@@ -112,7 +111,8 @@ def test_gpus_are_computed_on_or_missed(instances: Path, tmp_path: Path) -> None
 def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "--split" in capsys.readouterr().out
-    assert parse(["list.csv", "--slurm", "s.yaml"]).queue == ("slurm", Path("s.yaml"))  # type: ignore[union-attr]
+    given = command.make_context("run_batch.py", ["list.csv", "--slurm", "s.yaml"]).params
+    assert Options(**given).queue == ("slurm", Path("s.yaml"))
 
 
 def test_a_file_of_a_queue(tmp_path: Path) -> None:
