@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.console import Console
 
 from stbp_milp.cli import shared
 from stbp_milp.cli.screen import configure_logging, console
@@ -179,12 +178,8 @@ def _queues(command: _Decorated) -> _Decorated:
 def command(**given: Any) -> int:
     options = Options(**given)
     _check_together(options)
-    errors = console(stderr=True)
-    configure_logging(options.verbose, errors)
-    if options.verbose < 2:
-        logging.getLogger("distributed").setLevel(logging.ERROR)
     shared.interrupt_on_sigterm()
-    return _run(options, errors)
+    return _run(options)
 
 
 main = partial(shared.run, command)
@@ -206,12 +201,16 @@ def _check_together(options: Options) -> None:
         raise InputError("--jobs and --gpus were given together; with --gpus, one instance runs at a time on each GPU")
 
 
-def _run(options: Options, errors: Console) -> int:
+def _run(options: Options) -> int:
     from stbp_milp.batch.engine import Options as Engine
     from stbp_milp.batch.engine import run_batch
     from stbp_milp.batch.mirror import Mirror
     from stbp_milp.cli.batch_display import BatchDisplay
 
+    errors = console(stderr=True)
+    configure_logging(options.verbose, errors)
+    if options.verbose < 2:  # after its import, which sets a level too
+        logging.getLogger("distributed").setLevel(logging.ERROR)
     place = _place(options)
     tasks, folder = _begun(options, place.threads)
     engine = Engine(

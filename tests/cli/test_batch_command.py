@@ -7,6 +7,9 @@ error, exit code 3; the same command again runs nothing.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -93,6 +96,16 @@ def test_what_cannot_be_used_is_said_in_a_sentence(
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_log_of_dask_is_not_shown(tmp_path: Path) -> None:
+    """In a process of its own, because importing dask sets the level of its log."""
+    code = (
+        "import logging, sys; from stbp_milp.cli.batch import main;"
+        "sys.exit((main(['missing.csv']), logging.getLogger('distributed.nanny').getEffectiveLevel()) != (2, 40))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=False).returncode == 0
 
 
 def test_gpus_are_computed_on_or_missed(instances: Path, tmp_path: Path) -> None:
