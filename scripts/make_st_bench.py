@@ -3,7 +3,7 @@
 
 import sys
 
-from stbp_milp.cli.st_bench import main
+from stbp_milp.cli.bench import main
 
 if __name__ == "__main__":
     sys.exit(main())

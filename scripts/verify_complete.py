@@ -3,7 +3,7 @@
 
 import sys
 
-from stbp_milp.cli import main
+from stbp_milp.cli.verify import main
 
 if __name__ == "__main__":
     sys.exit(main())

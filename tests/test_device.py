@@ -22,7 +22,7 @@ from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching import BranchingOptions
-from stbp_milp.cli import main
+from stbp_milp.cli.verify import main
 from stbp_milp.devices import exact_products, named_device
 from stbp_milp.errors import InputError
 from stbp_milp.network.model import load_model

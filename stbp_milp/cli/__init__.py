@@ -1,5 +1,5 @@
-"""The command line: `python scripts/verify_complete.py`, or `stbp-milp` where the package is installed."""
+"""The command line: the program `stbp-milp`, and the scripts that run one of its subcommands each."""
 
-from stbp_milp.cli.command import main
+from stbp_milp.cli.program import main
 
 __all__ = ["main"]

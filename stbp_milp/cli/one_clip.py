@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 from torch import Tensor
 
-from stbp_milp.cli.arguments import VerifyOptions
 from stbp_milp.cli.screen import Screen
+from stbp_milp.cli.shared import Exit
 from stbp_milp.data.frames import is_video, read_video
 from stbp_milp.devices import named_device
 from stbp_milp.errors import InputError
@@ -30,17 +29,20 @@ from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Falsified, Outcome
 from stbp_milp.verify import verify
 
-EXIT_CODES = {"verified": 0, "falsified": 1, "unknown": 3}
+if TYPE_CHECKING:
+    from stbp_milp.cli.verify import VerifyOptions
+
+_EXIT_CODES = {"verified": Exit.DONE, "falsified": Exit.FALSIFIED, "unknown": Exit.OPEN}
 
 
-def run(options: VerifyOptions, arguments: Sequence[str], screen: Screen) -> int:
+def run(options: VerifyOptions, screen: Screen) -> int:
     """Verify the clip that `options` name; the exit code says the verdict.
 
     Raises:
         InputError: what was given cannot be used.
         SoundnessError: two methods contradict each other.
     """
-    folder = prepare_folder(options.out)
+    archive = Archive(prepare_folder(options.out), options.command)
     query, clean_outputs, units = read_query(options)
     configuration = read_configuration(options)
     screen.say(question(query, clean_outputs, units))
@@ -51,14 +53,14 @@ def run(options: VerifyOptions, arguments: Sequence[str], screen: Screen) -> int
             outcome = verify(query, configuration, live.update)
     except KeyboardInterrupt:
         click.echo(f"interrupted: {live.text()}", err=True)
-        return 130
+        return Exit.INTERRUPTED
     try:
-        kept = keep(query, configuration, outcome, folder, str(options.input), arguments, began)
+        kept = archive.keep(query, configuration, outcome, str(options.input), began)
     except InputError:
         screen.say(summary(query, outcome, {}))  # the verdict is not lost with the disk full
         raise
     show(query, outcome, kept, screen)
-    return EXIT_CODES[outcome.word]
+    return _EXIT_CODES[outcome.word]
 
 
 @dataclass(frozen=True)
@@ -69,27 +71,33 @@ class Kept:
     files: dict[str, Path]
 
 
-def keep(
-    query: Query,
-    configuration: Configuration,
-    outcome: Outcome,
-    folder: Path,
-    clip_source: str,
-    arguments: Sequence[str],
-    began: datetime,
-    label: str = "",
-) -> Kept:
-    """Write the counterexample's files and the record to `folder`; their names begin with time, label and key."""
-    stem = run_stem(query_key(query, configuration), began, label)
-    files: dict[str, Path] = {}
-    if isinstance(outcome.verdict, Falsified) and outcome.verdict.counterexample.stage != "clean":
-        files = save_counterexample(query, outcome.verdict.counterexample, outcome.clean_outputs, folder, stem)
-    command = shlex.join(["verify_complete", *arguments])
-    record = make_record(
-        query, configuration, outcome, clip_source=clip_source, command=command, files=files, date=began
-    )
-    write_record(record, folder / f"{stem}.json")
-    return Kept(record, files | {"record": folder / f"{stem}.json"})
+@dataclass(frozen=True)
+class Archive:
+    """The folder of a command's records, which say with what `command` they were made."""
+
+    folder: Path
+    command: str
+
+    def keep(
+        self,
+        query: Query,
+        configuration: Configuration,
+        outcome: Outcome,
+        clip_source: str,
+        began: datetime,
+        label: str = "",
+    ) -> Kept:
+        """Write the counterexample's files and the record; their names begin with time, label and key."""
+        stem = run_stem(query_key(query, configuration), began, label)
+        files: dict[str, Path] = {}
+        if isinstance(outcome.verdict, Falsified) and outcome.verdict.counterexample.stage != "clean":
+            files = save_counterexample(query, outcome.verdict.counterexample, outcome.clean_outputs, self.folder, stem)
+        record = make_record(
+            query, configuration, outcome, clip_source=clip_source, command=self.command, files=files, date=began
+        )
+        path = self.folder / f"{stem}.json"
+        write_record(record, path)
+        return Kept(record, files | {"record": path})
 
 
 def show(query: Query, outcome: Outcome, kept: Kept, screen: Screen) -> None:

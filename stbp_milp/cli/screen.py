@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Self
 
 from rich.console import Console, RenderableType
-
-from stbp_milp.cli.arguments import VerifyOptions
+from rich.logging import RichHandler
 
 _PIPED_WIDTH = 110  # rich assumes 80 where there is no terminal
 
@@ -28,9 +28,9 @@ class Screen:
     as_json: bool
 
     @classmethod
-    def of(cls, options: VerifyOptions) -> Self:
+    def of(cls, *, quiet: bool, as_json: bool) -> Self:
         errors = console(stderr=True)
-        return cls(errors if options.as_json else console(stderr=False), errors, options.quiet, options.as_json)
+        return cls(errors if as_json else console(stderr=False), errors, quiet, as_json)
 
     def say(self, *parts: RenderableType) -> None:
         """Print what only people read, unless they asked for quiet."""
@@ -47,3 +47,15 @@ def console(*, stderr: bool) -> Console:
         if found.is_terminal
         else Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=_PIPED_WIDTH)
     )
+
+
+def configure_logging(verbose: int, errors: Console) -> None:
+    """Warnings to stderr, more with -v; on a terminal through rich, which keeps the live line apart."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    handler: logging.Handler = logging.StreamHandler()
+    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    if errors.is_terminal:
+        handler, layout = RichHandler(console=errors, show_path=False), "%(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=layout, datefmt="%H:%M:%S", handlers=[handler], force=True)
+    for ours in ("stbp_milp", "solvers"):
+        logging.getLogger(ours).setLevel(level)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from stbp_milp.cli.arguments import VerifyOptions
-from stbp_milp.cli.one_clip import keep, read_configuration
+from stbp_milp.cli.one_clip import Archive, read_configuration
 from stbp_milp.cli.screen import Screen
+from stbp_milp.cli.shared import Exit
 from stbp_milp.files import prepare_folder
 from stbp_milp.instance_list import read_instances
 from stbp_milp.instances import read_specification
@@ -23,7 +24,9 @@ from stbp_milp.report.terminal import BenchRow, LiveLine, bench_table, verdict_l
 from stbp_milp.st_bench import SHIPPED
 from stbp_milp.verify import verify
 
-OPEN, CONTRADICTION = 3, 4
+if TYPE_CHECKING:
+    from stbp_milp.cli.verify import VerifyOptions
+
 _SHOWN_LIVE = 8  # rows; more than a screen would flicker
 
 
@@ -61,7 +64,7 @@ def instances(path: Path = SHIPPED / "instances.csv") -> tuple[ShippedInstance, 
     return tuple(found)
 
 
-def run(options: VerifyOptions, arguments: Sequence[str], screen: Screen) -> int:
+def run(options: VerifyOptions, screen: Screen) -> int:
     """Verify all instances; 0 if every verdict is the expected one, 3 if some stayed open, 4 if one contradicts.
 
     Raises:
@@ -69,6 +72,7 @@ def run(options: VerifyOptions, arguments: Sequence[str], screen: Screen) -> int
     """
     began = datetime.now(UTC)
     folder = prepare_folder(options.out / f"shipped-{began.strftime('%Y%m%dT%H%M%SZ')}")
+    archive = Archive(folder, options.command)
     shipped = instances()
     rows = [BenchRow(i.name, i.query.set.text, i.query.set.epsilon, i.expected, i.model) for i in shipped]
     records: list[Record] = []
@@ -82,21 +86,21 @@ def run(options: VerifyOptions, arguments: Sequence[str], screen: Screen) -> int
                 outcome = verify(instance.query, configuration, live.update)
                 rows[at] = replace(rows[at], outcome=outcome)
                 source, label = f"{instance.clip} for {instance.model}", f"{at + 1:02d} {instance.name}"
-                kept = keep(instance.query, configuration, outcome, folder, source, arguments, at_start, label)
+                kept = archive.keep(instance.query, configuration, outcome, source, at_start, label)
                 records.append(kept.record)
     except KeyboardInterrupt:
         screen.say(bench_table(rows))
         click.echo(f"interrupted in instance {rows[len(records)].name}: {live.text()}", err=True)
-        return 130
+        return Exit.INTERRUPTED
     screen.say(bench_table(rows), f"records, clips and pictures: {folder}")
     _print_for_machines(rows, records, screen)
     return exit_code(rows)
 
 
-def exit_code(rows: Sequence[BenchRow]) -> int:
+def exit_code(rows: Sequence[BenchRow]) -> Exit:
     """0 where every instance came out as expected, 4 where one contradicts its expectation, else 3."""
     marks = {row.mark for row in rows}
-    return CONTRADICTION if "WRONG" in marks else OPEN if "open" in marks else 0
+    return Exit.CONTRADICTION if "WRONG" in marks else Exit.OPEN if "open" in marks else Exit.DONE
 
 
 def _print_for_machines(rows: Sequence[BenchRow], records: Sequence[Record], screen: Screen) -> None:

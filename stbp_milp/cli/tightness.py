@@ -1,88 +1,119 @@
-"""`scripts/tightness_study.py`: from arguments to an exit code."""
+"""`stbp-milp tightness`, or `scripts/tightness_study.py`: how tight every bounding method is."""
 
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
-from stbp_milp.cli.command import configure_logging, guarded, interrupt_on_sigterm
-from stbp_milp.cli.screen import console
-from stbp_milp.cli.shared import COUNT, FILE, POSITIVE
+from stbp_milp.cli import shared
+from stbp_milp.cli.screen import configure_logging, console
+from stbp_milp.cli.shared import COUNT, FILE, POSITIVE, Exit
 from stbp_milp.errors import InputError
 from stbp_milp.files import only_run_in, prepare_folder
 
 if TYPE_CHECKING:  # torch takes seconds, which --help and mistyped options need not wait for
+    from stbp_milp.tightness.measure import MeasurementTask
     from stbp_milp.tightness.questions import Sweep
     from stbp_milp.tightness.store import Store
+    from stbp_milp.tightness.study import StudyOptions
 
-_HELP = """How tight every bounding method is, against the exact optimum, on the instances of a bench.
+_HELP = """Measure how tight each bounding method is.
 
-DIR is a folder in VNN-COMP's layout: instances.csv with a model, a specification and seconds a line. Every measurement
-runs in a process of its own within its limits; an error or a timeout is a row like any other. The same command goes on
-where it stopped. OUT gets measurements (.jsonl as they come, .csv, .parquet), figures (.png, .pdf) and study.md.
+The bounds of all methods are compared with the exact optimum on the instances of a bench, a folder in the layout of
+VNN-COMP. Every measurement runs in a process of its own, within time and memory limits; an error or a timeout is a
+result too. If the study is interrupted, the same command continues it. The results are measurements (.jsonl, .csv,
+.parquet), figures (.png, .pdf) and tables (study.md).
 
 \b
-Methods, from quick to exact:
-  attack          smallest margin seen (upper limit of every other)
-  box-interval    intervals over the smallest box around the set
-  stbp-interval   closed-form first layer, intervals above it
+Methods, from fast to exact:
+  attack          the smallest margin that an attack finds, an upper bound of all others
+  box-interval    interval bounds over the smallest box around the set
+  stbp-interval   the closed form in the first layer, interval bounds above it
   box-backward    backward linear bounds over the box
-  stbp-backward   backward linear bounds, support function of the set
+  stbp-backward   backward linear bounds that end in the support function of the set
   stbp-alpha      the same with optimised slopes
-  per-member      backward bounds of every member, or of 64 groups
-  lp, lp-cvxpy    triangle relaxation over the set's convex hull; the same rebuilt in cvxpy
-  complete        the verifier, which stops at the margin's sign
-  search          its search, to a gap of 1e-4: the exact optimum where time allows
-  milp            the exact program, to its optimum
+  per-member      backward bounds of every member of the set, or of 64 groups of members
+  lp, lp-cvxpy    the triangle relaxation over the convex hull of the set; the same through cvxpy
+  complete        the complete verifier, which stops when the sign of the margin is known
+  search          branch and bound to a gap of 1e-4, the exact optimum where time allows
+  milp            the MILP, solved to optimality
 
 \b
 Examples:
-  python scripts/tightness_study.py --bench bench --methods all --out results/tightness
-  python scripts/tightness_study.py --bench bench --eps-sweep 0.5,0.75,1,1.25 --only '*window*' --out results/window
-  python scripts/tightness_study.py --bench bench --eps-sweep 0.02,0.04,0.06 --absolute --layers --out results/layers
-
-\b
-Exit codes: 0 done, 2 bad input, 4 contradiction between methods, 70 any other error, 130 interrupted (nothing is lost).
+  {tightness} --bench bench --methods all --out results/tightness
+  {tightness} --bench bench --eps-sweep 0.5,0.75,1,1.25 --only '*window*' --out results/window
+  {tightness} --bench bench --eps-sweep 0.02,0.04,0.06 --absolute --layers --out results/layers
 """
 
+_EXIT_CODES = {
+    Exit.DONE: "The study is complete.",
+    Exit.INTERRUPTED: "The command was interrupted by Ctrl-C or SIGTERM. All measurements are kept.",
+}
 
-@click.command(help=_HELP)
-@click.option("--bench", type=FILE, required=True, metavar="DIR", help="Folder of instances.csv.")
-@click.option("--out", type=FILE, required=True, metavar="DIR", help="Folder of the results.")
-@click.option("--methods", default="all", help="Names separated by commas, or all.")
-@click.option("--instances", type=COUNT, help="Only so many instances.")
-@click.option("--only", metavar="GLOB", help="Only instances whose specification or model matches.")
-@click.option("--eps-sweep", metavar="F1,F2,...", help="Radii, as multiples of the specification's.")
+
+@click.command("tightness", cls=shared.Subcommand, help=_HELP, exit_codes=_EXIT_CODES)
+@click.option("--bench", type=FILE, required=True, metavar="DIR", help="The folder that holds instances.csv.")
+@click.option("--out", type=FILE, required=True, metavar="DIR", help="The folder for the results.")
+@click.option(
+    "--methods",
+    default="all",
+    show_default=True,
+    metavar="NAMES",
+    help="The methods, separated by commas, for example stbp-backward,complete.",
+)
+@click.option("--instances", type=COUNT, metavar="N", help="Measure only the first N instances.")
+@click.option(
+    "--only",
+    metavar="GLOB",
+    help="Measure only instances whose specification or model matches this pattern, for example '*window*'.",
+)
+@click.option(
+    "--eps-sweep",
+    metavar="NUMBERS",
+    help="The radii, as multiples of the radius in the specification, for example 0.5,0.75,1.  [default: 1]",
+)
 @click.option("--absolute", is_flag=True, help="The numbers of --eps-sweep are radii in the unit of the data.")
-@click.option("--timeout", type=POSITIVE, help="Seconds a measurement (default: as the bench says).")
-@click.option("--memory", default="4G", show_default=True, help="What a measurement may hold.")
-@click.option("--jobs", type=COUNT, default=1, show_default=True, help="Measurements at a time.")
-@click.option("--threads", type=COUNT, default=1, show_default=True, help="Of each measurement.")
-@click.option("--layers", is_flag=True, help="Measure the widths of pre-activation bounds, layer by layer, as well.")
-@click.option("--sample", type=COUNT, default=8, show_default=True, help="Neurons a layer, for --layers.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of attacks, solvers and samples.")
-@click.option("-v", "--verbose", count=True, help="Log more.")
-def _command(**options: Any) -> int:
-    return _run(options)
+@click.option(
+    "--timeout",
+    type=POSITIVE,
+    metavar="SECONDS",
+    help="The time limit of every measurement.  [default: the limit in the bench]",
+)
+@shared.memory_of_a_process
+@click.option(
+    "--jobs",
+    type=COUNT,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="The number of measurements that run at the same time.",
+)
+@shared.threads
+@click.option("--layers", is_flag=True, help="Also measure the widths of pre-activation bounds in every layer.")
+@click.option(
+    "--sample",
+    type=COUNT,
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="The number of neurons per layer that --layers measures.",
+)
+@shared.seed
+@shared.usual
+def command(verbose: int, **given: Any) -> None:
+    errors = console(stderr=True)
+    configure_logging(verbose, errors)
+    shared.interrupt_on_sigterm()
+    _run(given, errors)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line `arguments` (by default the process's) and return the exit code that `--help` explains."""
-
-    def run() -> int:
-        try:
-            return int(_command.main(arguments, prog_name="tightness_study.py", standalone_mode=False) or 0)
-        except click.ClickException as error:
-            raise InputError(f"{error.format_message().rstrip('.')}; --help lists the options") from error
-        except click.Abort as error:
-            raise KeyboardInterrupt from error
-
-    return guarded(run)
+main = partial(shared.run, command)
 
 
 def sweep_of(text: str | None, absolute: bool) -> Sweep | None:
@@ -102,7 +133,9 @@ def sweep_of(text: str | None, absolute: bool) -> Sweep | None:
     except ValueError:
         values = ()
     if not values or not all(0 < value < math.inf for value in values):
-        raise InputError(f"--eps-sweep is {text!r}; expected positive numbers separated by commas, as 0.5,0.75,1")
+        raise InputError(
+            f"--eps-sweep is {text!r}; expected positive numbers separated by commas, for example 0.5,0.75,1"
+        )
     return Sweep(values, absolute)
 
 
@@ -120,10 +153,7 @@ def methods_of(text: str) -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in wanted)
 
 
-def _run(given: dict[str, Any]) -> int:
-    errors = console(stderr=True)
-    configure_logging(given["verbose"], errors)
-    interrupt_on_sigterm()
+def _run(given: dict[str, Any], errors: Console) -> None:
     try:
         from stbp_milp.tightness.store import Store
     except ModuleNotFoundError as error:
@@ -132,6 +162,7 @@ def _run(given: dict[str, Any]) -> int:
     from stbp_milp.tightness.questions import read_questions
     from stbp_milp.tightness.study import StudyOptions, tasks
 
+    out: Path = given["out"]
     options = StudyOptions(
         methods_of(given["methods"]),
         given["timeout"],
@@ -144,17 +175,16 @@ def _run(given: dict[str, Any]) -> int:
     )
     sweep = sweep_of(given["eps_sweep"], given["absolute"])
     questions = read_questions(given["bench"], sweep, given["only"], given["instances"])
-    with only_run_in(prepare_folder(given["out"])):
-        store = Store(given["out"])
+    with only_run_in(prepare_folder(out)):
+        store = Store(out)
         try:
-            _measure(tasks(questions, options), options, store)
+            _measure(tasks(questions, options), options, store, errors)
         finally:
             _write(store)
     click.echo(f"{len(store.rows)} measurements in {store.folder}; study.md has the tables")
-    return 0
 
 
-def _measure(todo: list[Any], options: Any, store: Store) -> None:
+def _measure(todo: Sequence[MeasurementTask], options: StudyOptions, store: Store, errors: Console) -> None:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -175,7 +205,7 @@ def _measure(todo: list[Any], options: Any, store: Store) -> None:
         TextColumn("{task.description}"),
     )
     already = sum(store.finished(task.key, task.limits.timeout) for task in todo)
-    with Progress(*columns, console=console(stderr=True)) as progress:
+    with Progress(*columns, console=errors) as progress:
         bar = progress.add_task("starting", total=len(todo), completed=already)
 
         def show(row: Measurement) -> None:
@@ -192,7 +222,6 @@ def _write(store: Store) -> None:
     if not store.rows:
         return
     store.write_tables()
-    command = shlex.join(["python", "scripts/tightness_study.py", *sys.argv[1:]])
-    store.write("study.md", page(store.rows, command).encode())
+    store.write("study.md", page(store.rows, shared.command_line()).encode())
     for name, content in figures(store.rows):
         store.write(name, content)

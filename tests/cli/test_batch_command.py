@@ -7,6 +7,9 @@ error, exit code 3; the same command again runs nothing.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,8 +20,7 @@ from rich.console import Console
 from stbp_milp.batch.engine import Progress
 from stbp_milp.batch.mirror import FILE, in_file
 from stbp_milp.batch.nodes import read_queue_file
-from stbp_milp.cli.batch import main
-from stbp_milp.cli.batch_arguments import parse
+from stbp_milp.cli.batch import BatchOptions, command, main
 from stbp_milp.cli.batch_display import BatchDisplay, counts, pace
 from stbp_milp.errors import InputError
 
@@ -96,6 +98,16 @@ def test_what_cannot_be_used_is_said_in_a_sentence(
     assert error.count("\n") == 1
 
 
+def test_the_log_of_dask_is_not_shown(tmp_path: Path) -> None:
+    """In a process of its own, because importing dask sets the level of its log."""
+    code = (
+        "import logging, sys; from stbp_milp.cli.batch import main;"
+        "sys.exit((main(['missing.csv']), logging.getLogger('distributed.nanny').getEffectiveLevel()) != (2, 40))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=False).returncode == 0
+
+
 def test_gpus_are_computed_on_or_missed(instances: Path, tmp_path: Path) -> None:
     """The CPU takes the place of no card: without one, every instance is an error that says so."""
     out = tmp_path / "out"
@@ -112,7 +124,8 @@ def test_gpus_are_computed_on_or_missed(instances: Path, tmp_path: Path) -> None
 def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "--split" in capsys.readouterr().out
-    assert parse(["list.csv", "--slurm", "s.yaml"]).queue == ("slurm", Path("s.yaml"))  # type: ignore[union-attr]
+    given = command.make_context("run_batch.py", ["list.csv", "--slurm", "s.yaml"]).params
+    assert BatchOptions(**given).queue == ("slurm", Path("s.yaml"))
 
 
 def test_a_file_of_a_queue(tmp_path: Path) -> None:

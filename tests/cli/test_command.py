@@ -21,8 +21,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 from videos import grey_levels, write_video
 
-from stbp_milp.cli import main, one_clip, shipped
+from stbp_milp.cli import one_clip, shipped
 from stbp_milp.cli.shipped import exit_code
+from stbp_milp.cli.verify import main
 from stbp_milp.data.frames import read_video
 from stbp_milp.errors import SoundnessError
 from stbp_milp.query import Configuration, Query

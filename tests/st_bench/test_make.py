@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from stbp_milp.batch.task import Settings, read_tasks
-from stbp_milp.cli.st_bench import main
+from stbp_milp.cli.bench import main
 from stbp_milp.errors import InputError
 from stbp_milp.instance_list import read_instances
 from stbp_milp.instances import read_specification
