@@ -12,12 +12,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from stbp_milp import given
-from stbp_milp.branching import hardest_neurons
 from stbp_milp.errors import InputError
 from stbp_milp.network.model import load_model_for
 from stbp_milp.network.views import as_clip
 from stbp_milp.properties import property_of
-from stbp_milp.query import Configuration, Neuron, Query
+from stbp_milp.query import Configuration, Query
 from stbp_milp.search import Deadline
 from stbp_milp.sets import SetSpecification
 from stbp_milp.stages import (
@@ -62,23 +61,6 @@ def verify(
     with started(query, configuration, strategy, on_progress, deadline) as (context, state):
         run(context, state, STAGES)
         return outcome(context, state)
-
-
-def neurons_to_split(
-    query: Query, configuration: Configuration, count: int, strategy: Strategy = DEFAULT
-) -> tuple[Neuron, ...]:
-    """The neurons whose phases divide the question best, at most `count`.
-
-    None where first bounds or their minimisers settle it.
-
-    Raises:
-        InputError, SoundnessError, InternalError, MemoryError: as `verify`.
-    """
-    with started(query, configuration, strategy, None, None) as (context, state):
-        run(context, state, (union_bound, first_pieces))
-        if state.end is not None or state.judge.found or state.bounder is None:
-            return ()
-        return hardest_neurons(state.bounder, state.pieces, count)
 
 
 def verify_clip(

@@ -15,7 +15,7 @@ import torch
 from example_runs import falsified, query, unknown, verified, write_model
 
 from stbp_milp import records
-from stbp_milp.batch.split import _question as question_of
+from stbp_milp.batch.split import question_of
 from stbp_milp.errors import InputError
 from stbp_milp.files import prepare_folder, write_new_file
 from stbp_milp.plain import digest_of

@@ -31,9 +31,8 @@ from stbp_milp.records import make_record
 from stbp_milp.report.pictures import save_counterexample
 from stbp_milp.results import CONTRADICTION
 from stbp_milp.sets import BoxSpecification, SetSpecification, divide
-from stbp_milp.stages import OnProgress
+from stbp_milp.stages import OnProgress, neurons_to_split
 from stbp_milp.verdict import Falsified, Outcome, Progress, Reason, Unknown
-from stbp_milp.verify import neurons_to_split
 from stbp_milp.versions import versions
 
 for _late in ("onnx.reference.ops._op_list", "highspy", "gurobipy", "pyscipopt"):  # as far as installed

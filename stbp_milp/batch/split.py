@@ -124,7 +124,7 @@ def _merged(parts: Sequence[InstanceResult]) -> dict[str, Any]:
             "subtrees of an instance were answered by different versions of the code, which may name neurons "
             "differently; install one version on all nodes and run the batch again"
         )
-    questions = {digest_of(_question(record)) for record in records if record is not None}
+    questions = {digest_of(question_of(record)) for record in records if record is not None}
     if len(questions) != 1:
         raise SoundnessError("the parts answer different questions")
     if any(not float(proof["lower"]) > 0.0 for proof in proofs):
@@ -155,11 +155,11 @@ def _of_whole(record: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> di
     if record is None:
         return None
     whole = {**record, **fields, "set": _whole_set(record)}
-    question = _question(whole)
+    question = question_of(whole)
     return whole | {"key": digest_of(question)}
 
 
-def _question(record: Mapping[str, Any]) -> dict[str, Any]:
+def question_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """What `records.query_key` hashes, of the whole set."""
     return {
         "model": asked_model(record["model"]["digest"], record["model"].get("layout")),

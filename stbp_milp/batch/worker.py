@@ -125,7 +125,7 @@ def execute(task: Task, job: str, plugin: str) -> InstanceResult | None:
         if ended.ended_by == "cancelled":
             mark.unlink(missing_ok=True)
             return None
-        result = _result(task, ended, died + 1, node)
+        result = result_of(task, ended, died + 1, node)
     kept = folder.keep(result)
     folder.clear_marks(task.key)
     return kept
@@ -153,10 +153,10 @@ def _keepers(worker: Worker, plugin: str) -> Keepers:
 def unfinished(task: Task, reason: str, ended_by: str, attempt: int, node: dict[str, str]) -> InstanceResult:
     """The result of an instance that nothing was heard of."""
     ended = Ended(ended_by, 0.0, 0, {"answer": {"word": "error", "reason": reason}}, "")
-    return _result(task, ended, attempt, node)
+    return result_of(task, ended, attempt, node)
 
 
-def _result(task: Task, ended: Ended, attempt: int, node: dict[str, str]) -> InstanceResult:
+def result_of(task: Task, ended: Ended, attempt: int, node: dict[str, str]) -> InstanceResult:
     answer = ended.answer or {"word": _word(ended), "reason": _reason(ended, task.limits)}
     record: dict[str, Any] = answer.get("record") or {}
     limits, part = task.limits, task.part

@@ -25,7 +25,7 @@ from stbp_milp.network.dense import DenseMap, dense_network
 from stbp_milp.network.normal_form import AffineMap
 from stbp_milp.sets import Choice, InputSet, Patch, PerturbationSet, VoxelBox
 
-_DENSE_ENTRIES = 32_000_000  # a map's matrix is gathered from its dense form up to this size (256 MB)
+DENSE_ENTRIES = 32_000_000  # a map's matrix is gathered from its dense form up to this size (256 MB)
 _DENSE_SHARE = 0.2  # of the memory that is left, that one of them may take
 _COPIES = 3  # of a layer's footprints, while kinds are told apart
 # Measured on two networks, in multiplications: what a group costs besides its members' (some hundred small tensor
@@ -155,7 +155,7 @@ class Restrictor:
     def _gather(self, matrix: sp.csr_matrix, rows: Tensor | None, columns: Tensor) -> Tensor:
         """`matrix[rows][:, columns]`, dense; None: all rows."""
         size = int(np.prod(matrix.shape))
-        if id(matrix) in self._dense or (size <= _DENSE_ENTRIES and 8 * size < _DENSE_SHARE * room()):
+        if id(matrix) in self._dense or (size <= DENSE_ENTRIES and 8 * size < _DENSE_SHARE * room()):
             if id(matrix) not in self._dense:
                 self._dense[id(matrix)] = self._on_device(matrix)
             dense = self._dense[id(matrix)]

@@ -29,7 +29,7 @@ from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Add, Convolution, Linear, Maximum, ReLU, Reshape, Scale, Select
 from stbp_milp.network.operations import linear
 
-_FIRST_WORDS = 2  # The first run mostly measures how far errors grow.
+FIRST_WORDS = 2  # The first run mostly measures how far errors grow.
 _TOLERANCE = 2.0**-52  # of the largest of: the value, and the two below
 _LARGEST = 2.0**-20  # times the node's largest value
 _TERMS = 2.0**-60  # times the largest sum of the terms' magnitudes, for nodes whose terms cancel everywhere
@@ -64,7 +64,7 @@ def precise_values(
     exact = network.to(torch.device("cpu")).to(torch.float64)
     clip = x.detach().to("cpu", torch.float64)
     longest = max((_length(node.layer, len(node.inputs)) for node in exact.nodes[1:]), default=1)
-    budget, words = _Budget(most_work), _FIRST_WORDS
+    budget, words = _Budget(most_work), FIRST_WORDS
     try:
         while True:
             bits = (52 - (longest * words).bit_length()) // 2 + 1

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from stbp_milp.network.layers import Add, Convolution, Input, Linear, Maximum, ReLU, Reshape, Scale, Select
 
-_PATCHES = 4 << 20  # bytes of patches that a convolution in float64 writes down at once
+PATCH_BYTES = 4 << 20  # bytes of patches that a convolution in float64 writes down at once
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -281,7 +281,7 @@ def _convolve(layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None
     at_once = len(x)
     if x.dtype == torch.float64 and x.device.type == "cpu":
         patches = 8 * weight[0].numel() * math.prod(x.shape[2:]) // math.prod(layer.stride)
-        at_once = max(1, _PATCHES // max(1, patches))
+        at_once = max(1, PATCH_BYTES // max(1, patches))
     return convolved(x) if len(x) <= at_once else torch.cat([convolved(part) for part in torch.split(x, at_once)])
 
 

@@ -3,6 +3,7 @@
 from stbp_milp.stages.attacks import quick_attack, thorough_attack
 from stbp_milp.stages.clean import clean_clip
 from stbp_milp.stages.context import Context, OnProgress, State
+from stbp_milp.stages.cutting import neurons_to_split
 from stbp_milp.stages.ending import outcome
 from stbp_milp.stages.first import first_pieces
 from stbp_milp.stages.run import Stage, run, started
@@ -17,6 +18,7 @@ __all__ = [
     "branch_and_bound",
     "clean_clip",
     "first_pieces",
+    "neurons_to_split",
     "outcome",
     "quick_attack",
     "run",

@@ -24,7 +24,7 @@ from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.split import whole_of
 from stbp_milp.batch.supervised import Ended, Limits
 from stbp_milp.batch.task import Part, Settings, Task, read_tasks
-from stbp_milp.batch.worker import _result
+from stbp_milp.batch.worker import result_of
 from stbp_milp.instances import read_specification
 from stbp_milp.network.model import load_model
 from stbp_milp.query import Configuration
@@ -75,7 +75,7 @@ def ask(tmp_path: Path, model: Path) -> Callable[..., Task]:
 def told(task: Task) -> InstanceResult:
     heard: dict[str, Any] = {}
     found = answer(task, heard.update)
-    return _result(task, Ended("itself", 1.0, 1 << 20, heard | {"answer": found}, ""), 1, {"node": "", "worker": ""})
+    return result_of(task, Ended("itself", 1.0, 1 << 20, heard | {"answer": found}, ""), 1, {"node": "", "worker": ""})
 
 
 def test_a_verified_instance_has_its_record(ask: Callable[..., Task]) -> None:

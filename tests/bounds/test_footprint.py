@@ -74,7 +74,7 @@ def test_the_restricted_network_is_the_whole_one_on_the_members(
     members = single_members(perturbation)
     with pytest.MonkeyPatch.context() as patch:
         if not dense:
-            patch.setattr(footprint, "_DENSE_ENTRIES", 0)
+            patch.setattr(footprint, "DENSE_ENTRIES", 0)
         batches = restricted(net, members, BUDGET if seed % 2 else 1)
     assert sorted(torch.cat([items for items, _, _ in batches]).tolist()) == list(range(members.parts))
     for items, problem, view in batches:

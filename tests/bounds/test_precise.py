@@ -234,7 +234,7 @@ def test_depth_does_not_matter(depth: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert found is not None
     for value, bound in zip(*found, strict=True):
         assert bool((bound <= 1.01 * 2.0**-52 * value.abs().clamp(min=2.0**-20 * float(value.abs().max()))).all())
-    monkeypatch.setattr(precise, "_FIRST_WORDS", 45)
+    monkeypatch.setattr(precise, "FIRST_WORDS", 45)
     again = precise_values(net, clip)
     assert again is not None
     for value, bound, other, other_bound in zip(*found, *again, strict=True):

@@ -25,9 +25,10 @@ from stbp_milp.properties import same_class
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification
 from stbp_milp.stages import first as first_stage
+from stbp_milp.stages import neurons_to_split
 from stbp_milp.strategy import DEFAULT, Strategy
 from stbp_milp.verdict import Falsified
-from stbp_milp.verify import neurons_to_split, verify
+from stbp_milp.verify import verify
 
 OPEN = 1e6  # a target that no bound reaches
 ROUNDING = 1e-9

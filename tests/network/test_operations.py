@@ -235,7 +235,7 @@ def test_a_batch_in_parts_is_the_batch(monkeypatch: pytest.MonkeyPatch, stride: 
     )
     layer = Convolution(weight, weight[:, 0, 0, 0], (stride, stride), ((1, 1), (0, 2)), (1, 1))
     whole = apply(layer, [clips])
-    monkeypatch.setattr(operations, "_PATCHES", 2 * 8 * 18 * 81)
+    monkeypatch.setattr(operations, "PATCH_BYTES", 2 * 8 * 18 * 81)
     torch.testing.assert_close(apply(layer, [clips]), whole)
     assert apply(layer, [clips[:0]]).shape == (0, *whole.shape[1:])
 

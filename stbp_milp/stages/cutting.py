@@ -1,0 +1,27 @@
+"""Where to cut a question that is to be answered in parts: a run that ends with its first bounds."""
+
+from __future__ import annotations
+
+from stbp_milp.branching import hardest_neurons
+from stbp_milp.query import Configuration, Neuron, Query
+from stbp_milp.stages.first import first_pieces
+from stbp_milp.stages.run import run, started
+from stbp_milp.stages.union import union_bound
+from stbp_milp.strategy import DEFAULT, Strategy
+
+
+def neurons_to_split(
+    query: Query, configuration: Configuration, count: int, strategy: Strategy = DEFAULT
+) -> tuple[Neuron, ...]:
+    """The neurons whose phases divide the question best, at most `count`.
+
+    None where first bounds or their minimisers settle it.
+
+    Raises:
+        InputError, SoundnessError, InternalError, MemoryError: as `verify`.
+    """
+    with started(query, configuration, strategy, None, None) as (context, state):
+        run(context, state, (union_bound, first_pieces))
+        if state.end is not None or state.judge.found or state.bounder is None:
+            return ()
+        return hardest_neurons(state.bounder, state.pieces, count)
