@@ -10,4 +10,5 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
+bash scripts/check_wheel.sh "$(command -v python)"
 python -m pytest -q -n 2
