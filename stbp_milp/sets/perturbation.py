@@ -10,6 +10,7 @@ exact for every form. `InputSet` is all that bounding methods know of a set.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self, TypeVar
 
@@ -102,6 +103,13 @@ class PerturbationSet:
         if not bool(((self.lower <= self.clip) & (self.clip <= self.upper)).all()):
             raise InputError("the clean clip lies outside its own perturbation box; check the data domain")
 
+    def _derived(self, **changes: Any) -> Self:
+        """The same with other parts or numbers; clip and box fit as they did, so nothing is checked again."""
+        made = copy(self)
+        for name, value in changes.items():
+            object.__setattr__(made, name, value)
+        return made
+
     @property
     def parts(self) -> int:
         return self.choice.parts
@@ -122,12 +130,12 @@ class PerturbationSet:
         return torch.where(moves, self.lower, self.clip), torch.where(moves, self.upper, self.clip)
 
     def select(self, index: Tensor) -> Self:
-        return replace(self, choice=self.choice.select(index))
+        return self._derived(choice=self.choice.select(index))
 
     def to(self, target: torch.dtype | torch.device) -> Self:
         choice = _moved(self.choice, target) if isinstance(target, torch.device) else self.choice
         clip, lower, upper = (x.to(target) for x in (self.clip, self.lower, self.upper))
-        return replace(self, clip=clip, lower=lower, upper=upper, choice=choice)
+        return self._derived(clip=clip, lower=lower, upper=upper, choice=choice)
 
     def contains(self, clips: Tensor) -> Tensor:
         """Is the clip in part 0? `(B, C, T, H, W) -> (B,)` bool. Exact comparison, no tolerance.
@@ -162,7 +170,7 @@ class PerturbationSet:
     def singletons(self) -> PerturbationSet:
         """Every member of every part as a part of its own: for sets that have few members, or are patches."""
         if isinstance(self.choice, Patch):
-            return replace(self, choice=self.choice.singletons())
+            return self._derived(choice=self.choice.singletons())
         alone: PerturbationSet = self
         while bool((alone.choice.members() > 1).any()):
             done = alone.select((alone.choice.members() <= 1).nonzero().flatten())
@@ -174,7 +182,7 @@ class PerturbationSet:
         """Children of every part with several members, guided by forms `(N, C, T, H, W)`; and their parents."""
         gain = _gain(form.unsqueeze(1), self.clip, self.lower, self.upper).sum(2).squeeze(1)
         children, parents = self.choice.split(gain)
-        return replace(self, choice=children), parents
+        return self._derived(choice=children), parents
 
 
 S = TypeVar("S", VoxelBox, PerturbationSet)
@@ -185,7 +193,7 @@ def concatenate(sets: Sequence[S]) -> S:
     first: Any = sets[0]
     if isinstance(first, PerturbationSet):
         choices = [s.choice for s in sets if isinstance(s, PerturbationSet)]
-        first = replace(first, choice=_concatenated(choices))
+        first = first._derived(choice=_concatenated(choices))
     else:
         first = _concatenated(sets)
     joined: S = first
