@@ -8,7 +8,6 @@ The instances and the methods are in tests/micro_instances.py. Exit code 4 if an
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -17,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -27,7 +26,9 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
 from micro_instances import KINDS, Comparison, compare, draw  # noqa: E402
 
-from stbp_milp.query import Configuration  # noqa: E402
+from stbp_milp.cli.screen import console as console_for  # noqa: E402
+from stbp_milp.cli.shared import COUNT, FILE, POSITIVE, run  # noqa: E402
+from stbp_milp.query import Configuration, SolverName  # noqa: E402
 
 WORDS = ("verified", "falsified", "unknown")
 
@@ -72,47 +73,43 @@ def table(records: list[dict[str, Any]]) -> Table:
     return result
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--instances", type=int, default=500, help="how many (default 500)")
-    parser.add_argument("--seed", type=int, default=0, help="number of the first instance")
-    parser.add_argument(
-        "--nearest", type=float, default=1e-3, help="least distance of the optimum from 0 (default 1e-3)"
-    )
-    parser.add_argument("--timeout", type=float, default=20.0, help="seconds the verifier has for an instance")
-    parser.add_argument("--solver", default="auto", choices=("auto", "scip", "gurobi", "highs", "none"))
-    parser.add_argument("--out", type=Path, help="a JSON file for all instances, as in results/agreement.json")
-    arguments = parser.parse_args()
+@click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python"))
+@click.option("--instances", type=COUNT, default=500, show_default=True, help="How many instances are compared.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The number of the first one.")
+@click.option("--nearest", type=POSITIVE, default=1e-3, show_default=True, help="The optimum's least distance from 0.")
+@click.option("--timeout", type=POSITIVE, default=20.0, show_default=True, help="Seconds for each instance.")
+@click.option("--solver", type=click.Choice(["auto", "scip", "gurobi", "highs", "none"]), default="auto")
+@click.option("--out", type=FILE, help="A JSON file for all instances, for example results/agreement.json.")
+def main(instances: int, seed: int, nearest: float, timeout: float, solver: SolverName, out: Path | None) -> int:
     torch.set_num_threads(1)
-    console, began = Console(), time.monotonic()
-    configuration = Configuration(timeout=arguments.timeout, solver=arguments.solver, threads=1)
+    console, began = console_for(stderr=False), time.monotonic()
+    configuration = Configuration(timeout=timeout, solver=solver, threads=1)
     records: list[dict[str, Any]] = []
     crashes: list[tuple[int, AssertionError]] = []
-    numbers = range(arguments.seed, arguments.seed + arguments.instances)
-    for seed in track(numbers, "instances", console=console, disable=not console.is_terminal):
+    numbers = range(seed, seed + instances)
+    for number in track(numbers, "instances", console=console, disable=not console.is_terminal):
         try:
-            records.append(describe(compare(draw(seed, arguments.nearest), configuration)))
+            records.append(describe(compare(draw(number, nearest), configuration)))
         except AssertionError as error:  # a SoundnessError, or an oracle that found nothing
-            crashes.append((seed, error))
+            crashes.append((number, error))
     console.print(table(records))
     decided = Counter(str(r["decided by"]) for r in records)
     console.print("decided by:", ", ".join(f"{stage} {n}" for stage, n in decided.most_common()))
     for record in records:
         if record["contradictions"] or record["verdict"] == "unknown":
             console.print_json(data=record)
-    for seed, error in crashes:
-        console.print(f"instance {seed}: {error}")
+    for number, error in crashes:
+        console.print(f"instance {number}: {error}")
     found = sum(bool(r["contradictions"]) for r in records) + len(crashes)
     undecided = sum(r["verdict"] == "unknown" for r in records)
     seconds = time.monotonic() - began
     console.print(f"{len(numbers)} instances, {found} with contradictions, {undecided} undecided, {seconds:.0f} s")
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(
-            json.dumps({"arguments": vars(arguments) | {"out": str(arguments.out)}, "instances": records}, indent=1)
-        )
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        asked = {"instances": instances, "seed": seed, "nearest": nearest, "timeout": timeout, "solver": solver}
+        out.write_text(json.dumps({"arguments": asked, "instances": records}, indent=1))
     return 4 if found else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -22,10 +22,13 @@ from pathlib import Path
 
 import click
 import torch
-from rich.console import Console
 from study_files import STUDIES, Row, markdown, provenance, show
 from torch import Tensor, nn
 
+from stbp_milp.cli.screen import console as console_for
+from stbp_milp.cli.shared import FILE
+from stbp_milp.cli.shared import run as invoke
+from stbp_milp.errors import InputError
 from stbp_milp.inputs import parse_bytes
 from stbp_milp.memory import trim
 from stbp_milp.network.model import load_model
@@ -214,14 +217,19 @@ def warm_up() -> None:
 @click.option("--only", default="", help="Run only the cases whose name contains this text, such as '200000x3 patch'.")
 @click.option("--limits", default="", help="Run only the cases with these limits in seconds, such as 2,6.")
 @click.option("--memory", default="4G", show_default=True, help="What a run's process may hold.")
-@click.option("--out", type=click.Path(path_type=Path), default=STUDIES / "limits", help="Tables without extension.")
-def main(only: str, limits: str, memory: str, out: Path) -> None:
-    """Run the cases, print the table and write it; exit with 1 when a limit was not kept."""
-    console = Console()
+@click.option("--out", type=FILE, default=STUDIES / "limits", help="The tables' path, without an extension.")
+def main(only: str, limits: str, memory: str, out: Path) -> int:
+    """Run the cases, print the table and write it; the exit code is 1 when a limit was not kept."""
+    console = console_for(stderr=False)
     torch.set_num_threads(1)
     held = parse_bytes(memory)
-    wanted = {float(limit) for limit in limits.split(",") if limit}
-    cases = [case for case in CASES if only in case.name and (not wanted or case.limit in wanted)]
+    wanted = set(limits.split(",")) if limits else set()
+    cases = [case for case in CASES if only in case.name and (not wanted or f"{case.limit:g}" in wanted)]
+    if not cases:
+        names = ", ".join(case.name for case in CASES)
+        raise InputError(f"no case has {only!r} in its name and a limit of {limits or 'any'}; the cases are {names}")
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {str(out.parent)!r} for --out; make it first")
     warm_up()
     results: list[tuple[Case, Measured]] = []
     # Forked, so that all is loaded, and a process for every run, so that none holds what another one has left.
@@ -243,7 +251,7 @@ def main(only: str, limits: str, memory: str, out: Path) -> None:
     )
     entries = [asdict(case) | asdict(measured) | {"kept": kept(case, measured, held)} for case, measured in results]
     out.with_suffix(".json").write_text(json.dumps(_finite(entries), indent=1) + "\n")
-    sys.exit(1 if broken else 0)
+    return 1 if broken else 0
 
 
 def _finite(entries: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -255,4 +263,4 @@ def _finite(entries: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(invoke(main))

@@ -11,7 +11,6 @@ a run that was interrupted goes on where it stopped. Exit code 4 on the first wr
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -22,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +31,10 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
 from hostile.cases import FAMILIES, draw  # noqa: E402
 from hostile.judge import SOLVERS, Fault, ask  # noqa: E402
+
+from stbp_milp.cli.screen import console as console_for  # noqa: E402
+from stbp_milp.cli.shared import COUNT, FILE, POSITIVE, run  # noqa: E402
+from stbp_milp.errors import InputError  # noqa: E402
 
 WORDS = ("verified", "falsified", "unknown", "refused", "stopped")
 
@@ -136,18 +140,23 @@ def _is_wrong(record: dict[str, Any]) -> bool:
 
 
 def _run(
-    console: Console, answers: Iterable[dict[str, Any]], records: list[dict[str, Any]], total: int, arguments: Any
+    console: Console,
+    answers: Iterable[dict[str, Any]],
+    records: list[dict[str, Any]],
+    total: int,
+    out: Path | None,
+    keep_going: bool,
 ) -> None:
     """Reports as it goes, and stops at the first wrong answer unless it is to go on."""
     told = time.monotonic()
     for record in answers:
         records.append(record)
-        if arguments.out:
-            with arguments.out.open("a") as file:
+        if out is not None:
+            with out.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         for fault in record["faults"]:
             console.print(f"{record['family']} {record['number']}: {fault['kind']}: {fault['text']}", soft_wrap=True)
-        if _is_wrong(record) and not arguments.keep_going:
+        if _is_wrong(record) and not keep_going:
             console.print_json(data=record)
             return
         if time.monotonic() - told > 30:
@@ -156,28 +165,28 @@ def _run(
             console.print(f"{len(records)} of {total} instances, {wrong} wrong", highlight=False)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--instances", type=int, default=5000, help="how many (default 5000)")
-    parser.add_argument("--first", "--seed", type=int, default=0, help="number of the first instance")
-    parser.add_argument("--family", choices=(*FAMILIES, "all"), default="all", help="one family only")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
-    parser.add_argument("--mode", choices=("alternate", "blind", "open"), default="alternate", help="attack or not")
-    parser.add_argument("--solver", choices=("alternate", *SOLVERS, "gurobi"), default="alternate")
-    parser.add_argument("--timeout", type=float, help="seconds an instance (default 1, 2 and 3 in turn)")
-    parser.add_argument("--out", type=Path, help="a JSON Lines file; what is in it already is not asked again")
-    parser.add_argument(
-        "--keep-going", action="store_true", help="count wrong answers instead of stopping at the first"
-    )
-    arguments = parser.parse_args()
-    console, began = Console(), time.monotonic()
-    families = list(FAMILIES) if arguments.family == "all" else [arguments.family]
-    wanted = names(families, arguments.first, arguments.instances)
-    records = [r for r in _read(arguments.out) if (r["family"], r["number"]) in set(wanted)]
+@click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python"))
+@click.option("--instances", type=COUNT, default=5000, show_default=True, help="How many instances are asked.")
+@click.option("--first", "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first number.")
+@click.option("--family", type=click.Choice([*FAMILIES, "all"]), default="all", help="Ask one family only.")
+@click.option("--jobs", type=COUNT, default=1, show_default=True, help="The number of processes.")
+@click.option(
+    "--mode", type=click.Choice(["alternate", "blind", "open"]), default="alternate", help="Whether attacks are used."
+)
+@click.option("--solver", type=click.Choice(["alternate", *SOLVERS, "gurobi"]), default="alternate")
+@click.option("--timeout", type=POSITIVE, help="Seconds for each instance. Without it, 1, 2 and 3 in turn.")
+@click.option("--out", type=FILE, help="A JSON Lines file; what is in it already is not asked again.")
+@click.option("--keep-going", is_flag=True, help="Count wrong answers instead of stopping at the first one.")
+def main(instances: int, first: int, family: str, jobs: int, out: Path | None, keep_going: bool, **how: Any) -> int:
+    console, began = console_for(stderr=False), time.monotonic()
+    families = list(FAMILIES) if family == "all" else [family]
+    wanted = names(families, first, instances)
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"there is no folder {str(out.parent)!r} for --out; make it first")
+    records = [r for r in _read(out) if (r["family"], r["number"]) in set(wanted)]
     known = {(r["family"], r["number"]) for r in records}
-    work = partial(tried, solver=arguments.solver, mode=arguments.mode, timeout=arguments.timeout)
     todo = [name for name in wanted if name not in known]
-    _run(console, _answers(work, todo, arguments.jobs), records, len(wanted), arguments)
+    _run(console, _answers(partial(tried, **how), todo, jobs), records, len(wanted), out, keep_going)
     console.print(table(records))
     wrong, crashed = sum(map(_is_wrong, records)), sum(bool(r["faults"]) for r in records)
     seconds = time.monotonic() - began
@@ -186,4 +195,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))
