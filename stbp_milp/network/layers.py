@@ -10,8 +10,11 @@ ReLU splits included, is complete on it without a rule of its own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +33,14 @@ class Convolution:
     padding: tuple[tuple[int, int], ...]  # (before, after) per axis
     dilation: tuple[int, ...]
     groups: int = 1
+
+    @cached_property
+    def patches(self) -> int:
+        """Bytes of patches for each voxel of a clip: in float64 on the CPU, torch writes them down before it
+        multiplies, for a whole batch at once. 0 elsewhere."""
+        if self.weight.dtype != torch.float64 or self.weight.device.type != "cpu":
+            return 0
+        return max(1, 8 * self.weight[0].numel() // math.prod(self.stride))
 
 
 @dataclass(frozen=True, eq=False)

@@ -276,13 +276,12 @@ def _convolve(layer: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None
     def convolved(x: Tensor) -> Tensor:
         return _CONV[axes](x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
 
-    # In float64 on the CPU, torch writes down the patches of a whole batch before it multiplies; parts whose patches
-    # fit into the processor's cache take a fraction of the time, and of the memory.
-    at_once = len(x)
-    if x.dtype == torch.float64 and x.device.type == "cpu":
-        patches = 8 * weight[0].numel() * math.prod(x.shape[2:]) // math.prod(layer.stride)
-        at_once = max(1, PATCH_BYTES // max(1, patches))
-    return convolved(x) if len(x) <= at_once else torch.cat([convolved(part) for part in torch.split(x, at_once)])
+    if not layer.patches:
+        return convolved(x)
+    # Parts whose patches fit into the processor's cache take a fraction of the time, and of the memory.
+    count, _, *voxels = x.shape
+    at_once = max(1, PATCH_BYTES // max(1, layer.patches * math.prod(voxels)))
+    return convolved(x) if count <= at_once else torch.cat([convolved(part) for part in torch.split(x, at_once)])
 
 
 def _same_on_both_sides(layer: Convolution) -> bool:
