@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Hostile instances against exact rational arithmetic: is the verifier ever wrong?
 
-    python scripts/fuzz.py --instances 5000 --jobs 2 --out fuzz.jsonl
-    python scripts/fuzz.py --family rounding --instances 100
+    python -m scripts.fuzz --instances 5000 --jobs 2 --out fuzz.jsonl
+    python -m scripts.fuzz --family rounding --instances 100
 
 The families are in tests/hostile/cases.py, the judge in tests/hostile/judge.py. An instance is named by its family and
 its number; every other one is asked *blind*, without attack and minimisers, so that only proofs decide. With `--out`,
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,15 +24,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
-
-from hostile.cases import FAMILIES, draw  # noqa: E402
-from hostile.judge import SOLVERS, Fault, ask  # noqa: E402
-
-from stbp_milp.cli.screen import console as console_for  # noqa: E402
-from stbp_milp.cli.shared import COUNT, FILE, POSITIVE, run  # noqa: E402
-from stbp_milp.errors import InputError  # noqa: E402
+from scripts.studies.frame import command, screen
+from scripts.studies.frame import main as run
+from stbp_milp.cli.shared import COUNT, FILE, POSITIVE
+from stbp_milp.errors import InputError
+from tests.hostile.cases import FAMILIES, draw
+from tests.hostile.judge import SOLVERS, Fault, ask
 
 WORDS = ("verified", "falsified", "unknown", "refused", "stopped")
 
@@ -79,7 +74,7 @@ def tried(name: Name, solver: str, mode: str, timeout: float | None) -> dict[str
     }
     if answer.faults:
         record["reproduce"] = (
-            f"python scripts/fuzz.py --family {family} --first {number} --instances 1 "
+            f"python -m scripts.fuzz --family {family} --first {number} --instances 1 "
             f"--solver {used} --mode {'blind' if blinded else 'open'} --timeout {limit:g}"
         )
         record["instance"] = {
@@ -165,7 +160,7 @@ def _run(
             console.print(f"{len(records)} of {total} instances, {wrong} wrong", highlight=False)
 
 
-@click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python"))
+@command(__doc__)
 @click.option("--instances", type=COUNT, default=5000, show_default=True, help="How many instances are asked.")
 @click.option("--first", "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first number.")
 @click.option("--family", type=click.Choice([*FAMILIES, "all"]), default="all", help="Ask one family only.")
@@ -178,7 +173,7 @@ def _run(
 @click.option("--out", type=FILE, help="A JSON Lines file; what is in it already is not asked again.")
 @click.option("--keep-going", is_flag=True, help="Count wrong answers instead of stopping at the first one.")
 def main(instances: int, first: int, family: str, jobs: int, out: Path | None, keep_going: bool, **how: Any) -> int:
-    console, began = console_for(stderr=False), time.monotonic()
+    console, began = screen(), time.monotonic()
     families = list(FAMILIES) if family == "all" else [family]
     wanted = names(families, first, instances)
     if out is not None and not out.parent.is_dir():
@@ -195,4 +190,4 @@ def main(instances: int, first: int, family: str, jobs: int, out: Path | None, k
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    run(main)

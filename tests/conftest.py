@@ -15,6 +15,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("agreement with exact optima")
+    group.addoption("--instances", type=int, default=500, help="how many instances test_agreement.py compares, if slow")
+    group.addoption("--first", type=int, default=0, help="the number of the first one")
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Real data and third-party models: `$STBP_DATA`, or `../shared/data` beside the repository."""

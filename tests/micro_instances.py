@@ -14,7 +14,6 @@ import math
 import time
 from dataclasses import dataclass, field
 
-import enumeration
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -33,6 +32,7 @@ from stbp_milp.query import Configuration, Query, SolverName
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Falsified, Outcome, Verified
 from stbp_milp.verify import verify
+from tests import enumeration
 
 KINDS = tuple(text.split(":")[0] for text in enumeration.SETS)
 BODIES = ("plain", "average pooling", "max pooling", "residual", "two convolutions", "normalised", "strided", "dense")

@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import enumeration
 import numpy as np
 import torch
-from micro_instances import KINDS, Instance, draw_set, margin, whole_minimum
 from torch import Tensor
 
 from stbp_milp.network.graph import Network, NetworkBuilder
@@ -22,6 +20,8 @@ from stbp_milp.network.views import Axes
 from stbp_milp.properties import Property, same_class, within_tolerance
 from stbp_milp.query import Query
 from stbp_milp.sets import SetSpecification
+from tests import enumeration
+from tests.micro_instances import KINDS, Instance, draw_set, margin, whole_minimum
 
 _MOST_RELUS = 60  # neurons; exact methods solve every instance
 

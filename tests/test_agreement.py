@@ -1,4 +1,8 @@
-"""The verdict against exact optima: the first of the instances of `scripts/agreement.py`, which runs 500 of them.
+"""The verdict against exact optima of SCIP and of HiGHS, and against all members one by one.
+
+Some instances are compared in every run of the tests, and as many as you like on demand:
+
+    python -m pytest -m slow -n 2 tests/test_agreement.py --instances 500 --first 0
 
 By hand first: relu(x0 - x1) - relu(x1) on the box [0, 1] x [0.2, 0.5] is least at (0.., 0.5) with -0.5; the oracle
 must say so before it judges anybody.
@@ -8,7 +12,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import micro_instances
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from stbp_milp.network.graph import NetworkBuilder
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.properties import Property
 from stbp_milp.query import Configuration
+from tests import micro_instances
 
 CONFIGURATION = Configuration(timeout=20.0, threads=1)
 
@@ -55,3 +59,17 @@ def test_verdicts_equal_exact_optima() -> None:
         verdicts[comparison.outcome.word] += 1
     assert verdicts["unknown"] == 0
     assert min(verdicts["verified"], verdicts["falsified"]) >= 8
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The numbers of the instances that the command line asks for."""
+    if "number" in metafunc.fixturenames:
+        first, count = (metafunc.config.getoption(name) for name in ("--first", "--instances"))
+        metafunc.parametrize("number", range(first, first + count))
+
+
+@pytest.mark.slow
+def test_verdict_equals_the_exact_optimum(number: int) -> None:
+    comparison = micro_instances.compare(micro_instances.draw(number), CONFIGURATION)
+    assert not comparison.contradictions
+    assert comparison.outcome.word != "unknown"

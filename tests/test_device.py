@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import enumeration
 import pytest
 import torch
-from fake_device import FAKE, DeviceMismatchError, fake_device
 from torch import nn
 
 import stbp_milp.stages.context
@@ -32,6 +30,8 @@ from stbp_milp.sets import SetSpecification
 from stbp_milp.strategy import DEFAULT, Strategy
 from stbp_milp.verdict import Falsified, Outcome, Verified
 from stbp_milp.verify import verify
+from tests import enumeration
+from tests.fake_device import FAKE, DeviceMismatchError, fake_device
 
 SETTLED = Configuration(timeout=600.0, threads=1)  # no attack is cut short
 needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card on this machine")

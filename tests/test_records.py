@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from example_runs import falsified, query, unknown, verified, write_model
 
 from stbp_milp import records
 from stbp_milp.batch.split import question_of
@@ -22,6 +21,7 @@ from stbp_milp.plain import digest_of
 from stbp_milp.properties import top_k
 from stbp_milp.query import Configuration, Query
 from stbp_milp.records import Record, make_record, query_key, read_record, run_stem, write_record
+from tests.example_runs import falsified, query, unknown, verified, write_model
 
 
 @pytest.fixture(scope="module")

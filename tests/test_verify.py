@@ -15,13 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import enumeration
-import micro_instances
 import numpy as np
 import pytest
 import torch
-from enumeration import SETS
-from example_runs import write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -36,6 +32,9 @@ from stbp_milp.search import Expansion
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Falsified, Outcome, Progress, Reason, Unknown, Verified
 from stbp_milp.verify import verify, verify_clip
+from tests import enumeration, micro_instances
+from tests.enumeration import SETS
+from tests.example_runs import write_model
 
 seeds = st.integers(0, 10**6)
 each_set = pytest.mark.parametrize("text", SETS)

@@ -14,7 +14,7 @@ from solvers import Preference, SolveLimits, Termination
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.branching.piece import Piece, stack
 from stbp_milp.branching.views import WholeView
-from stbp_milp.milp import Accuracy, InputRegion, cut_rounds, encode, minimum, tighten, until_sign
+from stbp_milp.milp import Accuracy, InputRegion, MilpResult, cut_rounds, encode, minimum, tighten, until_sign
 from stbp_milp.network.normal_form import AffineMap, normal_form
 from stbp_milp.search import Deadline
 from stbp_milp.verdict import Reason
@@ -29,6 +29,7 @@ class ProgramOptions:
         tighten_share: part of the time that LP-based tightening may take.
         cut_rounds: rounds of ideal single-neuron cuts at the root. A round costs a small linear program and often
             proves the sign by itself; the solver gets the cuts of the first round (more of them slow its nodes down).
+        start: does the solver get a first point, found by descent?
     """
 
     solver: Preference = "auto"
@@ -37,6 +38,7 @@ class ProgramOptions:
     seed: int = 0
     tighten_share: float = 0.3
     cut_rounds: int = 4
+    start: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +49,13 @@ class Solved:
         lower: proved, solver tolerances included; infinity where the phases leave no input.
         candidate: `(*input_shape)`, or None.
         open_for: why the sign may still be open.
+        report: what the solver said, or None where it was not asked.
     """
 
     lower: float
     candidate: Tensor | None = None
     open_for: Reason = Reason.TOLERANCE
+    report: MilpResult | None = None
 
 
 def solve_piece(
@@ -94,15 +98,15 @@ def solve_piece(
             return Solved(proved, open_for=Reason.SOLVER_TIME)
     if not encoded.trusted:
         return Solved(proved, open_for=Reason.ROUNDING)
-    start = _descend(batch.problem, rows.mean(0))
+    start = _descend(batch.problem, rows.mean(0)).cpu().numpy() if options.start else None
     limits = SolveLimits(
         deadline.remaining(), memory_bytes=options.memory_bytes, threads=options.threads, seed=options.seed
     )
     limits = until_sign(limits, encoded.tolerance)
-    result = minimum(encoded, options.solver, limits, start.cpu().numpy())
+    result = minimum(encoded, options.solver, limits, start)
     candidate = None if result.candidate is None else torch.from_numpy(result.candidate).to(rows.device)
     late = result.termination in (Termination.TIME, Termination.MEMORY)
-    return Solved(max(proved, result.lower), candidate, Reason.SOLVER_TIME if late else Reason.TOLERANCE)
+    return Solved(max(proved, result.lower), candidate, Reason.SOLVER_TIME if late else Reason.TOLERANCE, result)
 
 
 def _accuracy(problem: Problem, maps: Sequence[AffineMap], whole: bool) -> Accuracy:

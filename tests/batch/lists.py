@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-from planted import WORDS
+
+from stbp_milp.st_bench import SHIPPED
+from tests.batch.planted import WORDS
+
+MIX = {
+    "verified": 100,
+    "falsified": 30,
+    "unknown": 20,
+    "hang": 10,
+    "stubborn": 5,
+    "forks": 5,
+    "hog": 10,
+    "hogs": 5,
+    "abort": 10,
+    "orphans": 5,
+}
+"""200 planted jobs: how many of each kind."""
 
 TOKEN = "STBP_PLANTED"  # an environment variable that all processes of a test have
 
@@ -24,7 +41,7 @@ def timeout_of(plant: str) -> float:
 
 
 def write_list(folder: Path, plants: Sequence[Any], log: Path | None = None) -> Path:
-    """An instance list with a plant a line.
+    """An instance list with one planted job per line.
 
     A tuple is an instance whose parts do as its entries say, a list one (of one part) whose subtrees do.
     """
@@ -47,9 +64,47 @@ def write_list(folder: Path, plants: Sequence[Any], log: Path | None = None) -> 
 def start_driver(path: Path, out: Path, jobs: int, token: str, scheduler: str = "") -> subprocess.Popen[bytes]:
     """A driver of planted instances in a process of its own, as `scripts/run_batch.py` is of real ones."""
     arguments = [str(path), str(out), str(jobs), *([scheduler] if scheduler else [])]
-    here = Path(__file__).parent
-    environment = {**os.environ, TOKEN: token, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
-    return subprocess.Popen([sys.executable, str(here / "planted_driver.py"), *arguments], env=environment)
+    command = [sys.executable, "-m", "tests.batch.planted_driver", *arguments]
+    return subprocess.Popen(command, env=environment(token))
+
+
+def environment(token: str) -> dict[str, str]:
+    """The environment of processes that find this package, and that are recognised by the token."""
+    return {**os.environ, TOKEN: token, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def all_planted(mix: Mapping[str, int]) -> list[str]:
+    """So many of every kind, well mixed, in the same order every time; their number must not be a multiple of 7."""
+    plants = [plant for plant, number in mix.items() for _ in range(number)]
+    return [plants[(7 * i) % len(plants)] for i in range(len(plants))]
+
+
+def trivial_list(folder: Path, count: int) -> Path:
+    """Questions that one bound answers, on the shipped driving network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(count):
+        clip = f"{SHIPPED}/clips/driving-S.npz:clips[1]"
+        asked = {"schema": 1, "clip": clip, "set": "frames:0", "epsilon": 1e-4 + 1e-7 * number, "tolerance": 8.0}
+        (folder / f"{number:04d}.json").write_text(json.dumps(asked))
+        lines.append(f"{SHIPPED}/onnx/driving-S-pgd.onnx,{number:04d}.json,30\n")
+    (folder / "instances.csv").write_text("".join(lines))
+    return folder / "instances.csv"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> float:
+    """Seconds until the condition holds, at most so many."""
+    began = time.monotonic()
+    while not condition() and time.monotonic() - began < seconds:
+        time.sleep(0.05)
+    return time.monotonic() - began
 
 
 def living(token: str) -> list[int]:

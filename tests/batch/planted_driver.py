@@ -11,7 +11,7 @@ from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.mirror import Mirror
 from stbp_milp.batch.task import Settings, read_tasks
 
-OPTIONS = EngineOptions(job="planted:by_specification", plan_job="planted:cut")
+OPTIONS = EngineOptions(job="tests.batch.planted:by_specification", plan_job="tests.batch.planted:cut")
 
 
 def main(path: Path, out: Path, jobs: int, scheduler: str | None = None) -> None:

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planted import with_record
-
 from stbp_milp.batch.supervised import Limits
 from stbp_milp.batch.task import Part, Task
 from stbp_milp.batch.worker import unfinished
 from stbp_milp.results import InstanceResult, key_of
+from tests.batch.planted import with_record
 
 
 def task(folder: Path, key: str = "", part: Part | None = None, question: str = "2") -> Task:

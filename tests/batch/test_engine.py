@@ -19,8 +19,6 @@ from typing import Any
 import psutil
 import pytest
 from distributed import Client
-from lists import TOKEN, gone, has_orphans, start_driver, write_list
-from planted import WORDS
 
 from stbp_milp.batch import nodes
 from stbp_milp.batch.engine import EngineOptions, Progress, run_batch
@@ -28,8 +26,10 @@ from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.mirror import FILE, Mirror, in_file
 from stbp_milp.batch.task import Settings, Task, read_tasks
 from stbp_milp.results import InstanceResult
+from tests.batch.lists import TOKEN, gone, has_orphans, start_driver, write_list
+from tests.batch.planted import WORDS
 
-OPTIONS = EngineOptions(job="planted:by_specification", plan_job="planted:cut")
+OPTIONS = EngineOptions(job="tests.batch.planted:by_specification", plan_job="tests.batch.planted:cut")
 SETTINGS = Settings(grace=0.2, memory_bytes=300 << 20)
 SLACK = 4.0  # seconds that a busy machine may take longer
 
@@ -179,7 +179,7 @@ def test_the_first_counterexample_ends_the_others(tmp_path: Path, here: Open, pl
 
 def test_what_is_not_cut_within_its_limits_runs_whole(tmp_path: Path, here: Open) -> None:
     batch = Batch(tmp_path, [("verified", "hang")])
-    batch.run(here, EngineOptions(OPTIONS.job, "planted:never_cut", split=2))
+    batch.run(here, EngineOptions(OPTIONS.job, "tests.batch.planted:never_cut", split=2))
     (whole,) = batch.results()
     assert whole is not None
     assert (whole.word, whole.parts) == ("verified", None)

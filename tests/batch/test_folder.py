@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from some_results import record, result, task
 
 from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.mirror import FILE, Mirror, in_file
 from stbp_milp.errors import InputError
 from stbp_milp.results import read_result
+from tests.batch.some_results import record, result, task
 
 
 @pytest.fixture

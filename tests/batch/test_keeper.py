@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lists import TOKEN, gone, living, timeout_of
 
 from stbp_milp.batch.keeper import Keeper, KeeperLostError
 from stbp_milp.batch.supervised import Ended, Limits
+from tests.batch.lists import TOKEN, gone, living, timeout_of
 
-JOB = "planted:directly"
+JOB = "tests.batch.planted:directly"
 GRACE, MEMORY = 0.2, 300 << 20
 SLACK = 3.0  # seconds that a busy machine may take longer
 
@@ -32,7 +32,7 @@ def token() -> str:
 
 @pytest.fixture(scope="module")
 def keeper(token: str) -> Iterator[Keeper]:
-    keeper = Keeper(["planted"], environment={TOKEN: token})
+    keeper = Keeper(["tests.batch.planted"], environment={TOKEN: token})
     yield keeper
     keeper.close()
     assert gone(token)
@@ -74,7 +74,7 @@ def test_an_answer_comes_back_with_what_was_printed(keeper: Keeper) -> None:
 
 
 def test_what_is_settled_may_be_written_down_after_the_limit(keeper: Keeper) -> None:
-    ended = keeper.run("planted:settles", None, Limits(0.8, 0.1, MEMORY))
+    ended = keeper.run("tests.batch.planted:settles", None, Limits(0.8, 0.1, MEMORY))
     assert ended.answer == {"word": "falsified"}
     assert ended.seconds > 0.9
 
@@ -88,7 +88,7 @@ def test_cancelling_ends_a_job_at_once(keeper: Keeper) -> None:
 
 
 def test_a_killed_keeper_is_noticed() -> None:
-    keeper = Keeper(["planted"])
+    keeper = Keeper(["tests.batch.planted"])
     with pytest.raises(KeeperLostError):
         run(keeper, "kills keeper alone")
     keeper.close()
@@ -99,7 +99,7 @@ def test_all_ends_with_the_worker() -> None:
     token = secrets.token_hex(8)
     code = (
         "from stbp_milp.batch.keeper import Keeper; from stbp_milp.batch.supervised import Limits;"
-        "Keeper(['planted']).run('planted:directly', 'forks', Limits(60, 1, 1 << 30))"
+        "Keeper(['tests.batch.planted']).run('tests.batch.planted:directly', 'forks', Limits(60, 1, 1 << 30))"
     )
     environment = {**os.environ, TOKEN: token, "PYTHONPATH": os.pathsep.join(sys.path)}
     worker = subprocess.Popen([sys.executable, "-c", code], env=environment)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from some_results import record, result, task
 
 from stbp_milp.batch.split import whole_of
 from stbp_milp.batch.task import Part, Task
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.results import WORDS, InstanceResult, read_result
+from tests.batch.some_results import record, result, task
 
 WHOLE = task(Path("/batch"))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import enumeration
-import micro_instances
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +10,7 @@ from stbp_milp.bounds.problem import Problem
 from stbp_milp.network.graph import Network
 from stbp_milp.network.torch_reader import read_module
 from stbp_milp.sets import InputSet, PerturbationSet, SetSpecification, VoxelBox, concatenate
+from tests import enumeration, micro_instances
 
 BODIES = micro_instances.BODIES
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enumeration
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from stbp_milp.network.torch_reader import read_module
 from stbp_milp.properties import same_class
 from stbp_milp.query import Query
 from stbp_milp.sets import PerturbationSet, SetSpecification
+from tests import enumeration
 
 VOXELS = (4, 9, 8)
 CHANNELS = 2

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from crop_cases import NAMES, query
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import bounder, untimed
 from torch import Tensor
 
 from stbp_milp.bounds.ascent import OptimiserOptions
@@ -22,6 +20,8 @@ from stbp_milp.sets import PerturbationSet
 from stbp_milp.strategy import Strategy
 from stbp_milp.verdict import Falsified, Verified
 from stbp_milp.verify import verify
+from tests.bounds.crop_cases import NAMES, query
+from tests.search_cases import bounder, untimed
 
 seeds = st.integers(0, 10**6)
 SETS = ("patch:2x2@1", "patch-at:1,3,2:3x2@2", "window:1", "any-frames:2", "patch:1x1@2")

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bound_cases import BODIES, case, escape, members_of, single_members
-from crop_cases import NAMES, room
-from enumeration import SETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,6 +26,9 @@ from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape, Select
 from stbp_milp.properties import same_class
 from stbp_milp.sets import PerturbationSet, VoxelBox
+from tests.bounds.bound_cases import BODIES, case, escape, members_of, single_members
+from tests.bounds.crop_cases import NAMES, room
+from tests.enumeration import SETS
 
 seeds = st.integers(0, 10**6)
 ROWS, OFFSET = same_class(0, 3).forms()

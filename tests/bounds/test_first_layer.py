@@ -6,12 +6,9 @@ frame of the attacker's choice: z lies in [-0.1, 0.1]; with both frames in [-0.2
 
 from __future__ import annotations
 
-import enumeration
 import numpy as np
 import pytest
 import torch
-from bound_cases import split
-from enumeration import SETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -23,6 +20,9 @@ from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Convolution, Linear, Reshape, Scale
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.sets import PerturbationSet, SetSpecification, support
+from tests import enumeration
+from tests.bounds.bound_cases import split
+from tests.enumeration import SETS
 
 seeds = st.integers(0, 10**6)
 each_set = pytest.mark.parametrize("text", SETS)

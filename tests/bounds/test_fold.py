@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bound_cases import BODIES, case, hull_box, members_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.properties import same_class
 from stbp_milp.sets import VoxelBox, concatenate
+from tests.bounds.bound_cases import BODIES, case, hull_box, members_of
 
 ROWS, OFFSET = same_class(0, 3).forms()
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bound_cases import BODIES, case, escape, members_of, operands, single_members
-from enumeration import SETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -26,6 +24,8 @@ from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.properties import same_class
 from stbp_milp.sets import PerturbationSet, VoxelBox
+from tests.bounds.bound_cases import BODIES, case, escape, members_of, operands, single_members
+from tests.enumeration import SETS
 
 seeds = st.integers(0, 10**6)
 each_set = pytest.mark.parametrize("text", SETS)

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bound_cases import BODIES, case, hull_box, members_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Add, Linear, ReLU
 from stbp_milp.properties import same_class
 from stbp_milp.sets import VoxelBox
+from tests.bounds.bound_cases import BODIES, case, hull_box, members_of
 
 seeds = st.integers(0, 10**6)
 each_body = pytest.mark.parametrize("body", BODIES)

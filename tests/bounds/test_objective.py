@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import micro_instances
 import pytest
 import torch
-from bound_cases import BODIES, case, escape, hull_box, members_of, operands, random_forms, split
-from enumeration import SETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -30,6 +27,9 @@ from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.properties import same_class
 from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox
+from tests import micro_instances
+from tests.bounds.bound_cases import BODIES, case, escape, hull_box, members_of, operands, random_forms, split
+from tests.enumeration import SETS
 
 seeds = st.integers(0, 10**6)
 each_set = pytest.mark.parametrize("text", SETS)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import enumeration
 import pytest
 import torch
-from bound_cases import BODIES, case, escape, hull_box, members_of, operands, random_forms, split
-from enumeration import SETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +19,9 @@ from stbp_milp.bounds.problem import Problem, select_preactivations, unstable_co
 from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Add, Linear, Maximum, ReLU, Reshape
 from stbp_milp.sets import InputSet, VoxelBox, support
+from tests import enumeration
+from tests.bounds.bound_cases import BODIES, case, escape, hull_box, members_of, operands, random_forms, split
+from tests.enumeration import SETS
 
 seeds = st.integers(0, 10**6)
 each_set = pytest.mark.parametrize("text", SETS)

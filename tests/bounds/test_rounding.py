@@ -11,7 +11,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-from exact import exact_form, exact_values, random_corners
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from stbp_milp.network.normal_form import normal_form
 from stbp_milp.network.torch_reader import read_module
 from stbp_milp.sets import PerturbationSet, SetSpecification, VoxelBox
 from stbp_milp.verify import verify_clip
+from tests.bounds.exact import exact_form, exact_values, random_corners
 
 seeds = st.integers(0, 10**6)
 powers = st.sampled_from([0, 4, 8, 12])

@@ -7,16 +7,11 @@ lower slope 1/2.
 
 from __future__ import annotations
 
-import enumeration
-import micro_instances
 import numpy as np
 import pytest
 import torch
-from enumeration import SETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import expander, whole_pieces
-from test_verify import Difference, micro_module, micro_query
 from torch import Tensor, nn
 
 from solvers import SolveLimits
@@ -37,6 +32,10 @@ from stbp_milp.properties import same_class
 from stbp_milp.query import Query
 from stbp_milp.search import Deadline
 from stbp_milp.sets import Patch, PerturbationSet, SetSpecification, VoxelBox
+from tests import enumeration, micro_instances
+from tests.enumeration import SETS
+from tests.search_cases import expander, whole_pieces
+from tests.test_verify import Difference, micro_module, micro_query
 
 seeds = st.integers(0, 10**6)
 each_set = pytest.mark.parametrize("text", SETS)

@@ -9,11 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
-import micro_instances
 import pytest
 import torch
-from search_cases import bounder, expander, whole_pieces
-from test_verify import Difference, micro_query
 from torch import Tensor
 
 from stbp_milp.attack import Judge
@@ -29,6 +26,9 @@ from stbp_milp.stages import neurons_to_split
 from stbp_milp.strategy import DEFAULT, Strategy
 from stbp_milp.verdict import Falsified
 from stbp_milp.verify import verify
+from tests import micro_instances
+from tests.search_cases import bounder, expander, whole_pieces
+from tests.test_verify import Difference, micro_query
 
 OPEN = 1e6  # a target that no bound reaches
 ROUNDING = 1e-9

@@ -16,10 +16,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from example_runs import SHAPE, clip, falsified, query, unknown, verified, write_model
 from onnx import TensorProto, helper
 from PIL import Image
-from videos import grey_levels, write_video
 
 from stbp_milp.cli import one_clip, shipped
 from stbp_milp.cli.shipped import exit_code
@@ -30,6 +28,8 @@ from stbp_milp.query import Configuration, Query
 from stbp_milp.records import read_record
 from stbp_milp.report.terminal import BenchRow
 from stbp_milp.verdict import Outcome, Progress
+from tests.example_runs import SHAPE, clip, falsified, query, unknown, verified, write_model
+from tests.videos import grey_levels, write_video
 
 Answer = Callable[[Query, Configuration, Callable[[Progress], None]], Outcome]
 

@@ -15,10 +15,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from videos import grey_levels, write_video
 
 from stbp_milp.data.frames import read_video, sampled, to_frame
 from stbp_milp.errors import InputError
+from tests.videos import grey_levels, write_video
 
 
 def test_by_hand() -> None:

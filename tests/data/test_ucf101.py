@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from videos import grey_levels, write_video
 
 from stbp_milp.data.frames import read_video
 from stbp_milp.data.ucf101 import read_classes, read_ucf101
 from stbp_milp.errors import InputError
+from tests.videos import grey_levels, write_video
 
 SHAPE = (1, 3, 4, 4)
 

@@ -1,1 +1,1 @@
-"""Hostile instances for `scripts/fuzz.py`, and an exact judge of what the verifier says of them."""
+"""Hostile instances for `python -m scripts.fuzz`, and an exact judge of what the verifier says of them."""

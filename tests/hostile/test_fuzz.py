@@ -1,11 +1,11 @@
-"""A few instances of every family of `scripts/fuzz.py`: blind, so that only proofs decide, and with attack."""
+"""A few instances of every family of `python -m scripts.fuzz`: blind, so that only proofs decide, and with attack."""
 
 from __future__ import annotations
 
 import pytest
 
-from hostile.cases import FAMILIES, draw
-from hostile.judge import ask
+from tests.hostile.cases import FAMILIES, draw
+from tests.hostile.judge import ask
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

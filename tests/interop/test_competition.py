@@ -18,17 +18,17 @@ import sys
 import time
 from pathlib import Path
 
-import networks
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from reference import declarations
 
 from stbp_milp.errors import InputError, SoundnessError
 from stbp_milp.interop import competition, read_vnnlib
 from stbp_milp.interop.competition import Result, main, read_result
 from stbp_milp.verdict import Certificate, Counterexample, Falsified, Outcome, Reason, Unknown, Verified
+from tests.interop import networks
+from tests.interop.reference import declarations
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "vnncomp"
 BOX = "".join(f"(assert (>= X_{i} 0))(assert (<= X_{i} 0.5))\n" for i in range(3))

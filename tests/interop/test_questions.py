@@ -12,12 +12,9 @@ from fractions import Fraction
 from io import StringIO
 from pathlib import Path
 
-import micro_instances
-import networks
 import numpy as np
 import pytest
 import torch
-from reference import declarations, holds
 from rich.console import Console
 from torch import nn
 
@@ -31,6 +28,9 @@ from stbp_milp.report.terminal import question
 from stbp_milp.sets import BoxSpecification
 from stbp_milp.verdict import Certificate, Counterexample, Falsified, Leaf, Outcome, Progress, Reason, Unknown, Verified
 from stbp_milp.verify import verify
+from tests import micro_instances
+from tests.interop import networks
+from tests.interop.reference import declarations, holds
 
 QUICK = Configuration(timeout=20.0)
 

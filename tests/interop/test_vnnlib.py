@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference import declarations, holds, random_text
 
 from stbp_milp.errors import InputError
 from stbp_milp.interop import UnsafeRegion, read_vnnlib
+from tests.interop.reference import declarations, holds, random_text
 
 BY_HAND = """
 (declare-const X_0 Real) ; one input

@@ -8,12 +8,9 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-import enumeration
-import micro_instances
 import numpy as np
 import pytest
 import torch
-from enumeration import SETS
 from torch import nn
 
 from stbp_milp.errors import InputError
@@ -23,6 +20,8 @@ from stbp_milp.properties import Property, same_class, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verify import verify
+from tests import enumeration, micro_instances
+from tests.enumeration import SETS
 
 VOXELS = (3, 3, 2)
 

@@ -14,7 +14,6 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import CHOICES, NETWORKS, around, brute_force, interval_boxes, margin, network
 
 from solvers import LinearRelaxation, SolveLimits, Termination
 from stbp_milp.errors import SoundnessError
@@ -33,6 +32,7 @@ from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Linear, ReLU
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.sets import VoxelBox
+from tests.milp.small_networks import CHOICES, NETWORKS, around, brute_force, interval_boxes, margin, network
 
 LIMITS = SolveLimits(seconds=20)
 

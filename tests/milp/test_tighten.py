@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import CHOICES, NETWORKS, around, interval_boxes, network
 
 from solvers import LinearRelaxation
 from stbp_milp.errors import SoundnessError
@@ -22,6 +21,7 @@ from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.layers import Add, Linear, ReLU, Scale
 from stbp_milp.network.normal_form import AffineMap, normal_form
 from stbp_milp.sets import VoxelBox
+from tests.milp.small_networks import CHOICES, NETWORKS, around, interval_boxes, network
 
 seeds = st.integers(0, 10**6)
 

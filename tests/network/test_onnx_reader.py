@@ -14,7 +14,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from small_modules import MODULES, NOT_EXPORTED, build
 from torch import nn
 
 from stbp_milp.errors import InputError, UnsupportedLayerError
@@ -23,6 +22,7 @@ from stbp_milp.network.graph import Network
 from stbp_milp.network.model import load_model
 from stbp_milp.network.onnx_file import open_onnx
 from stbp_milp.st_bench.export import write_network
+from tests.network.small_modules import MODULES, NOT_EXPORTED, build
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from small_modules import MODULES, Forward, build
 from torch import nn
 
 from stbp_milp.errors import InputError, UnsupportedLayerError
 from stbp_milp.network.layers import Convolution, ReLU
 from stbp_milp.network.torch_reader import read_module
+from tests.network.small_modules import MODULES, Forward, build
 
 DOUBLE = {"rtol": 1e-10, "atol": 1e-10}
 

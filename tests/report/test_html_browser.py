@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import Made, many, write_batch
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -22,6 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from stbp_milp.report.html import write_report
 from stbp_milp.report.html.run import read_run
+from tests.report.made_runs import Made, many, write_batch
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

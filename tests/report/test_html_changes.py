@@ -18,10 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_runs import Made, many, write_batch, write_records
 
 from stbp_milp.report.html.changes import Changes, compare_runs, slowest_first
 from stbp_milp.report.html.run import read_run
+from tests.report.made_runs import Made, many, write_batch, write_records
 
 THERE = [
     Made("clip-a", "verified", 2.0),

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_runs import Made, write_batch, write_clips
 from numpy.typing import NDArray
 
 from stbp_milp.errors import InputError
@@ -21,6 +20,7 @@ from stbp_milp.report.html import clips
 from stbp_milp.report.html.clips import pack, pack_all
 from stbp_milp.report.html.instance import ShownInstance
 from stbp_milp.report.html.run import read_run
+from tests.report.made_runs import Made, write_batch, write_clips
 
 
 def _instance(folder: Path, made: Made, shape: tuple[int, ...] = (1, 4, 6, 6)) -> ShownInstance:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import Made, write_batch
 
 from stbp_milp.cli.report import main
 from stbp_milp.errors import InputError
 from stbp_milp.report.html import figures, page, write_report
 from stbp_milp.report.html.run import read_run
+from tests.report.made_runs import Made, write_batch
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 

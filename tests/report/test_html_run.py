@@ -10,10 +10,10 @@ import math
 from pathlib import Path
 
 import pytest
-from made_runs import WORDS, Made, digest, record, result, write_batch, write_records
 
 from stbp_milp.errors import InputError
 from stbp_milp.report.html.run import read_run
+from tests.report.made_runs import WORDS, Made, digest, record, result, write_batch, write_records
 
 EXAMPLE = (
     Made("clip-b", "falsified", 0.5),

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_runs import falsified, query, write_model
 from PIL import Image
 
 from stbp_milp.errors import InputError, SoundnessError
@@ -19,6 +18,7 @@ from stbp_milp.report.comparison import Comparison, as_fraction, compare
 from stbp_milp.report.pictures import animation_gif, save_counterexample, strip_png
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Counterexample, Falsified
+from tests.example_runs import falsified, query, write_model
 
 ORANGE = (255, 106, 0)
 

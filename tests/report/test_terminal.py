@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import pytest
-from example_runs import CLEAN_OUTPUTS, falsified, query, unknown, verified, write_model
 from rich.console import Console, RenderableType
 
 from stbp_milp.query import Query
@@ -21,6 +20,7 @@ from stbp_milp.report.terminal import (
     verdict_line,
 )
 from stbp_milp.verdict import Progress
+from tests.example_runs import CLEAN_OUTPUTS, falsified, query, unknown, verified, write_model
 
 PROGRESS = Progress("relu search", -0.25, 0.75, 12, 3456, 7.5)
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import enumeration
 import numpy as np
 import pytest
 import torch
-from enumeration import SETS
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
@@ -20,6 +18,8 @@ from torch import Tensor
 
 from stbp_milp.errors import InputError
 from stbp_milp.sets import Choice, PerturbationSet, SetSpecification, VoxelBox, concatenate, parse_set, support
+from tests import enumeration
+from tests.enumeration import SETS
 
 seeds = st.integers(0, 10**6)
 each_set = pytest.mark.parametrize("text", SETS)

@@ -5,15 +5,15 @@ By hand: 7 positions of a window of 2 frames in a clip of 8, in 4 parts: at leas
 
 from __future__ import annotations
 
-import enumeration
 import pytest
 import torch
-from enumeration import SETS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stbp_milp.errors import InputError
 from stbp_milp.sets import PerturbationSet, SetSpecification, divide
+from tests import enumeration
+from tests.enumeration import SETS
 
 
 def draw(text: str, seed: int, voxels: tuple[int, int, int] = (3, 2, 3)) -> PerturbationSet:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from rows import row
 
 from stbp_milp.errors import SoundnessError
 from stbp_milp.tightness.curves import points
 from stbp_milp.tightness.laws import bracket, check
 from stbp_milp.tightness.report import page, ratio
+from tests.tightness.rows import row
 
 
 def test_rows_that_fit_together_pass() -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-import micro_instances
 import numpy as np
 import pytest
-from enumeration import SETS
-from micro_instances import KINDS
 
 from stbp_milp.search import Deadline
 from stbp_milp.tightness.bounding import Request, alpha_bounds, flat_boxes, whole_set
 from stbp_milp.tightness.laws import AGREEMENT, ORDERS
 from stbp_milp.tightness.layers import layer_widths
 from stbp_milp.tightness.methods import METHODS
+from tests import micro_instances
+from tests.enumeration import SETS
+from tests.micro_instances import KINDS
 
 ALL_SETS = range(len(SETS))
 # Every set on the network "plain"; then max pooling with pixels and a residual network with a patch.

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from rows import row
 
 from stbp_milp.batch.supervised import Ended
 from stbp_milp.cli.tightness import main
@@ -22,6 +21,7 @@ from stbp_milp.tightness.measure import Measurement, row_of
 from stbp_milp.tightness.questions import Sweep, read_questions
 from stbp_milp.tightness.store import LINES, Store
 from stbp_milp.tightness.study import StudyOptions, run_study, tasks
+from tests.tightness.rows import row
 
 
 @pytest.fixture(scope="module")

@@ -1,43 +1,38 @@
-#!/usr/bin/env python
-"""A batch through a real Slurm on this machine: `python scripts/slurm_check.py`, as root, where Slurm is installed.
-
-Starts munged, slurmctld and slurmd on loopback in a temporary folder, with a configuration of their own, runs the 200
-planted instances of scripts/study_batch.py and a list of real ones as Slurm jobs through dask-jobqueue, compares what
-comes out, and ends everything. Says SKIPPED (exit code 77) where Slurm, root's rights or dask-jobqueue are missing:
+"""A batch through a real Slurm on this machine, on demand, as root, where Slurm is installed.
 
     apt-get install slurm-wlm munge; pip install -e '.[cluster]'
+    python -m pytest -m slow tests/batch/test_slurm.py
+
+Starts munged, slurmctld and slurmd on loopback in a temporary folder, with a configuration of their own, runs 200
+planted jobs and a list of real instances as Slurm jobs through dask-jobqueue, and ends everything.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from study_batch import MIX, ROOT, environment, free_port, trivial_list, wait_for
+import pytest
 
 from stbp_milp.batch import nodes
 from stbp_milp.batch.engine import EngineOptions, run_batch
 from stbp_milp.batch.folder import Folder
 from stbp_milp.batch.mirror import FILE, Mirror, in_file
 from stbp_milp.batch.task import Settings, read_tasks
+from tests.batch.lists import MIX, all_planted, environment, free_port, trivial_list, wait_for, write_list
+from tests.batch.planted import WORDS
 
-sys.path.insert(0, str(ROOT / "tests" / "batch"))
+pytestmark = pytest.mark.slow
 
-from lists import write_list
-from planted import WORDS
-
-SKIPPED = 77  # the exit code that test harnesses know
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scancel")
 REAL = 20
 CONFIGURATION = """\
@@ -108,7 +103,7 @@ def daemon(*command: str) -> Iterator[None]:
 
 
 @contextmanager
-def slurm(folder: Path) -> Iterator[None]:
+def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cluster of one node, this machine; the environment points to it."""
     node = socket.gethostname().split(".")[0]
     folder.chmod(0o755)  # munged wants its socket to be within everybody's reach
@@ -119,7 +114,7 @@ def slurm(folder: Path) -> Iterator[None]:
     key.chmod(0o400)
     conf = folder / "slurm.conf"
     conf.write_text(CONFIGURATION.format(node=node, folder=folder, control_port=free_port(), node_port=free_port()))
-    os.environ["SLURM_CONF"] = str(conf)
+    monkeypatch.setenv("SLURM_CONF", str(conf))
     munge = [f"--{name}={folder}/munge.{end}" for name, end in (("socket", "socket"), ("key-file", "key"))]
     munge += [f"--{name}={folder}/munge.{end}" for name, end in (("pid-file", "pid"), ("log-file", "log"))]
     with ExitStack() as daemons:
@@ -129,12 +124,10 @@ def slurm(folder: Path) -> Iterator[None]:
         daemons.enter_context(daemon("slurmctld", "-D", "-f", str(conf), *logs))
         logs = ["-L", f"{folder}/logs/slurmd.log"]
         daemons.enter_context(daemon("slurmd", "-D", "-f", str(conf), "-N", node, *logs))
-        seconds = wait_for(lambda: "idle" in said("sinfo", "-h", "-o", "%T"), 30)
+        wait_for(lambda: "idle" in said("sinfo", "-h", "-o", "%T"), 30)
         if "idle" not in said("sinfo", "-h", "-o", "%T"):
-            sys.exit(
-                f"FAILED: Slurm did not start:\n{said('sinfo')}\n{(folder / 'logs/slurmctld.log').read_text()[-2000:]}"
-            )
-        print(f"Slurm on loopback, ready after {seconds:.1f} s: {said('sinfo', '-h').strip()}")
+            log = (folder / "logs/slurmctld.log").read_text()[-2000:]
+            pytest.fail(f"Slurm did not start:\n{said('sinfo')}\n{log}")
         yield
         subprocess.run(["scancel", "--user", "root"], check=False)
         wait_for(lambda: not said("squeue", "-h").strip(), 15)
@@ -144,10 +137,23 @@ def said(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-def planted(folder: Path, queue: Path) -> bool:
-    """The 200 planted instances of study 1."""
-    plants = [plant for plant, number in MIX.items() for _ in range(number)]
-    shuffled = [plants[(7 * i) % len(plants)] for i in range(len(plants))]
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The queue file of a running Slurm."""
+    missing = why_not()
+    if missing is not None:
+        pytest.skip(missing)
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-check-", ignore_cleanup_errors=True) as name,
+        slurm(Path(name), monkeypatch),
+    ):
+        path = Path(name) / "slurm.yaml"
+        path.write_text(QUEUE.format(folder=name, path=environment("")["PYTHONPATH"]))
+        yield path
+
+
+def test_planted_jobs_end_as_they_must(queue: Path) -> None:
+    shuffled, folder = all_planted(MIX), queue.parent / "planted"
     out = Folder(folder / "out").prepared()
     tasks = read_tasks(write_list(folder, shuffled), out.path, Settings(memory_bytes=300 << 20))
     jobs: set[str] = set()
@@ -155,43 +161,18 @@ def planted(folder: Path, queue: Path) -> bool:
     def look(progress: object) -> None:
         jobs.update(said("squeue", "-h", "-o", "%i %j %T").splitlines() if len(jobs) < 4 else [])
 
-    began = time.monotonic()
     with Mirror(out) as mirror:
         mirror.begin(tasks)
-        options = EngineOptions(job="planted:by_specification")
+        options = EngineOptions(job="tests.batch.planted:by_specification")
         run_batch(tasks, out, mirror, lambda: nodes.queue("slurm", nodes.read_queue_file(queue)), options, look)
     query = "SELECT position, word FROM instances LEFT JOIN results USING (key) ORDER BY position"
-    words = [word for _, word in in_file(out.path / FILE, query)]
-    right = words == [WORDS[plant] for plant in shuffled]
-    print(f"jobs seen in the queue: {sorted(jobs)}")
-    print(f"planted: {dict(Counter(words))} in {time.monotonic() - began:.0f} s; as planted: {right}")
-    return right and bool(jobs)
+    assert [word for _, word in in_file(out.path / FILE, query)] == [WORDS[plant] for plant in shuffled]
+    assert jobs
 
 
-def real(folder: Path, queue: Path) -> bool:
-    """Real questions through the command line."""
-    out = folder / "out"
-    command = [sys.executable, str(ROOT / "scripts" / "run_batch.py"), str(trivial_list(folder, REAL))]
-    began = time.monotonic()
-    code = subprocess.run([*command, "--slurm", str(queue), "--out", str(out), "--quiet"], check=False).returncode
-    words = Counter(word for (word,) in in_file(out / FILE, "SELECT word FROM results"))
-    print(f"real: {dict(words)} in {time.monotonic() - began:.0f} s, exit code {code}")
-    return code == 0 and words == Counter(verified=REAL)
-
-
-def main() -> int:
-    missing = why_not()
-    if missing is not None:
-        print(f"SKIPPED: {missing}")
-        return SKIPPED
-    with tempfile.TemporaryDirectory(prefix="slurm-check-", ignore_cleanup_errors=True) as name, slurm(Path(name)):
-        folder = Path(name)
-        queue = folder / "slurm.yaml"
-        queue.write_text(QUEUE.format(folder=folder, path=environment("")["PYTHONPATH"]))
-        right = [study(folder / study.__name__, queue) for study in (planted, real)]
-    print(f"{'OK' if all(right) else 'FAILED'} on {platform.node()}")
-    return 0 if all(right) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def test_real_instances_through_the_command_line(queue: Path) -> None:
+    folder = queue.parent / "real"
+    command = [sys.executable, "-m", "stbp_milp", "batch", str(trivial_list(folder, REAL)), "--slurm", str(queue)]
+    subprocess.run([*command, "--out", str(folder / "out"), "--quiet"], check=True)
+    words = Counter(word for (word,) in in_file(folder / "out" / FILE, "SELECT word FROM results"))
+    assert words == Counter(verified=REAL)

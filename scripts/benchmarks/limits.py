@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Are limits kept? Networks of 1,000 to 1,000,000 ReLUs, all kinds of sets, limits of 2, 6 and 20 seconds.
 
-    python scripts/benchmark_limits.py [--only TEXT] [--limits 2,6] [--memory 512M] [--out results/studies/limits]
+    python -m scripts.benchmarks.limits [--only TEXT] [--limits 2,6] [--memory 512M] [--out results/studies/limits]
 
 A run begins before the model is loaded. On one thread its processor time is what a quiet core would take; it may
 exceed the limit by 10% and half a second. Its process may hold 10% more than the memory limit, and at least what it
@@ -15,19 +14,17 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 import torch
-from study_files import STUDIES, Row, markdown, provenance, show
 from torch import Tensor, nn
 
-from stbp_milp.cli.screen import console as console_for
+from scripts.studies.frame import STUDIES, Row, command, markdown, provenance, screen, show
+from scripts.studies.frame import main as invoke
 from stbp_milp.cli.shared import FILE
-from stbp_milp.cli.shared import run as invoke
 from stbp_milp.errors import InputError
 from stbp_milp.inputs import parse_bytes
 from stbp_milp.memory import trim
@@ -111,7 +108,7 @@ class Measured:
     stages: dict[str, float]
 
 
-def network(case: Case) -> tuple[nn.Module, Tensor, int]:
+def network(case: Case) -> tuple[nn.Sequential, Tensor, int]:
     """The network, a clip `(1, n, n, n)` with few values that are not 0, and the number of ReLUs.
 
     Up to five layers the second and the third have stride 2, as classifiers do; deeper ones keep their size.
@@ -136,7 +133,7 @@ def network(case: Case) -> tuple[nn.Module, Tensor, int]:
     return nn.Sequential(*layers).eval(), clip, relus
 
 
-def with_margin(model: nn.Module, clip: Tensor, case: Case) -> nn.Module:
+def with_margin(model: nn.Sequential, clip: Tensor, case: Case) -> nn.Sequential:
     """Class 0 is ahead of the others by 1.5 times what the linear form at the clip loses on the set."""
     at = clip.unsqueeze(0).requires_grad_()
     scores = model(at)[0]
@@ -153,8 +150,8 @@ def with_margin(model: nn.Module, clip: Tensor, case: Case) -> nn.Module:
 
 def run(case: Case, memory: int) -> Measured:
     """In a process of its own, see `main`."""
-    model, clip, relus = network(case)
-    model = with_margin(model, clip, case)
+    plain, clip, relus = network(case)
+    model = with_margin(plain, clip, case)
     configuration = Configuration(timeout=case.limit, memory_bytes=memory)
     load_model(model, tuple(clip.shape))
     loading = peak()
@@ -213,14 +210,13 @@ def warm_up() -> None:
     verify_clip(model, clip, "everywhere", 0.01, configuration=Configuration(timeout=1))
 
 
-@click.command()
+@command(__doc__)
 @click.option("--only", default="", help="Run only the cases whose name contains this text, such as '200000x3 patch'.")
 @click.option("--limits", default="", help="Run only the cases with these limits in seconds, such as 2,6.")
 @click.option("--memory", default="4G", show_default=True, help="What a run's process may hold.")
 @click.option("--out", type=FILE, default=STUDIES / "limits", help="The tables' path, without an extension.")
 def main(only: str, limits: str, memory: str, out: Path) -> int:
-    """Run the cases, print the table and write it; the exit code is 1 when a limit was not kept."""
-    console = console_for(stderr=False)
+    console = screen()
     torch.set_num_threads(1)
     held = parse_bytes(memory)
     wanted = set(limits.split(",")) if limits else set()
@@ -263,4 +259,4 @@ def _finite(entries: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    sys.exit(invoke(main))
+    invoke(main)

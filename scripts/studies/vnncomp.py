@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Public competition instances with known answers: contradictions, crashes, what stays open and what is refused.
 
-    python scripts/study_vnncomp.py FOLDER --timeout 30 --out answers.csv
+    python -m scripts.studies.vnncomp FOLDER --timeout 30 --out answers.csv
 
 FOLDER holds one folder a family, with `instances.csv` (model, property, limit; one line an instance) and, where answers
 are known, `reference.csv` with the columns `model`, `property` and `consensus` (sat or unsat). Every instance runs in a
@@ -11,24 +10,34 @@ in the file already is not asked again. Exit code 4 where an answer contradicts 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
+import click
+
+from scripts.studies.frame import ROOT, command, read_csv, screen, show
+from scripts.studies.frame import main as run
+from stbp_milp.cli.shared import COUNT, FILE, POSITIVE
+from stbp_milp.errors import InputError
 from stbp_milp.instance_list import read_instances
 
-ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "scripts" / "vnncomp" / "run_instance.py"
 _LATE = 60.0  # seconds after its limit, at which a process is killed
+WORDS = ("unsat", "sat", "timeout", "unknown", "refused", "crashed", "killed")
 _SETTLED = {"sat": "unsat", "unsat": "sat"}
+
+
+Instance = tuple[str, Path, Path, str]
+"""Family, model, property and what is known of it: "sat", "unsat" or nothing."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Answer:
 
     family: str
     model: str
-    property: str
+    asked: str
     word: str  # of the competition, or "refused", "crashed", "killed"
     known: str
     seconds: float
@@ -49,8 +58,8 @@ class Answer:
         return _SETTLED.get(self.word) == self.known
 
 
-def instances(folder: Path, families: list[str]) -> Iterator[tuple[str, Path, Path, str]]:
-    """Family, model, property and what is known of it."""
+def instances(folder: Path, families: Sequence[str]) -> Iterator[Instance]:
+    """All instances of the folder, or of some families."""
     for listed in sorted(folder.glob("*/instances.csv")):
         family = listed.parent.name
         if families and family not in families:
@@ -68,13 +77,14 @@ def _names(model: Path | str, asked: Path | str) -> tuple[str, str]:
     return Path(model).name.removesuffix(".gz"), Path(asked).name.removesuffix(".gz")
 
 
-def ask(family: str, model: Path, asked: Path, known: str, limit: float) -> Answer:
+def ask(instance: Instance, limit: float) -> Answer:
+    family, model, asked, known = instance
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.txt"
-        command = [sys.executable, RUN, "v1", family, model, asked, result, str(limit), "1"]
+        arguments = [sys.executable, str(RUN), "v1", family, str(model), str(asked), str(result), str(limit), "1"]
         try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=limit + _LATE, check=False)
+            ended = subprocess.run(arguments, capture_output=True, text=True, timeout=limit + _LATE, check=False)
             code, note = ended.returncode, " ".join(ended.stderr.split())
             word = result.read_text().split("\n", 1)[0] if result.exists() else "crashed"
             word = {2: "refused", 0: word}.get(code, "crashed")
@@ -83,51 +93,49 @@ def ask(family: str, model: Path, asked: Path, known: str, limit: float) -> Answ
     return Answer(family, model.name, asked.name, word, known, time.monotonic() - began, limit, note[-400:])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds an instance (default 30)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
-    parser.add_argument("--family", action="append", default=[], help="only this family; may be given several times")
-    parser.add_argument("--out", type=Path, default=Path("vnncomp.csv"), help="a CSV file (default vnncomp.csv)")
-    options = parser.parse_args()
-    names = [field.name for field in fields(Answer)]
-    answers: list[Answer] = []
-    if options.out.exists():
-        with options.out.open(newline="") as file:
-            for row in csv.DictReader(file):
-                numbers = {name: float(row[name]) for name in ("seconds", "limit")}
-                answers.append(Answer(**{**row, **numbers}))  # type: ignore[arg-type]
-    done = {(answer.family, answer.model, answer.property) for answer in answers}
-    todo = [i for i in instances(options.folder, options.family) if (i[0], i[1].name, i[2].name) not in done]
+@command(__doc__)
+@click.argument("folder", type=FILE)
+@click.option("--timeout", type=POSITIVE, default=30.0, show_default=True, help="Seconds per instance.")
+@click.option("--jobs", type=COUNT, default=1, show_default=True, help="How many processes run at a time.")
+@click.option("--family", "families", multiple=True, help="Only this family; may be given several times.")
+@click.option("--out", type=FILE, default=Path("vnncomp.csv"), show_default=True, help="The CSV file of the answers.")
+def main(folder: Path, timeout: float, jobs: int, families: tuple[str, ...], out: Path) -> int:
+    answers = _earlier(out)
+    done = {(answer.family, answer.model, answer.asked) for answer in answers}
+    todo = [i for i in instances(folder, families) if (i[0], i[1].name, i[2].name) not in done]
     if not todo and not answers:
-        sys.stderr.write(f"no instances.csv below {str(options.folder)!r}; give a folder with one folder a family\n")
-        return 2
-    with options.out.open("a", newline="") as file, ThreadPoolExecutor(options.jobs) as pool:
-        writer = csv.DictWriter(file, names)
+        raise InputError(f"no instances.csv below {str(folder)!r}; give a folder with one folder per family")
+    console = screen()
+    with out.open("a", newline="") as file, ThreadPoolExecutor(jobs) as pool:
+        writer = csv.DictWriter(file, [field.name for field in fields(Answer)])
         if not answers:
             writer.writeheader()
-        for answer in pool.map(lambda instance: ask(*instance, options.timeout), todo):
+        for answer in pool.map(partial(ask, limit=timeout), todo):
             writer.writerow(asdict(answer))
             file.flush()
             answers.append(answer)
+            name = f"{answer.family} {answer.model} {answer.asked}"
             mark = "  WRONG" if answer.wrong else ""
-            print(
-                f"{answer.family} {answer.model} {answer.property}: {answer.word} ({answer.known or 'not known'}){mark}"
-            )
-    words = ("unsat", "sat", "timeout", "unknown", "refused", "crashed", "killed")
-    print(f"\n{'family':26}" + "".join(f"{word:>9}" for word in words) + f"{'wrong':>9}")
+            console.print(f"{name}: {answer.word} ({answer.known or 'not known'}){mark}", soft_wrap=True)
+    rows = []
     for family in sorted({answer.family for answer in answers}):
         own = [answer for answer in answers if answer.family == family]
         counts = Counter(answer.word for answer in own)
-        print(f"{family:26}" + "".join(f"{counts[word]:9}" for word in words) + f"{sum(a.wrong for a in own):9}")
+        rows.append([family, *(counts[word] for word in WORDS), sum(answer.wrong for answer in own)])
+    show(console, "answers", ["family", *WORDS, "wrong"], rows)
     for answer in answers:
         if answer.word in ("unknown", "crashed", "killed"):
-            print(f"{answer.family} {answer.property}: {answer.word}: {answer.note}")
+            console.print(f"{answer.family} {answer.asked}: {answer.word}: {answer.note}", soft_wrap=True)
     if any(answer.wrong for answer in answers):
         return 4
     return 1 if any(answer.word in ("crashed", "killed") for answer in answers) else 0
 
 
+def _earlier(out: Path) -> list[Answer]:
+    """The answers of an earlier run."""
+    rows = read_csv(out)
+    return [Answer(**{**row, **{name: float(row[name]) for name in ("seconds", "limit")}}) for row in rows]  # type: ignore[arg-type]
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(main)

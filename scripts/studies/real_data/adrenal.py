@@ -1,20 +1,19 @@
-"""The part of study_real_data.py on AdrenalMNIST3D volumes: train a network on them, then verify it."""
+"""The part of scripts.studies.real_data on AdrenalMNIST3D volumes: train a network on them, then verify it."""
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import torch
 import torch.nn.functional as F
-from real_data_tables import BEGIN, Item, bar, publish, verify_items
 from rich.console import Console
 from torch import Tensor, nn
 
+from scripts.studies.frame import progress
+from scripts.studies.real_data.tables import BEGIN, Asked, Item, publish, verify_items
 from stbp_milp.data.medmnist import read_medmnist
 from stbp_milp.network.model import load_model
 from stbp_milp.properties import same_class
-from stbp_milp.query import Configuration
 from stbp_milp.sets import parse_set
 from stbp_milp.st_bench.adversary import climb
 from stbp_milp.st_bench.export import write_clips, write_network
@@ -27,19 +26,19 @@ LAYERS = (
 )
 
 
-def adrenal(arguments: argparse.Namespace, configuration: Configuration, console: Console) -> None:
+def adrenal(asked: Asked, console: Console) -> None:
     """Trains, then verifies the first correctly classified test volumes."""
-    source = arguments.data / "medmnist3d" / "adrenalmnist3d.npz"
+    source = asked.data / "medmnist3d" / "adrenalmnist3d.npz"
     if not source.exists():
         console.print(f"skipped the volumes: {source} is not there; say with --data where the data lie")
         return
     training, tests = read_medmnist(source, "train"), read_medmnist(source, "test")
     volumes, labels = tests.stacked(), tests.targets
-    path = arguments.out / "adrenal.onnx"
+    path = asked.out / "adrenal.onnx"
     trained = "already there"
-    if not (arguments.keep and path.exists()):
+    if not (asked.keep and path.exists()):
         began = time.monotonic()
-        network = trained_on(training.stacked(), training.targets, arguments, console)
+        network = trained_on(training.stacked(), training.targets, asked, console)
         trained = f"{time.monotonic() - began:.0f} s"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_network(network, volumes[:2], path)
@@ -47,18 +46,18 @@ def adrenal(arguments: argparse.Namespace, configuration: Configuration, console
     scores = torch.from_numpy(model.predict(volumes.numpy()))
     quality = test_quality(scores, labels)
     console.print(f"training: {trained}; {quality}")
-    right = (scores.argmax(1) == labels).nonzero().flatten()[: arguments.items].tolist()
+    right = (scores.argmax(1) == labels).nonzero().flatten()[: asked.items].tolist()
     write_clips(volumes[right], labels[right], path.with_name("adrenal_clips.npz"))  # for make_study_bench.py
     items = [Item(item, volumes[item], same_class(int(labels[item]), 2)) for item in right]
-    rows = verify_items(model, items, "adrenal", arguments, configuration, console)
+    rows = verify_items(model, items, "adrenal", asked, console)
     text = (
-        f"Network: {LAYERS}, trained here ({trained}, {arguments.steps} steps, seed {arguments.seed}). {quality}\n\n"
-        f"The first {len(right)} correctly classified test volumes, {configuration.timeout:g} s each. {BEGIN}\n"
+        f"Network: {LAYERS}, trained here ({trained}, {asked.steps} steps, seed {asked.seed}). {quality}\n\n"
+        f"The first {len(right)} correctly classified test volumes, {asked.configuration.timeout:g} s each. {BEGIN}\n"
     )
-    publish("adrenal", "AdrenalMNIST3D: any two slices, any patch", text, rows, configuration, console)
+    publish("adrenal", "AdrenalMNIST3D: any two slices, any patch", text, rows, asked, console)
 
 
-def trained_on(volumes: Tensor, labels: Tensor, arguments: argparse.Namespace, console: Console) -> nn.Module:
+def trained_on(volumes: Tensor, labels: Tensor, asked: Asked, console: Console) -> nn.Module:
     """A network trained against the sets it will be verified on, on batches with as many volumes of either class.
 
     The last bias is then moved by the logarithms of the classes' shares (prior correction), as rare is rare again.
@@ -87,17 +86,17 @@ def trained_on(volumes: Tensor, labels: Tensor, arguments: argparse.Namespace, c
         network_of,
         F.cross_entropy,
         (("window:2", 0.03), ("patch:3x3@2", 0.2)),
-        steps=arguments.steps,
+        steps=asked.steps,
         clips=0,
-        seed=arguments.seed,
+        seed=asked.seed,
         batch=32,
         sparsity=3e-4,
         stability=0.1,
     )
-    with bar(console) as progress:
-        task = progress.add_task("training adrenal", total=recipe.steps, note="")
-        network = train(recipe, lambda loss: progress.update(task, advance=1, note=f"loss {loss:.3f}"))
-    generator = torch.Generator().manual_seed(arguments.seed)
+    with progress(console) as bars:
+        task = bars.add_task("training adrenal", total=recipe.steps, note="")
+        network = train(recipe, lambda loss: bars.update(task, advance=1, note=f"loss {loss:.3f}"))
+    generator = torch.Generator().manual_seed(asked.seed)
     clips, targets = draw(200, 10**9)
     for text, radius in recipe.adversaries:
         choice = parse_set(text, (28, 28, 28))
@@ -106,8 +105,9 @@ def trained_on(volumes: Tensor, labels: Tensor, arguments: argparse.Namespace, c
             kept = (network(attacked).argmax(1) == targets).float().mean()
         console.print(f"    on attacked training volumes, {text} with eps {radius}: {float(kept):.1%} right")
     with torch.no_grad():
-        last: nn.Linear = network.get_submodule("7")  # type: ignore[assignment]
-        last.bias += torch.tensor([len(own) / len(labels) for own in classes]).log()
+        last = network.get_submodule("7")
+        assert isinstance(last, nn.Linear)
+        last.bias.add_(torch.tensor([len(own) / len(labels) for own in classes]).log())
     return network
 
 

@@ -1,28 +1,17 @@
-"""What the parts of study_real_data.py share: verdicts at budgets around where attacks begin, and their tables."""
+"""What the parts share: verdicts at budgets around where attacks begin, and their tables."""
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
-from study_files import STUDIES, markdown, median, provenance, show, write_csv
 from torch import Tensor
 
+from scripts.studies.frame import markdown, median, progress, provenance, show, write_csv
+from scripts.studies.frame import publish as write
 from stbp_milp.network.model import Model
 from stbp_milp.properties import Property
 from stbp_milp.query import Configuration, Query
@@ -42,6 +31,21 @@ BEGIN = (
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is asked of all parts, and where data and trained networks lie; see the options of the command."""
+
+    data: Path
+    out: Path
+    items: int
+    factors: tuple[float, ...]
+    zoom_eps: str
+    steps: int
+    seed: int
+    keep: bool
+    configuration: Configuration
+
+
+@dataclass(frozen=True)
 class Item:
     """One clip (C, T, H, W) and what must hold around it."""
 
@@ -54,28 +58,29 @@ def verify_items(
     model: Model,
     items: Sequence[Item],
     part: str,
-    arguments: argparse.Namespace,
-    configuration: Configuration,
+    asked: Asked,
     console: Console,
 ) -> list[list[object]]:
     """Both sets, all items, at multiples of the radius where the attack begins; rows are kept as they come."""
     rows: list[list[object]] = []
-    with bar(console) as progress:
-        task = progress.add_task(part, total=len(items) * len(SETS) * len(arguments.factors), note="")
+    with progress(console) as bars:
+        task = bars.add_task(part, total=len(items) * len(SETS) * len(asked.factors), note="")
         for text in SETS:
             for item in items:
                 clip = item.clip.double()
-                begin = attacks_begin(model.network, clip, text, item.property, arguments.seed)
+                begin = attacks_begin(model.network, clip, text, item.property, asked.seed)
                 budgets = (
-                    [(min(1.0, factor * begin), f"{factor:g}") for factor in arguments.factors]
+                    [(min(1.0, factor * begin), f"{factor:g}") for factor in asked.factors]
                     if begin
                     else [(1.0, "none begins")]
                 )
                 for epsilon, budget in budgets:
-                    progress.update(task, note=f"{text}, {item.name}, eps {epsilon:.3g}")
-                    rows.append(row(model, Item(item.name, clip, item.property), text, epsilon, budget, configuration))
-                    write_csv(Path(arguments.out) / f"{part}_so_far.csv", HEADER, rows)
-                    progress.advance(task, len(arguments.factors) / len(budgets))
+                    bars.update(task, note=f"{text}, {item.name}, eps {epsilon:.3g}")
+                    rows.append(
+                        row(model, Item(item.name, clip, item.property), text, epsilon, budget, asked.configuration)
+                    )
+                    write_csv(asked.out / f"{part}_so_far.csv", HEADER, rows)
+                    bars.advance(task, len(asked.factors) / len(budgets))
     return rows
 
 
@@ -89,9 +94,7 @@ def row(model: Model, item: Item, text: str, epsilon: float, budget: str, config
     ]  # fmt: skip
 
 
-def publish(
-    name: str, title: str, text: str, rows: list[list[object]], configuration: Configuration, console: Console
-) -> None:
+def publish(name: str, title: str, text: str, rows: list[list[object]], asked: Asked, console: Console) -> None:
     """Screen, Markdown, CSV."""
     groups = sorted({(str(r[0]), str(r[3])) for r in rows}, key=lambda group: (group[0] != SETS[0], group[1]))
     summary: list[list[object]] = []
@@ -103,20 +106,6 @@ def publish(
     stages = "Decided by: " + ", ".join(f"{stage} {count}" for stage, count in decided.most_common()) + "."
     show(console, title, SUMMARY, summary)
     console.print(stages)
-    page = [f"# {title}\n", provenance(configuration.threads), text, markdown(SUMMARY, summary), stages + "\n"]
+    page = [f"# {title}\n", provenance(asked.configuration.threads), text, markdown(SUMMARY, summary), stages + "\n"]
     page += ["One by one:\n", markdown(HEADER, rows)]
-    STUDIES.mkdir(parents=True, exist_ok=True)
-    (STUDIES / f"real_data_{name}.md").write_text("\n".join(page))
-    write_csv(STUDIES / f"real_data_{name}.csv", HEADER, rows)
-
-
-class _Note(ProgressColumn):
-    """What a task says about itself, if anything."""
-
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields.get("note", "")))
-
-
-def bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), _Note(), console=console)
+    write(f"real_data_{name}", page, HEADER, rows)

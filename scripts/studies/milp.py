@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """The MILP alone, on subproblems that bounds leave open.
 
-    python scripts/study_milp.py                     # about ten minutes on one core
-    python scripts/study_milp.py --each 10 --ablation 5 --seconds 5
+    python -m scripts.studies.milp                     # about ten minutes on one core
+    python -m scripts.studies.milp --each 10 --ablation 5 --seconds 5
 
 Collected on the shipped activity network: members of window:2, any-frames:2, patch:3x3@2 and patch:6x6@2 whose
 backward bounds, slopes optimised, do not exceed 0 at radii a little below the one where attacks on the whole set begin
@@ -20,7 +19,6 @@ to 6. Subproblems of those clips are therefore not a fair test of them; `--first
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections import Counter
@@ -28,22 +26,26 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from unittest.mock import patch
+from typing import Any
 
+import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from study_files import STUDIES, markdown, median, provenance, show, write_csv
+from rich.progress import Progress
 from torch import Tensor
 
+from scripts.studies.frame import command, markdown, median, progress, provenance, publish, screen, show
+from scripts.studies.frame import main as run
 from solvers import Termination
 from stbp_milp.attack import AttackConfiguration, attack, representable
 from stbp_milp.bounds.ascent import OptimiserOptions, optimise
+from stbp_milp.bounds.bounded import Forms
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.branching import Bounder, BranchingOptions, Expander, Family, OnMatrices, Piece, Roots, exact
+from stbp_milp.branching import Bounder, BranchingOptions, Expander, Family, OnMatrices, Piece, Roots
 from stbp_milp.branching.exact import ProgramOptions, solve_piece
 from stbp_milp.branching.piece import stack
 from stbp_milp.branching.views import WholeView
+from stbp_milp.cli.shared import COUNT, POSITIVE, seed
 from stbp_milp.milp import MilpResult
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.network.normal_form import AffineMap, normal_form
@@ -116,7 +118,6 @@ class Variant:
 
     name: str
     options: ProgramOptions = field(default_factory=lambda: ProgramOptions(solver="scip"))
-    start: bool = True
 
 
 def variants(seed: int) -> tuple[Variant, ...]:
@@ -125,78 +126,91 @@ def variants(seed: int) -> tuple[Variant, ...]:
         Variant("as in the verifier", usual),
         Variant("without tightening (OBBT)", replace(usual, tighten_share=0.0)),
         Variant("without ideal cuts", replace(usual, cut_rounds=0)),
-        Variant("without a start (SCIP then keeps its heuristics)", usual, start=False),
+        Variant("without a start (SCIP then keeps its heuristics)", replace(usual, start=False)),
         Variant("HiGHS instead of SCIP", replace(usual, solver="highs")),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--each", type=int, default=40, help="subproblems to collect of either size (default 40)")
-    parser.add_argument("--breakable", type=int, default=15, help="subproblems that an attack breaks (default 15)")
-    parser.add_argument("--ablation", type=int, default=15, help="how many are solved in other ways too (default 15)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="limit for each (default 10)")
-    parser.add_argument("--clips", type=int, default=20, help="collect from clips before this one (default 20)")
-    parser.add_argument("--first", type=int, default=0, help="collect from this clip on (default 0)")
-    parser.add_argument("--name", default="milp", help="of the files in results/studies (default milp)")
-    parser.add_argument(
-        "--factors", type=float, nargs="+", default=[0.85, 0.95], help="radii, times where attacks begin"
-    )
-    parser.add_argument("--per-source", type=int, default=3, help="most of one size from one set, clip and radius")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+@dataclass(frozen=True)
+class Asked:
+    """What is collected and solved; see the options of the command."""
+
+    each: int
+    breakable: int
+    ablation: int
+    seconds: float
+    clips: int
+    first: int
+    name: str
+    factors: tuple[float, ...]
+    per_source: int
+    seed: int
+
+
+@command(__doc__)
+@click.option("--each", type=COUNT, default=40, show_default=True, help="Subproblems to collect of either size.")
+@click.option("--breakable", type=COUNT, default=15, show_default=True, help="Subproblems that an attack breaks.")
+@click.option("--ablation", type=int, default=15, show_default=True, help="How many are solved in other ways too.")
+@click.option("--seconds", type=POSITIVE, default=10.0, show_default=True, help="The limit for each.")
+@click.option("--clips", type=COUNT, default=20, show_default=True, help="Collect from clips before this one.")
+@click.option("--first", type=int, default=0, show_default=True, help="Collect from this clip on.")
+@click.option("--name", default="milp", show_default=True, help="The name of the files in results/studies.")
+@click.option("--factors", default="0.85,0.95", show_default=True, help="Radii, times where attacks begin.")
+@click.option("--per-source", type=COUNT, default=3, help="The most of one size from one set, clip and radius.")
+@seed
+def main(factors: str, **options: Any) -> None:
+    asked = Asked(factors=tuple(float(factor) for factor in factors.split(",")), **options)
     torch.set_num_threads(1)
-    console = Console()
+    console = screen()
     model = load_model(SHIPPED / "onnx" / "activity-S-pgd.onnx")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
-        pool = collect(model, arguments, progress)
-        task = progress.add_task("solving", total=len(pool), note="")
+    with progress(console) as bars:
+        pool = collect(model, asked, bars)
+        task = bars.add_task("solving", total=len(pool), note="")
         answers = []
         for subproblem in pool:
-            answers.append(solve(model, subproblem, variants(arguments.seed)[0], arguments.seconds))
-            progress.update(task, advance=1, note=f"{subproblem.group}: {answers[-1].word}")
-        lines = ablation(model, pool, arguments, progress)
-    publish(pool, answers, lines, arguments, console)
+            answers.append(solve(model, subproblem, variants(asked.seed)[0], asked.seconds))
+            bars.update(task, advance=1, note=f"{subproblem.group}: {answers[-1].word}")
+        lines = ablation(model, pool, asked, bars)
+    report(pool, answers, lines, asked, console)
 
 
 # --- collecting ---------------------------------------------------------------------------------------------
 
 
-def collect(model: Model, arguments: argparse.Namespace, progress: Progress) -> list[Subproblem]:
+def collect(model: Model, asked: Asked, bars: Progress) -> list[Subproblem]:
     """Up to `each` subproblems of either size and `breakable` that can be broken, spread over sets, clips and radii."""
     voxels, labels = read_clips(SHIPPED / "clips" / "activity-S.npz")
-    chance = random.Random(arguments.seed)
-    wanted = dict(zip(GROUPS, (arguments.each, arguments.each, arguments.breakable), strict=True))
+    chance = random.Random(asked.seed)
+    wanted = dict(zip(GROUPS, (asked.each, asked.each, asked.breakable), strict=True))
     pool: list[Subproblem] = []
     known: set[tuple[int, float, int, bytes]] = set()  # members of any-frames:2 may be members of window:2
-    task = progress.add_task("collecting", total=sum(wanted.values()), note="")
+    task = bars.add_task("collecting", total=sum(wanted.values()), note="")
     maps = normal_form(model.network)
-    places = [(text, clip) for clip in range(arguments.first, min(arguments.clips, len(voxels))) for text in SETS]
+    places = [(text, clip) for clip in range(asked.first, min(asked.clips, len(voxels))) for text in SETS]
     for text, clip in places:
         count = Counter(s.group for s in pool)
         if all(count[group] >= wanted[group] for group in GROUPS):
             break
         property = same_class(int(labels[clip]), model.network.output_shape[0])
-        begin = attacks_begin(model.network, voxels[clip].double(), text, property, arguments.seed)
-        for factor in (*arguments.factors, BREAKABLE):
+        begin = attacks_begin(model.network, voxels[clip].double(), text, property, asked.seed)
+        for factor in (*asked.factors, BREAKABLE):
             breakable = factor == BREAKABLE
             groups = [g for g in GROUPS if count[g] < wanted[g] and (g == GROUPS[2]) == breakable]
             epsilon = min(1.0, factor * (begin or 1.0))
             if not groups or (breakable and begin is None):
                 continue
-            progress.update(task, note=f"{text}, clip {clip}, eps {epsilon:.3g}")
+            bars.update(task, note=f"{text}, clip {clip}, eps {epsilon:.3g}")
             source = source_of(model, voxels[clip].double(), clip, text, epsilon, property, maps)
             expander = expander_of(model, source)
             roots = open_members(expander, source)
             for group in groups:
-                most = min(arguments.per_source, wanted[group] - count[group])
+                most = min(asked.per_source, wanted[group] - count[group])
                 new = [root for root in roots if (clip, factor, root.clause, place(root)) not in known]
                 found = list(islice(chosen(model, expander, source, new, group, chance), most))
                 known |= {(clip, factor, piece.clause, place(piece)) for piece in found}
                 pool += [Subproblem(source, piece, group) for piece in found]
             count = Counter(s.group for s in pool)
-            progress.update(task, completed=len(pool))
+            bars.update(task, completed=len(pool))
     return pool
 
 
@@ -217,11 +231,9 @@ def source_of(
 
 def expander_of(model: Model, source: Source) -> Expander:
     """The verifier's own bounding and splitting, without the MILP and without a clock."""
-    forms, offset = source.property.forms()
     bounder = Bounder(
         whole=Family(problem=Problem.of(model.network, source.set), whole=source.set),
-        rows=forms,
-        offset=offset,
+        forms=Forms(*source.property.forms()),
         clauses=range(len(source.property.clauses)),
         target=0.0,
         options=BranchingOptions(),
@@ -262,9 +274,10 @@ def chosen(
         if root.unstable < least:
             continue
         point = broken(model, source, root) if group == GROUPS[2] else None
-        piece: Piece | None = optimised(expander, root)
-        if piece.lower > 0.0 or (point is None and group == GROUPS[2]):
+        whole = optimised(expander, root)
+        if whole.lower > 0.0 or (point is None and group == GROUPS[2]):
             continue
+        piece: Piece | None = whole
         while piece is not None and piece.unstable > most and piece.splits < _SPLITS_AT_MOST:
             piece = open_child(expander, source, piece, point)
         if piece is not None and least <= piece.unstable <= most:
@@ -308,22 +321,13 @@ def open_child(expander: Expander, source: Source, piece: Piece, point: Tensor |
 
 
 def solve(model: Model, subproblem: Subproblem, variant: Variant, seconds: float) -> Answer:
-    """The verifier's own `solve_piece`, with the solver's report read on the way."""
+    """The verifier's own `solve_piece`, with with what the solver said."""
     source, piece = subproblem.source, subproblem.piece
     clause = clause_of(source, piece)
-    reports: list[MilpResult] = []
-    minimum = exact.minimum
-
-    def reporting(encoded, preference, limits, start=None):  # type: ignore[no-untyped-def]
-        reports.append(minimum(encoded, preference, limits, start if variant.start else None))
-        return reports[-1]
-
     began = time.monotonic()
-    with patch.object(exact, "minimum", reporting):
-        solved = solve_piece(piece, source.maps, clause.rows, clause.offset, variant.options, Deadline.after(seconds))
-    bound, candidate = solved.lower, solved.candidate
+    solved = solve_piece(piece, source.maps, clause.rows, clause.offset, variant.options, Deadline.after(seconds))
+    bound, candidate, result = solved.lower, solved.candidate, solved.report
     took = time.monotonic() - began
-    result = reports[0] if reports else None
     said = result is not None and (
         result.termination is Termination.STOPPED_BELOW
         or (result.termination is Termination.OPTIMAL and result.dual_bound <= -result.tolerance)
@@ -343,20 +347,18 @@ def original_breaks(model: Model, source: Source, clause: Property, clips: Tenso
     return bool(source.set.contains(clips.double())[0]) and bool(clause.margin(outputs)[0] <= 0)
 
 
-def ablation(
-    model: Model, pool: list[Subproblem], arguments: argparse.Namespace, progress: Progress
-) -> list[list[object]]:
+def ablation(model: Model, pool: list[Subproblem], asked: Asked, bars: Progress) -> list[list[object]]:
     """The hardest kinds of a sample of the pool, in every way."""
     unsettled = [s for s in pool if s.group != GROUPS[2]]
-    sample = random.Random(arguments.seed).sample(unsettled, min(arguments.ablation, len(unsettled)))
+    sample = random.Random(asked.seed).sample(unsettled, min(asked.ablation, len(unsettled)))
     lines: list[list[object]] = []
-    task = progress.add_task("ablation", total=len(sample) * len(variants(0)), note="")
-    for variant in variants(arguments.seed):
+    task = bars.add_task("ablation", total=len(sample) * len(variants(0)), note="")
+    for variant in variants(asked.seed):
         answers = []
         for subproblem in sample:
-            progress.update(task, note=variant.name)
-            answers.append(solve(model, subproblem, variant, arguments.seconds))
-            progress.advance(task)
+            bars.update(task, note=variant.name)
+            answers.append(solve(model, subproblem, variant, asked.seconds))
+            bars.advance(task)
         seconds = [a.seconds for a in answers]
         nodes = sum(a.result.nodes for a in answers if a.result)
         decided = sum(a.word != "undecided" for a in answers)
@@ -367,11 +369,11 @@ def ablation(
 # --- reporting ----------------------------------------------------------------------------------------------
 
 
-def publish(
+def report(
     pool: list[Subproblem],
     answers: list[Answer],
     lines: list[list[object]],
-    arguments: argparse.Namespace,
+    asked: Asked,
     console: Console,
 ) -> None:
     rows = [line(i, s, a) for i, (s, a) in enumerate(zip(pool, answers, strict=True))]
@@ -398,16 +400,14 @@ def publish(
         "# The MILP alone on subproblems that bounds leave open\n",
         provenance(1),
         f"{(__doc__ or '').split(chr(10) * 2, 2)[2].strip()}\n",
-        f"Limit {arguments.seconds:g} s each. Where they come from: {origin}; {split} of all have ReLUs split.\n",
+        f"Limit {asked.seconds:g} s each. Where they come from: {origin}; {split} of all have ReLUs split.\n",
         markdown(SUMMARY, summary),
         claims + "\n",
-        f"Ablation, on a random sample of the first two groups, {arguments.seconds:g} s each:\n",
+        f"Ablation, on a random sample of the first two groups, {asked.seconds:g} s each:\n",
         markdown(changed, lines),
-        f"Every subproblem is a line of {arguments.name}.csv.\n",
+        f"Every subproblem is a line of {asked.name}.csv.\n",
     ]
-    STUDIES.mkdir(parents=True, exist_ok=True)
-    (STUDIES / f"{arguments.name}.md").write_text("\n".join(page))
-    write_csv(STUDIES / f"{arguments.name}.csv", HEADER, rows)
+    publish(asked.name, page, HEADER, rows)
 
 
 def line(number: int, subproblem: Subproblem, answer: Answer) -> list[object]:
@@ -420,4 +420,4 @@ def line(number: int, subproblem: Subproblem, answer: Answer) -> list[object]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

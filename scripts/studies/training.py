@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Three ways of training at the same budgets: how accurate, how robust, and how much of it each method proves.
 
-    python scripts/study_training.py                       # activity; then the table, results/studies/training.md
-    python scripts/study_training.py --family driving --clips 20 --complete 5
+    python -m scripts.studies.training                       # activity; then the table, results/studies/training.md
+    python -m scripts.studies.training --family driving --clips 20 --complete 5
 
 For every network, set and test clip: is the clean clip right, does the attack break it, and do these prove it:
 intervals over the whole-clip box; STBP with intervals above the closed-form first layer; STBP with backward bounds and
@@ -13,24 +12,28 @@ tolerance of the clean output. Networks are trained where --folder does not have
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from study_files import STUDIES, Row, markdown, provenance, read_csv, show
+from rich.progress import Progress
 from torch import Tensor, nn
 
+from scripts.studies.frame import STUDIES, Row, command, markdown, progress, provenance, read_csv, screen, show
+from scripts.studies.frame import main as run
 from stbp_milp.attack import AttackConfiguration, attack
 from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.interval_bound import interval_bound
 from stbp_milp.bounds.objective import bound_once
 from stbp_milp.bounds.preactivation import BoundingOptions, preactivations
 from stbp_milp.bounds.problem import Problem
+from stbp_milp.cli.shared import COUNT, FILE, POSITIVE
 from stbp_milp.network.model import Model, load_model
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification, VoxelBox
@@ -47,38 +50,45 @@ HEADER = ("family", "set", "eps", "training", "clips", "clean", "attacked", *MET
           "falsified", "undecided", "median s")  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=tuple(FAMILIES), default="activity")
-    parser.add_argument("--seed", type=int, default=1, help="of the training (default 1)")
-    parser.add_argument("--test-seed", type=int, default=HELD_OUT, help=f"of the test clips (default {HELD_OUT})")
-    parser.add_argument("--clips", type=int, default=40, help="test clips (default 40)")
-    parser.add_argument("--complete", type=int, default=20, help="of which so many get a complete verdict (default 20)")
-    parser.add_argument("--timeout", type=float, default=20.0, help="seconds for a complete verdict (default 20)")
-    parser.add_argument("--folder", type=Path, default=Path("build/st_bench"), help="where trained networks are kept")
-    parser.add_argument("--out", type=Path, default=STUDIES / "training.csv", help="rows; the table lies beside it")
-    arguments = parser.parse_args()
+@dataclass(frozen=True)
+class Asked:
+    """What a run of the study measures: how many test clips of which seed, how many of them completely."""
+
+    clips: int
+    complete: int
+    seed: int
+    test_seed: int
+    timeout: float
+    out: Path
+
+
+@command(__doc__)
+@click.option("--family", "name", type=click.Choice(list(FAMILIES)), default="activity", show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="The seed of the training.")
+@click.option("--test-seed", type=int, default=HELD_OUT, show_default=True, help="The seed of the test clips.")
+@click.option("--clips", type=COUNT, default=40, show_default=True, help="How many test clips.")
+@click.option("--complete", type=int, default=20, show_default=True, help="How many of them get a complete verdict.")
+@click.option("--timeout", type=POSITIVE, default=20.0, show_default=True, help="Seconds for a complete verdict.")
+@click.option("--folder", type=FILE, default=Path("build/st_bench"), help="Where trained networks are kept.")
+@click.option("--out", type=FILE, default=STUDIES / "training.csv", help="The rows; the table lies beside them.")
+def main(name: str, folder: Path, **options: Any) -> None:
     torch.set_num_threads(1)
-    console = Console()
-    family = FAMILIES[arguments.family]
-    configuration = Configuration(timeout=arguments.timeout, threads=1)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    console, family, asked = screen(), FAMILIES[name], Asked(**options)
+    with progress(console) as bars:
         for way in WAYS:
-            network = _trained(family, way, arguments.seed, arguments.folder, progress)
-            _measure(family, way, network, arguments, configuration, progress)
-    _report(arguments.out, arguments, console)
+            _measure(family, way, _trained(family, way, asked.seed, folder, bars), asked, bars)
+    _report(asked, console)
 
 
-def _trained(family: Family, way: str, seed: int, folder: Path, progress: Progress) -> nn.Module:
-    task = progress.add_task(f"training {way}")
+def _trained(family: Family, way: str, seed: int, folder: Path, bars: Progress) -> nn.Module:
+    task = bars.add_task(f"training {way}")
     return trained(
         family.name,
         "S",
         way,
         seed,
         folder,
-        lambda step, steps, loss: progress.update(task, completed=step, total=steps),
+        lambda step, steps, loss: bars.update(task, completed=step, total=steps),
     )
 
 
@@ -86,28 +96,28 @@ def _measure(
     family: Family,
     way: str,
     network: nn.Module,
-    arguments: argparse.Namespace,
-    configuration: Configuration,
-    progress: Progress,
+    asked: Asked,
+    bars: Progress,
 ) -> None:
     """One row for every set and clip that --out does not have."""
     model = load_model(network, family.shape("S"))
-    clips, targets = family.draw(arguments.clips, arguments.test_seed)
-    done = {(r["family"], r["way"], r["set"], float(r["eps"]), int(r["clip"])) for r in read_csv(arguments.out)}
-    jobs = list(product(zip(SETS, BUDGETS[family.name], strict=True), range(arguments.clips)))
-    task = progress.add_task(f"measuring {way}", total=len(jobs))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("a", newline="") as file:
+    configuration = Configuration(timeout=asked.timeout, threads=1)
+    clips, targets = family.draw(asked.clips, asked.test_seed)
+    done = {(r["family"], r["way"], r["set"], float(r["eps"]), int(r["clip"])) for r in read_csv(asked.out)}
+    jobs = list(product(zip(SETS, BUDGETS[family.name], strict=True), range(asked.clips)))
+    task = bars.add_task(f"measuring {way}", total=len(jobs), note="")
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    with asked.out.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()
         for (text, eps), clip in jobs:
             if (family.name, way, text, eps, clip) not in done:
-                complete = configuration if clip < arguments.complete else None
+                complete = configuration if clip < asked.complete else None
                 row = _one(family, model, clips[clip], targets[clip], SetSpecification(text, eps), complete)
                 writer.writerow({"family": family.name, "way": way, "set": text, "eps": eps, "clip": clip, **row})
                 file.flush()
-            progress.advance(task)
+            bars.advance(task)
 
 
 def _one(
@@ -172,19 +182,19 @@ def _share(rows: list[dict[str, str]], field: str) -> str:
     return f"{100 * sum(bool(r[field]) and float(r[field]) > 0 for r in rows) / len(rows):.0f}%"
 
 
-def _report(path: Path, arguments: argparse.Namespace, console: Console) -> None:
-    summary = list(_summary(read_csv(path)))
+def _report(asked: Asked, console: Console) -> None:
+    summary = list(_summary(read_csv(asked.out)))
     show(console, "three ways of training", HEADER, summary)
     page = (
         "# Three ways of training, size S\n\n"
         "Shares of all test clips (`clean`: right; `attacked`: right and not broken by the attack; then: proved by one "
-        f"bound of the whole set). Complete verdicts, {arguments.timeout:g} s each, on the first clips that are right. "
+        f"bound of the whole set). Complete verdicts, {asked.timeout:g} s each, on the first clips that are right. "
         "The radius of a set is the same for the three networks. Every family is a run of its own (`--family`). "
-        f"Training seed {arguments.seed}, test clips of seed {arguments.test_seed} ({HELD_OUT} is held out).\n\n"
+        f"Training seed {asked.seed}, test clips of seed {asked.test_seed} ({HELD_OUT} is held out).\n\n"
         f"{markdown(HEADER, summary)}\n{provenance(1)}"
     )
-    path.with_suffix(".md").write_text(page)
+    asked.out.with_suffix(".md").write_text(page)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

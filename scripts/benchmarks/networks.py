@@ -6,6 +6,7 @@ other verifiers come from. They are kept under build/benchmark and made again wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from stbp_milp.data import stand_ins as data
 from stbp_milp.network.model import Model, load_model
@@ -42,7 +43,7 @@ def trained(name: str, console: Console) -> tuple[Model, Tensor, Tensor]:
     if not path.exists():
         recipe = RECIPES[name]
         steps = iter(track(range(recipe.steps), description=f"training {name}", console=console))
-        network = train(recipe, lambda loss: next(steps, None))  # type: ignore[arg-type,return-value]
+        network = train(recipe, lambda loss: next(steps, None))  # type: ignore[arg-type]
         clips, labels = recipe.maker(500, TEST_SEED)
         console.print(f"{name}: {accuracy(network, clips, labels)} on 500 test clips")
         with torch.no_grad():
@@ -55,4 +56,4 @@ def trained(name: str, console: Console) -> tuple[Model, Tensor, Tensor]:
 
 
 # Untrained: their time and memory is what counts.
-LARGE = {"C3D-like": c3d, "R3D-18-like": r3d}
+LARGE: dict[str, Callable[[], nn.Module]] = {"C3D-like": c3d, "R3D-18-like": r3d}

@@ -1,0 +1,1 @@
+"""Studies: slow runs whose tables lie in results/studies. Every one is a command, `python -m scripts.studies.NAME`."""
