@@ -20,7 +20,7 @@ from torch import Tensor
 from stbp_milp.bounds.ideal import through_planes
 from stbp_milp.bounds.problem import Problem
 from stbp_milp.bounds.relaxation import Relaxation
-from stbp_milp.network.layers import Linear, ReLU, Reshape
+from stbp_milp.network.layers import Concatenate, Linear, Permute, ReLU, Reshape
 from stbp_milp.network.operations import reads, transpose
 from stbp_milp.sets import InputSet, inner
 
@@ -146,7 +146,7 @@ def _cost_of_node(
     rounding, layer = problem.rounding, problem.network.nodes[position].layer
     assert rounding is not None
     weights = []
-    if not first and not isinstance(layer, Reshape):  # which rounds nothing
+    if not first and not isinstance(layer, Reshape | Permute | Concatenate):  # which round nothing
         weights.append(rounding.weight(position))
     if isinstance(layer, ReLU) and lines is not None and lines.error is not None:
         weights.append(lines.error)

@@ -14,10 +14,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
 
+import torch
 from torch import Tensor
 
 from stbp_milp.network.graph import Network, Node
-from stbp_milp.network.layers import Add, Convolution, Input, Layer, Linear, Maximum, ReLU, Reshape, Scale, Select
+from stbp_milp.network.layers import (
+    Add,
+    Concatenate,
+    Convolution,
+    Input,
+    Layer,
+    Linear,
+    Maximum,
+    Permute,
+    ReLU,
+    Reshape,
+    Scale,
+    Select,
+)
 from stbp_milp.network.operations import products
 
 Elementwise = Scale | Add | ReLU | Maximum
@@ -94,7 +108,7 @@ def footprint(network: Network, voxels: Region) -> tuple[Region, ...]:
                 wanted = _wanted(nodes[position].layer, regions[position], regions[i], nodes[i].shape)
                 regions[i] = regions[i].union(wanted, nodes[i].shape)
         for position, node in enumerate(nodes):
-            if isinstance(node.layer, Elementwise | Reshape):
+            if isinstance(node.layer, Elementwise | Reshape | Permute | Concatenate):
                 own = [_reached(node.layer, regions[i], nodes[i].shape, node.shape) for i in node.inputs]
                 regions[position] = _joined([regions[position], *own], node.shape)
         if regions == before:
@@ -182,6 +196,25 @@ def _(layer: Select, region: Region, operand_shape: tuple[int, ...], shape: tupl
     return Region(shape, tuple(ranges))
 
 
+@_reached.register
+def _(layer: Permute, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
+    if region.view != operand_shape:
+        return Region.whole(shape)
+    return Region(shape, ((0, shape[0]), *(region.ranges[axis] for axis in layer.order[1:])))
+
+
+@_reached.register
+def _(layer: Concatenate, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
+    return _along(layer, region, operand_shape, shape)
+
+
+def _along(layer: Concatenate, region: Region, own: tuple[int, ...], other: tuple[int, ...]) -> Region:
+    """A region of one side of a concatenation on the other side: whole along the axis, the same along all others."""
+    if region.view != own:
+        return Region.whole(other)
+    return Region(other, tuple((0, n) if i == layer.axis else region.ranges[i] for i, n in enumerate(other)))
+
+
 def _inside(start: int, stop: int, size: int) -> Range:
     """A range of a layer with `size` positions; one position where nothing is reached, so that no layer is empty."""
     start = min(max(start, 0), size - 1)
@@ -228,8 +261,22 @@ def _(layer: Select, own: Region, operand: Region, operand_shape: tuple[int, ...
     ranges = list(own.ranges)
     start, stop = own.ranges[layer.axis]
     index = layer.index[start:stop]
+    index = index[index >= 0] if bool((index >= 0).any()) else torch.zeros_like(index)
     ranges[layer.axis] = (0, operand_shape[0]) if layer.axis == 0 else (int(index.min()), int(index.max()) + 1)
     return Region(operand_shape, tuple(ranges))
+
+
+@_wanted.register
+def _(layer: Permute, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
+    if operand.view != operand_shape:
+        return Region.whole(operand_shape)
+    ranges = [own.ranges[layer.order.index(axis)] for axis in range(len(operand_shape))]
+    return Region(operand_shape, ((0, operand_shape[0]), *ranges[1:]))
+
+
+@_wanted.register
+def _(layer: Concatenate, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
+    return _along(layer, own, own.view, operand_shape)
 
 
 # --- layers on regions ----------------------------------------------------------------------------------------
@@ -245,7 +292,9 @@ def _restricted(layer: object, own: Region, operands: Sequence[Region], shape: t
 @_restricted.register(Add)
 @_restricted.register(ReLU)
 @_restricted.register(Maximum)
-def _(layer: Input | Add | ReLU | Maximum, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
+@_restricted.register(Permute)
+@_restricted.register(Concatenate)
+def _(layer: Layer, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
     return layer
 
 
@@ -289,4 +338,5 @@ def _(layer: Reshape, own: Region, operands: Sequence[Region], shape: tuple[int,
 @_restricted.register
 def _(layer: Select, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
     (start, stop), (offset, _) = own.ranges[layer.axis], operands[0].ranges[layer.axis]
-    return Select(layer.axis, layer.index[start:stop] - offset)
+    index = layer.index[start:stop]
+    return replace(layer, index=torch.where(index < 0, index, index - offset))

@@ -16,8 +16,8 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from stbp_milp.network.layers import Linear, Maximum, ReLU, Reshape, Select
-from stbp_milp.network.operations import linear, reads
+from stbp_milp.network.layers import Concatenate, Linear, Maximum, Permute, ReLU, Reshape, Select
+from stbp_milp.network.operations import apply, linear, reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +123,14 @@ def _(layer: ReLU, operands: Sequence[Interval], clean: Sequence[Clean], gamma: 
 
 
 @interval.register(Reshape)
+@interval.register(Permute)
 @interval.register(Select)
-def _(layer: Reshape | Select, operands: Sequence[Interval], clean: Sequence[Clean], gamma: float) -> Interval:
-    return Interval(linear(layer, 0, operands[0].lower), linear(layer, 0, operands[0].upper))
+@interval.register(Concatenate)
+def _(
+    layer: Reshape | Permute | Select | Concatenate, operands: Sequence[Interval], clean: Sequence[Clean], gamma: float
+) -> Interval:
+    """What only moves values rounds nothing."""
+    return Interval(apply(layer, [own.lower for own in operands]), apply(layer, [own.upper for own in operands]))
 
 
 @interval.register

@@ -26,8 +26,19 @@ import torch
 from torch import Tensor
 
 from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import Add, Convolution, Linear, Maximum, ReLU, Reshape, Scale, Select
-from stbp_milp.network.operations import linear
+from stbp_milp.network.layers import (
+    Add,
+    Concatenate,
+    Convolution,
+    Linear,
+    Maximum,
+    Permute,
+    ReLU,
+    Reshape,
+    Scale,
+    Select,
+)
+from stbp_milp.network.operations import apply, linear
 
 FIRST_WORDS = 2  # The first run mostly measures how far errors grow.
 _TOLERANCE = 2.0**-52  # of the largest of: the value, and the two below
@@ -155,12 +166,18 @@ def _length(layer: object, operands: int) -> int:
 
 @_length.register(ReLU)
 @_length.register(Scale)
-@_length.register(Reshape)
-@_length.register(Select)
 @_length.register(Add)
 @_length.register(Maximum)
-def _(layer: ReLU | Scale | Reshape | Select | Add | Maximum, operands: int) -> int:
+def _(layer: ReLU | Scale | Add | Maximum, operands: int) -> int:
     return operands
+
+
+@_length.register(Reshape)
+@_length.register(Permute)
+@_length.register(Select)
+@_length.register(Concatenate)
+def _(layer: Reshape | Permute | Select | Concatenate, operands: int) -> int:
+    return 1
 
 
 @_length.register
@@ -214,12 +231,18 @@ def _(layer: Maximum, operands: Sequence[_Number], arithmetic: _Arithmetic) -> _
 
 
 @_step.register(Reshape)
+@_step.register(Permute)
 @_step.register(Select)
-def _(layer: Reshape | Select, operands: Sequence[_Number], arithmetic: _Arithmetic) -> _Number:
-    x = operands[0]
-    moved = {k: linear(layer, 0, word) for k, word in x.words.items()}
-    value, error, bound = (linear(layer, 0, tensor) for tensor in (x.value, x.error, x.bound))
-    return _Number(moved, error, value, bound, x.terms)
+@_step.register(Concatenate)
+def _(layer: Reshape | Permute | Select | Concatenate, operands: Sequence[_Number], arithmetic: _Arithmetic) -> _Number:
+    def moved(tensors: Sequence[Tensor]) -> Tensor:
+        return apply(layer, tensors)
+
+    exponents = sorted({k for x in operands for k in x.words})
+    words = {k: moved([x.words.get(k, torch.zeros_like(x.value)) for x in operands]) for k in exponents}
+    parts = ([getattr(x, name) for x in operands] for name in ("error", "value", "bound"))
+    error, value, bound = map(moved, parts)
+    return _Number(words, error, value, bound, max(x.terms for x in operands))
 
 
 @_step.register

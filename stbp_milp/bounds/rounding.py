@@ -57,7 +57,19 @@ from torch import Tensor
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.precise import precise_values
 from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import Add, Convolution, Input, Linear, Maximum, ReLU, Reshape, Scale, Select
+from stbp_milp.network.layers import (
+    Add,
+    Concatenate,
+    Convolution,
+    Input,
+    Linear,
+    Maximum,
+    Permute,
+    ReLU,
+    Reshape,
+    Scale,
+    Select,
+)
 from stbp_milp.network.operations import apply, linear, reads
 from stbp_milp.sets import InputSet
 
@@ -222,7 +234,7 @@ def constant_size(network: Network, position: int, like: Tensor) -> Tensor:
         return layer.bias.abs().view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
     if isinstance(layer, Scale):
         return layer.offset.abs().expand(1, *shape)
-    if isinstance(layer, Reshape | Select | Add | Maximum):
+    if isinstance(layer, Reshape | Permute | Select | Concatenate | Add | Maximum):
         return like.new_zeros(1, *shape)
     raise NotImplementedError(f"constant_size: no rule for layer {type(layer).__name__}")
 
@@ -258,7 +270,9 @@ def terms(layer: object) -> int:
 
 @terms.register(Input)
 @terms.register(Reshape)
-def _(layer: Input | Reshape) -> int:
+@terms.register(Permute)
+@terms.register(Concatenate)
+def _(layer: Input | Reshape | Permute | Concatenate) -> int:
     return 0
 
 
@@ -281,7 +295,8 @@ def _(layer: Scale) -> int:
 @terms.register
 def _(layer: Select) -> int:
     """An entry that is read often has as many terms in the transpose."""
-    return 1 + int(torch.bincount(layer.index).max()) if len(layer.index) else 1
+    read = layer.index[layer.index >= 0]
+    return 1 + int(torch.bincount(read).max()) if len(read) else 1
 
 
 @terms.register

@@ -72,11 +72,35 @@ class Reshape:
 
 
 @dataclass(frozen=True, eq=False)
+class Permute:
+    """The axes of the node shape in another order: axis `i` of the value is axis `order[i]` of the operand."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Select:
-    """`x[..., index, ...]` along one axis of the node shape (an index may repeat or be missing)."""
+    """`x[..., index, ...]` along one axis of the node shape; an index may repeat or be missing.
+
+    Where `padded`, the index -1 stands for a zero: zero padding, and the gaps of a transposed convolution.
+    """
 
     axis: int
     index: Tensor  # (n,) int64
+    padded: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenate:
+    """Operands one after the other along one axis of the node shape, of these lengths."""
+
+    axis: int
+    lengths: tuple[int, ...]
+
+    def place(self, operand: int) -> tuple[int, int]:
+        """Where the operand lies along the axis: `[start, stop)`."""
+        start = sum(self.lengths[:operand])
+        return start, start + self.lengths[operand]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +124,7 @@ class Maximum:
     """
 
 
-Affine = Convolution | Linear | Scale | Reshape | Select | Add | Maximum
+Affine = Convolution | Linear | Scale | Reshape | Permute | Select | Concatenate | Add | Maximum
 """The layers with a linear part: affine functions of their operands."""
 
 Layer = Input | Affine | ReLU

@@ -12,10 +12,10 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from stbp_milp.errors import InputError, UnsupportedLayerError
-from stbp_milp.network.assembly import Site, Value
 from stbp_milp.network.graph import Network, NetworkBuilder
 from stbp_milp.network.onnx_file import OnnxFile
 from stbp_milp.network.onnx_rules import RULES, SUPPORTED, Operator
+from stbp_milp.network.shaping import Site, Value
 
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
@@ -31,9 +31,13 @@ def read_onnx(file: OnnxFile) -> Network:
     results: dict[str, Value | np.ndarray] = {
         tensor.name: numpy_helper.to_array(tensor) for tensor in file.model.graph.initializer
     }
-    results[file.input_name] = Value(file.input_name, file.input_shape)
+    results[file.input_name] = Value(file.input_name, file.input_shape, file.batch or 1)
     for node in _needed(file.model.graph, file.output_name):
-        results[node.output[0]] = _read(file, builder, node, results)
+        found = _read(file, builder, node, results)
+        if isinstance(found, list):
+            results.update(zip(node.output, found, strict=False))
+        else:
+            results[node.output[0]] = found
     output = results.get(file.output_name)
     if not isinstance(output, Value):
         raise InputError(f"output {file.output_name!r} of {file.path} does not depend on the input; export it again")
@@ -51,7 +55,7 @@ def _needed(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
 
 def _read(
     file: OnnxFile, builder: NetworkBuilder, node: onnx.NodeProto, results: dict[str, Value | np.ndarray]
-) -> Value | np.ndarray:
+) -> Value | np.ndarray | list[Value]:
     described = f"node {node.name or node.output[0]!r} ({node.op_type})"
     site = Site(builder, node.output[0], described)
     missing = [name for name in node.input if name and name not in results]
@@ -62,13 +66,14 @@ def _read(
         return _folded(file, site, node, results)
     if node.op_type == "Shape" and isinstance(operands[0], Value):
         settings = {attribute.name: attribute.i for attribute in node.attribute}
-        whole = np.array([file.batch or 1, *operands[0].shape], dtype=np.int64)
+        whole = np.array(operands[0].whole, dtype=np.int64)
         return whole[settings.get("start", 0) : settings.get("end", len(whole))]
     rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:
         raise _no_rule(site)
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return rule(Operator(site, operands, attributes, file.batch or 1))
+    opset = next((own.version for own in file.model.opset_import if own.domain in ("", "ai.onnx")), 1)
+    return rule(Operator(site, operands, attributes, opset, len(node.output)))
 
 
 def _folded(file: OnnxFile, site: Site, node: onnx.NodeProto, results: dict[str, Value | np.ndarray]) -> np.ndarray:

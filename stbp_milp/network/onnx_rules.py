@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,11 @@ import onnx
 import torch
 from torch import Tensor
 
-from stbp_milp.network import assembly, pooling
-from stbp_milp.network.assembly import Site, Value
+from stbp_milp.network import assembly, pooling, resizing, shaping
+from stbp_milp.network.assembly import Kernel
 from stbp_milp.network.pooling import WindowAxis
+from stbp_milp.network.resizing import Ways
+from stbp_milp.network.shaping import Site, Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +28,8 @@ class Operator:
     site: Site
     operands: tuple[Value | np.ndarray | None, ...]
     attributes: dict[str, Any]
-    batch: int  # the length of the batch axis in the file, 1 where it is open
+    opset: int
+    outputs: int  # how many values the operator has
 
     def value(self, position: int = 0) -> Value:
         operand = self._operand(position)
@@ -54,6 +59,17 @@ class Operator:
             return [int(number) for number in self.attributes[name]]
         tensor = self.optional_constant(position)
         return None if tensor is None else [int(number) for number in tensor.reshape(-1)]
+
+    def number(self, name: str, position: int) -> float | None:
+        """A number that older files keep as an attribute and newer ones as an operand."""
+        if name in self.attributes:
+            return float(self.attributes[name])
+        tensor = self.optional_constant(position)
+        return None if tensor is None else float(tensor.reshape(-1)[0])
+
+    def text(self, name: str, default: str) -> str:
+        value = self.attributes.get(name, default.encode())
+        return str(value.decode() if isinstance(value, bytes) else value)
 
     def setting(self, name: str, default: int) -> int:
         return int(self.attributes.get(name, default))
@@ -96,10 +112,8 @@ def _automatic_padding(kind: str, size: int, reach: int, stride: int) -> tuple[i
 
 def _convolution(operator: Operator) -> Value:
     x, weight = operator.value(), operator.constant(1)
-    windows = _windows(operator, x.shape[1:], weight.shape[2:])
-    return assembly.convolution(
-        operator.site,
-        x,
+    windows = _windows(operator, x.whole[2:], weight.shape[2:])
+    kernel = Kernel(
         weight,
         operator.optional_constant(2),
         [window.stride for window in windows],
@@ -107,47 +121,61 @@ def _convolution(operator: Operator) -> Value:
         [window.dilation for window in windows],
         operator.setting("group", 1),
     )
+    return assembly.convolution(operator.site, x, kernel)
+
+
+def _transposed_convolution(operator: Operator) -> Value:
+    x, weight = operator.value(), operator.constant(1)
+    axes = weight.dim() - 2
+    if operator.text("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in operator.attributes:
+        raise operator.site.unsupported("pads by auto_pad or output_shape; export with explicit pads")
+    pads = [int(pad) for pad in operator.attributes.get("pads", [0] * (2 * axes))]
+    kernel = Kernel(
+        weight,
+        operator.optional_constant(2),
+        operator.per_axis("strides", axes),
+        list(zip(pads[:axes], pads[axes:], strict=True)),
+        operator.per_axis("dilations", axes),
+        operator.setting("group", 1),
+    )
+    more = [int(n) for n in operator.attributes.get("output_padding", [0] * axes)]
+    return assembly.transposed_convolution(operator.site, x, kernel, more)
 
 
 def _average_pool(operator: Operator) -> Value:
     x = operator.value()
-    windows = _windows(operator, x.shape[1:], operator.attributes["kernel_shape"])
+    windows = _windows(operator, x.whole[2:], operator.attributes["kernel_shape"])
     return pooling.average_pool(operator.site, x, windows, bool(operator.setting("count_include_pad", 0)))
 
 
 def _max_pool(operator: Operator) -> Value:
     x = operator.value()
-    return pooling.max_pool(operator.site, x, _windows(operator, x.shape[1:], operator.attributes["kernel_shape"]))
+    return pooling.max_pool(operator.site, x, _windows(operator, x.whole[2:], operator.attributes["kernel_shape"]))
 
 
 def _global_average_pool(operator: Operator) -> Value:
     x = operator.value()
-    return assembly.mean(operator.site, x, range(1, len(x.shape)), keep=True)
+    return assembly.mean(operator.site, x, range(2, len(x.whole)), keep=True)
 
 
 def _global_max_pool(operator: Operator) -> Value:
     x = operator.value()
-    return pooling.max_pool(operator.site, x, [WindowAxis(size, size, 1, (0, 0)) for size in x.shape[1:]])
+    return pooling.max_pool(operator.site, x, [WindowAxis(size, size, 1, (0, 0)) for size in x.whole[2:]])
 
 
-def _reduce_mean(operator: Operator) -> Value:
+def _reduce(operator: Operator, mean: bool) -> Value:
     x, axes = operator.value(), operator.integers("axes", 1)
     if not axes:
-        raise operator.site.unsupported("a mean over the batch axis too; expected axes after it")
-    chosen = assembly.node_axes(operator.site, x, axes)
-    return assembly.mean(operator.site, x, chosen, bool(operator.setting("keepdims", 1)))
+        raise operator.site.unsupported("reduces the batch axis too; expected axes after it")
+    return assembly.summed(operator.site, x, axes, bool(operator.setting("keepdims", 1)), mean)
 
 
 def _reduce_max(operator: Operator) -> Value:
     x, axes = operator.value(), operator.integers("axes", 1)
     if not axes:
         raise operator.site.unsupported("a maximum over the batch axis too; expected axes after it")
-    chosen = assembly.node_axes(operator.site, x, axes)
-    if 0 in chosen:
-        raise operator.site.unsupported("a maximum over the channels; expected axes after them")
-    windows = [WindowAxis(n, n if axis in chosen else 1, 1, (0, 0)) for axis, n in enumerate(x.shape[1:], start=1)]
-    largest = pooling.max_pool(operator.site, x, windows)
-    return largest if operator.setting("keepdims", 1) else assembly.squeezed(operator.site, largest, axes)
+    largest = pooling.maximum_over(operator.site, x, shaping.node_axes(operator.site, x, axes))
+    return largest if operator.setting("keepdims", 1) else shaping.squeezed(operator.site, largest, axes)
 
 
 # --- affine -----------------------------------------------------------------------------------------------
@@ -165,8 +193,8 @@ def _gemm(operator: Operator) -> Value:
 
 
 def _matmul(operator: Operator) -> Value:
-    weight = operator.constant(1)
-    return assembly.linear(operator.site, operator.value(), weight.mT if weight.dim() > 1 else weight, None)
+    first, second = operator.either(0), operator.either(1)
+    return assembly.product(operator.site, first, second)
 
 
 def _batch_norm(operator: Operator) -> Value:
@@ -205,7 +233,12 @@ def _relu(operator: Operator) -> Value:
 
 
 def _maximum(operator: Operator) -> Value:
-    return assembly.maximum(operator.site, [operator.value(position) for position in range(len(operator.operands))])
+    return assembly.maximum(operator.site, [operator.either(position) for position in range(len(operator.operands))])
+
+
+def _minimum(operator: Operator) -> Value:
+    operands = [operator.either(position) for position in range(len(operator.operands))]
+    return assembly.maximum(operator.site, operands, -1.0)
 
 
 def _same(operator: Operator) -> Value:
@@ -227,58 +260,199 @@ def _cast(operator: Operator) -> Value:
 
 def _flatten(operator: Operator) -> Value:
     x, axis = operator.value(), operator.setting("axis", 1)
-    whole = [operator.batch, *x.shape]
-    axis = axis + len(whole) if axis < 0 else axis
-    target = [int(np.prod(whole[:axis])), int(np.prod(whole[axis:]))]
-    return assembly.reshaped_batch(operator.site, x, target, operator.batch)
+    axis = axis + len(x.whole) if axis < 0 else axis
+    return shaping.reshaped_whole(operator.site, x, [int(np.prod(x.whole[:axis])), int(np.prod(x.whole[axis:]))])
 
 
 def _reshape(operator: Operator) -> Value:
     x, target = operator.value(), operator.integers("shape", 1)
-    whole = [operator.batch, *x.shape]
-    if target is None or (not operator.setting("allowzero", 0) and 0 in target[len(whole) :]):
-        raise operator.site.invalid(f"no usable target shape ({target}) for an operand of shape {x.shape}")
+    if target is None or (not operator.setting("allowzero", 0) and 0 in target[len(x.whole) :]):
+        raise operator.site.invalid(f"no usable target shape ({target}) for an operand of shape {x.whole}")
     if not operator.setting("allowzero", 0):
-        target = [whole[axis] if length == 0 else length for axis, length in enumerate(target)]
-    return assembly.reshaped_batch(operator.site, x, target, operator.batch)
+        target = [x.whole[axis] if length == 0 else length for axis, length in enumerate(target)]
+    return shaping.reshaped_whole(operator.site, x, target)
 
 
 def _squeeze(operator: Operator) -> Value:
     axes = operator.integers("axes", 1)
     if axes is None:
         raise operator.site.unsupported("without axes it may drop the batch axis too; export with explicit axes")
-    return assembly.squeezed(operator.site, operator.value(), axes)
+    return shaping.squeezed(operator.site, operator.value(), axes)
 
 
 def _unsqueeze(operator: Operator) -> Value:
-    return assembly.unsqueezed(operator.site, operator.value(), operator.integers("axes", 1) or [])
+    return shaping.unsqueezed(operator.site, operator.value(), operator.integers("axes", 1) or [])
 
 
-RULES: dict[str, Callable[[Operator], Value]] = {
+def _transpose(operator: Operator) -> Value:
+    x = operator.value()
+    order = operator.attributes.get("perm", range(len(x.whole) - 1, -1, -1))
+    return shaping.permuted(operator.site, x, [int(axis) for axis in order])
+
+
+def _concatenate(operator: Operator) -> Value:
+    operands = [operator.either(position) for position in range(len(operator.operands))]
+    return assembly.joined(operator.site, operands, operator.setting("axis", 0))
+
+
+def _slice(operator: Operator) -> Value:
+    x = operator.value()
+    starts, ends = operator.integers("starts", 1), operator.integers("ends", 2)
+    assert starts is not None
+    assert ends is not None
+    axes = operator.integers("axes", 3) or list(range(len(starts)))
+    steps = operator.integers("steps", 4) or [1] * len(starts)
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        size = x.whole[shaping.positive(operator.site, axis, len(x.whole))]
+        places = list(range(size))[slice(start, None if step < 0 and end < -size else end, step)]
+        if places != list(range(size)):
+            x = shaping.taken(operator.site, x, axis, places)
+    return x
+
+
+def _gather(operator: Operator) -> Value:
+    x, index = operator.value(), operator.constant(1)
+    axis = operator.setting("axis", 0)
+    if index.dim() > 1:
+        raise operator.site.unsupported(f"gathers by indices of shape {tuple(index.shape)}; expected one axis")
+    places = [int(place) for place in index.reshape(-1)]
+    return shaping.taken(operator.site, x, axis, places if index.dim() else places[0])
+
+
+def _split(operator: Operator) -> list[Value]:
+    x, axis = operator.value(), operator.setting("axis", 0)
+    size = x.whole[shaping.positive(operator.site, axis, len(x.whole))]
+    lengths = operator.integers("split", 1)
+    if lengths is None:
+        count = operator.setting("num_outputs", operator.outputs)
+        each = -(-size // count)
+        lengths = [min(each, size - i * each) for i in range(count)]
+    starts = np.cumsum([0, *lengths])
+    return [shaping.taken(operator.site, x, axis, range(a, b)) for a, b in pairwise(starts)]
+
+
+def _pad(operator: Operator) -> Value:
+    x, pads = operator.value(), operator.integers("pads", 1)
+    mode, number = operator.text("mode", "constant"), operator.number("value", 2)
+    axes = operator.integers("axes", 3) if "axes" not in operator.attributes else None
+    assert pads is not None
+    half = len(pads) // 2
+    chosen = axes if axes is not None else list(range(half))
+    by_axis = {
+        shaping.positive(operator.site, axis, len(x.whole)): (pads[i], pads[half + i]) for i, axis in enumerate(chosen)
+    }
+    return assembly.padded_whole(operator.site, x, by_axis, mode, number or 0.0)
+
+
+def _resize(operator: Operator) -> Value:
+    x = operator.value()
+    sizes = operator.optional_constant(3)
+    scales = operator.optional_constant(1 if operator.opset < 11 or len(operator.operands) == 2 else 2)
+    if sizes is not None:
+        lengths, factors = [int(n) for n in sizes], None
+    else:
+        assert scales is not None
+        factors = [float(s) for s in scales]
+        lengths = [int(np.floor(n * s)) for n, s in zip(x.whole, factors, strict=True)]
+    return resizing.resized(operator.site, x, lengths, factors, _resize_ways(operator))
+
+
+def _resize_ways(operator: Operator) -> Ways:
+    old = operator.opset < 11
+    return Ways(
+        mode=operator.text("mode", "nearest"),
+        coordinates=operator.text("coordinate_transformation_mode", "asymmetric" if old else "half_pixel"),
+        nearest=operator.text("nearest_mode", "floor" if old else "round_prefer_floor"),
+    )
+
+
+def _expand(operator: Operator) -> Value:
+    x, shape = operator.value(), operator.integers("shape", 1)
+    assert shape is not None
+    return assembly.expanded(operator.site, x, shape)
+
+
+def _leaky_relu(operator: Operator) -> Value:
+    slope = torch.tensor(float(operator.attributes.get("alpha", 0.01)), dtype=torch.float64)
+    return assembly.leaky_relu(operator.site, operator.value(), slope)
+
+
+def _prelu(operator: Operator) -> Value:
+    x, slope = shaping.broadcast(operator.site, [operator.value(), operator.constant(1)])
+    assert isinstance(x, Value)
+    assert isinstance(slope, Tensor)
+    return assembly.leaky_relu(operator.site, x, slope)
+
+
+def _clip(operator: Operator) -> Value:
+    return assembly.clamped(operator.site, operator.value(), operator.number("min", 1), operator.number("max", 2))
+
+
+def _hard_sigmoid(operator: Operator) -> Value:
+    alpha, beta = (float(operator.attributes.get(name, number)) for name, number in (("alpha", 0.2), ("beta", 0.5)))
+    line = assembly.affine(operator.site, operator.value(), alpha, beta)
+    return assembly.clamped(operator.site, line, 0.0, 1.0)
+
+
+def _absolute(operator: Operator) -> Value:
+    return assembly.magnitude(operator.site, operator.value())
+
+
+def _is_constant(operand: Value | Tensor) -> bool:
+    return isinstance(operand, Tensor)
+
+
+def _sum(operator: Operator) -> Value:
+    total, *others = sorted((operator.either(i) for i in range(len(operator.operands))), key=_is_constant)
+    for other in others:
+        total = assembly.added(operator.site, total, other, 1.0)
+    assert isinstance(total, Value)
+    return total
+
+
+RULES: dict[str, Callable[[Operator], Value | list[Value]]] = {
+    "Abs": _absolute,
     "Add": _add,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
+    "Clip": _clip,
+    "Concat": _concatenate,
     "Conv": _convolution,
+    "ConvTranspose": _transposed_convolution,
     "Div": _divide,
     "Dropout": _dropout,
+    "Expand": _expand,
     "Flatten": _flatten,
+    "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,
     "GlobalMaxPool": _global_max_pool,
+    "HardSigmoid": _hard_sigmoid,
     "Identity": _same,
+    "LeakyRelu": _leaky_relu,
     "MatMul": _matmul,
     "Max": _maximum,
     "MaxPool": _max_pool,
+    "Min": _minimum,
     "Mul": _multiply,
     "Neg": _negative,
+    "PRelu": _prelu,
+    "Pad": _pad,
     "ReduceMax": _reduce_max,
-    "ReduceMean": _reduce_mean,
+    "ReduceMean": partial(_reduce, mean=True),
+    "ReduceSum": partial(_reduce, mean=False),
     "Relu": _relu,
     "Reshape": _reshape,
+    "Resize": _resize,
+    "Slice": _slice,
+    "Split": _split,
     "Squeeze": _squeeze,
     "Sub": _subtract,
+    "Sum": _sum,
+    "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+    "Upsample": _resize,
 }
 
 SUPPORTED = ", ".join([*RULES, "Constant", "Shape and what is computed from constants alone"])

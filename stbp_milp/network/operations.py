@@ -26,7 +26,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stbp_milp.network.layers import Add, Convolution, Input, Linear, Maximum, ReLU, Reshape, Scale, Select
+from stbp_milp.network.layers import (
+    Add,
+    Concatenate,
+    Convolution,
+    Input,
+    Linear,
+    Maximum,
+    Permute,
+    ReLU,
+    Reshape,
+    Scale,
+    Select,
+)
 
 PATCH_BYTES = 4 << 20  # bytes of patches that a convolution in float64 writes down at once
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -63,9 +75,15 @@ def _(layer: Scale, operands: Sequence[Tensor]) -> Tensor:
 
 
 @apply.register(Reshape)
+@apply.register(Permute)
 @apply.register(Select)
-def _(layer: Reshape | Select, operands: Sequence[Tensor]) -> Tensor:
+def _(layer: Reshape | Permute | Select, operands: Sequence[Tensor]) -> Tensor:
     return linear(layer, 0, operands[0])
+
+
+@apply.register
+def _(layer: Concatenate, operands: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(operands), layer.axis + 1)
 
 
 @apply.register(Add)
@@ -111,7 +129,25 @@ def _(layer: Reshape, operand: int, x: Tensor, absolute: bool = False) -> Tensor
 
 @linear.register
 def _(layer: Select, operand: int, x: Tensor, absolute: bool = False) -> Tensor:
-    return x.index_select(layer.axis + 1, layer.index)
+    if not layer.padded:
+        return x.index_select(layer.axis + 1, layer.index)
+    inside = (layer.index >= 0).view(-1, *[1] * (x.dim() - layer.axis - 2))
+    return x.index_select(layer.axis + 1, layer.index.clamp(min=0)) * inside
+
+
+@linear.register
+def _(layer: Permute, operand: int, x: Tensor, absolute: bool = False) -> Tensor:
+    return x.permute(0, *(axis + 1 for axis in layer.order))
+
+
+@linear.register
+def _(layer: Concatenate, operand: int, x: Tensor, absolute: bool = False) -> Tensor:
+    start, stop = layer.place(operand)
+    shape = list(x.shape)
+    shape[layer.axis + 1] = sum(layer.lengths)
+    value = x.new_zeros(shape)
+    value.narrow(layer.axis + 1, start, stop - start).copy_(x)
+    return value
 
 
 @linear.register
@@ -174,7 +210,21 @@ def _(layer: Reshape, operand: int, form: Tensor, operand_shape: tuple[int, ...]
 @transpose.register
 def _(layer: Select, operand: int, form: Tensor, operand_shape: tuple[int, ...]) -> Tensor:
     back = form.new_zeros(*form.shape[:2], *operand_shape)
+    if layer.padded:
+        inside = (layer.index >= 0).nonzero().flatten()
+        return back.index_add(layer.axis + 2, layer.index[inside], form.index_select(layer.axis + 2, inside))
     return back.index_add(layer.axis + 2, layer.index, form)
+
+
+@transpose.register
+def _(layer: Permute, operand: int, form: Tensor, operand_shape: tuple[int, ...]) -> Tensor:
+    return form.permute(0, 1, *(layer.order.index(axis) + 2 for axis in range(len(layer.order))))
+
+
+@transpose.register
+def _(layer: Concatenate, operand: int, form: Tensor, operand_shape: tuple[int, ...]) -> Tensor:
+    start, stop = layer.place(operand)
+    return form.narrow(layer.axis + 2, start, stop - start)
 
 
 @transpose.register
@@ -248,8 +298,32 @@ def _(layer: Reshape, operand: int, operand_shape: tuple[int, ...], shape: tuple
 @matrix.register
 def _(layer: Select, operand: int, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> sp.csr_matrix:
     size = int(np.prod(operand_shape))
-    columns = np.take(np.arange(size).reshape(operand_shape), layer.index.cpu().numpy(), axis=layer.axis).ravel()
-    return sp.csr_matrix((np.ones(columns.size), (np.arange(columns.size), columns)), shape=(columns.size, size))
+    columns = np.arange(size).reshape(operand_shape)
+    if layer.padded:  # -1 reads the last place, which a column of zeros is put to
+        columns = np.insert(columns, operand_shape[layer.axis], -1, axis=layer.axis)
+    return _moves(np.take(columns, layer.index.cpu().numpy(), axis=layer.axis), size)
+
+
+@matrix.register
+def _(layer: Permute, operand: int, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> sp.csr_matrix:
+    size = int(np.prod(shape))
+    return _moves(np.arange(size).reshape(operand_shape).transpose(layer.order), size)
+
+
+@matrix.register
+def _(layer: Concatenate, operand: int, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> sp.csr_matrix:
+    columns = np.full(shape, -1)
+    size = int(np.prod(operand_shape))
+    place = (slice(None),) * layer.axis + (slice(*layer.place(operand)),)
+    columns[place] = np.arange(size).reshape(operand_shape)
+    return _moves(columns, size)
+
+
+def _moves(columns: np.ndarray, size: int) -> sp.csr_matrix:
+    """The matrix of a value whose element i is the operand's element `columns[i]` of `size`, or zero where it is -1."""
+    flat = columns.ravel()
+    (rows,) = np.nonzero(flat >= 0)
+    return sp.csr_matrix((np.ones(rows.size), (rows, flat[rows])), shape=(flat.size, size))
 
 
 @matrix.register
@@ -312,8 +386,10 @@ def _(layer: Linear, shape: tuple[int, ...]) -> int:
 @products.register(ReLU)
 @products.register(Scale)
 @products.register(Reshape)
+@products.register(Permute)
 @products.register(Select)
+@products.register(Concatenate)
 @products.register(Add)
 @products.register(Maximum)
-def _(layer: Input | ReLU | Scale | Reshape | Select | Add | Maximum, shape: tuple[int, ...]) -> int:
+def _(layer: object, shape: tuple[int, ...]) -> int:
     return 0

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stbp_milp.network.assembly import Site, Value, maximum, scale, windows_mean
-from stbp_milp.network.layers import Select
+from stbp_milp.network.assembly import Kernel, along, convolution, maximum
+from stbp_milp.network.layers import Scale
+from stbp_milp.network.shaping import Site, Value, selected
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,16 @@ def average_pool(
     """Window means. Declared padding counts as voxels if `count_padding`; what rounding up adds never counts."""
     _check(site, x, axes)
     after = [max(axis.overhang, 0) for axis in axes]
-    average = windows_mean(
-        site,
-        x,
-        [axis.kernel for axis in axes],
+    volume, channels = math.prod(axis.kernel for axis in axes), x.shape[-len(axes) - 1]
+    kernel = Kernel(
+        torch.full((channels, 1, *(axis.kernel for axis in axes)), 1.0 / volume, dtype=torch.float64),
+        None,
         [axis.stride for axis in axes],
         [(axis.padding[0], end) for axis, end in zip(axes, after, strict=True)],
         [axis.dilation for axis in axes],
+        channels,
     )
-    volume = math.prod(axis.kernel for axis in axes)
+    average = convolution(site, x, kernel)
     counts = torch.ones((), dtype=torch.float64)
     for axis in axes:
         counts = counts.unsqueeze(-1) * torch.from_numpy(_counts(site, axis, count_padding))
@@ -73,7 +75,7 @@ def average_pool(
         counts = torch.full_like(counts, divisor)
     if bool((counts == volume).all()):
         return average
-    return scale(site, average, (volume / counts).unsqueeze(0), torch.zeros((), dtype=torch.float64))
+    return site.emit(Scale((volume / counts).unsqueeze(0), torch.zeros((), dtype=torch.float64)), average)
 
 
 def _counts(site: Site, axis: WindowAxis, count_padding: bool) -> np.ndarray:  # (outputs,) float64
@@ -88,19 +90,60 @@ def _counts(site: Site, axis: WindowAxis, count_padding: bool) -> np.ndarray:  #
 def max_pool(site: Site, x: Value, axes: Sequence[WindowAxis]) -> Value:
     """Window maxima, axis by axis (the maximum over a box of voxels is separable)."""
     _check(site, x, axes)
-    for position, axis in enumerate(axes, start=1):
+    for position, axis in enumerate(axes, start=len(x.shape) - len(axes)):
         x = _max_along(site, x, position, axis)
     return x
+
+
+def adaptive_average_pool(site: Site, x: Value, outputs: Sequence[int]) -> Value:
+    """Means over windows that cut the last axes into so many parts, as equal as they can be; they may overlap."""
+    first = len(x.shape) - len(outputs)
+    windows = [_even(size, count) for size, count in zip(x.shape[first:], outputs, strict=True)]
+    if all(window is not None for window in windows):
+        return average_pool(site, x, [window for window in windows if window is not None], count_padding=True)
+    for axis, (size, count) in enumerate(zip(x.shape[first:], outputs, strict=True), start=first):
+        weight = torch.zeros(count, size, dtype=torch.float64)
+        for i, (start, stop) in enumerate(_uneven(size, count)):
+            weight[i, start:stop] = 1.0 / (stop - start)
+        x = along(site, x, axis, weight)
+    return x
+
+
+def adaptive_max_pool(site: Site, x: Value, outputs: Sequence[int]) -> Value:
+    """Maxima over the same windows."""
+    first = len(x.shape) - len(outputs)
+    for axis, (size, count) in enumerate(zip(x.shape[first:], outputs, strict=True), start=first):
+        windows = _uneven(size, count)
+        longest = max(stop - start for start, stop in windows)
+        taps = [[min(start + tap, stop - 1) for start, stop in windows] for tap in range(longest)]
+        distinct = list(dict.fromkeys(map(tuple, taps)))
+        x = maximum(site, [selected(site, x, axis, tap) for tap in distinct])
+    return x
+
+
+def maximum_over(site: Site, x: Value, axes: Sequence[int]) -> Value:
+    """The maximum over whole axes of the node, which keep length 1."""
+    for axis in axes:
+        while x.shape[axis] > 1:  # by halves: few layers, and every place is read once
+            half = -(-x.shape[axis] // 2)
+            places = [range(half), [*range(half, x.shape[axis]), *range(2 * half - x.shape[axis])]]
+            x = maximum(site, [selected(site, x, axis, place) for place in places])
+    return x
+
+
+def _even(size: int, count: int) -> WindowAxis | None:
+    return WindowAxis(size, size // count, size // count, (0, 0)) if size % count == 0 else None
+
+
+def _uneven(size: int, count: int) -> list[tuple[int, int]]:
+    """Where torch's adaptive pooling has its windows, `[start, stop)`."""
+    return [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
 
 
 def _max_along(site: Site, x: Value, position: int, axis: WindowAxis) -> Value:
     indices = _inner_taps(site, axis)
     distinct = list(dict.fromkeys(tuple(column) for column in indices.T.tolist()))
-    taps = [
-        x if column == tuple(range(axis.size)) else site.emit(Select(position, torch.tensor(column)), x)
-        for column in distinct
-    ]
-    return maximum(site, taps)
+    return maximum(site, [selected(site, x, position, column) for column in distinct])
 
 
 def _inner_taps(site: Site, axis: WindowAxis) -> np.ndarray:  # (outputs, kernel)
@@ -120,10 +163,11 @@ def _inner_taps(site: Site, axis: WindowAxis) -> np.ndarray:  # (outputs, kernel
 
 
 def _check(site: Site, x: Value, axes: Sequence[WindowAxis]) -> None:
-    if len(axes) not in (1, 2, 3) or len(x.shape) != len(axes) + 1:
+    fits = len(x.shape) == len(axes) + 1 or (x.batch is None and len(x.shape) == len(axes) + 2)
+    if len(axes) not in (1, 2, 3) or not fits:
         raise site.unsupported(
-            f"a window over {len(axes)} axes arrived at an operand of shape {x.shape}; "
+            f"a window over {len(axes)} axes arrived at an operand of shape {x.whole}; "
             "expected one channel axis and 1, 2 or 3 axes under the window"
         )
     if any(axis.outputs < 1 for axis in axes):
-        raise site.invalid(f"the window is larger than the operand of shape {x.shape}")
+        raise site.invalid(f"the window is larger than the operand of shape {x.whole}")

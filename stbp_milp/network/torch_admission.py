@@ -95,21 +95,26 @@ def _check_parametrisations(name: str, part: nn.Module) -> None:
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
-    """What the module and its parts remember, by path and name."""
+    """What the module and its parts remember, by path and name; of containers, what they hold."""
     found: dict[str, Any] = {}
     for path, part in module.named_modules():
         kept = {name: value for name, value in vars(part).items() if name not in _OWN}
         kept |= part._buffers | part._parameters
         for name, value in kept.items():
-            at = f"{path}.{name}" if path else name
-            found[at] = value
-            if isinstance(value, Tensor):
-                found[f"the values of {at}"] = value._version  # in place, it stays the same tensor
-            if isinstance(value, (list, tuple, set, frozenset)):
-                found |= {f"{at}[{i}]": entry for i, entry in enumerate(value)} | {f"len({at})": len(value)}
-            elif isinstance(value, dict):
-                found |= {f"{at}[{key!r}]": entry for key, entry in value.items()}
+            found |= _remembered(f"{path}.{name}" if path else name, value)
     return found
+
+
+def _remembered(at: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Tensor):
+        return {at: value, f"the values of {at}": value._version}  # in place, it stays the same tensor
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        found: dict[str, Any] = {f"len({at})": len(value)}
+        for key, entry in entries:
+            found |= _remembered(f"{at}[{key!r}]", entry)
+        return found
+    return {at: value}
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
@@ -125,4 +130,4 @@ def _same(first: Any, second: Any) -> bool:
     return first is second or (type(first) is type(second) and isinstance(first, plain) and first == second)
 
 
-_OWN = {name for name in vars(nn.Module()) if name != "training"}
+_OWN = {*vars(nn.Module()), "_flat_weights"} - {"training"}  # a recurrent layer keeps its parameters twice

@@ -1,28 +1,35 @@
-"""Reads a torch module by symbolic tracing (torch.fx).
+"""Reads a torch module through `torch.export`: a program of functional ATen operators on one clip.
 
-Every node of the traced graph becomes a value (a node of the network), a constant tensor, or a plain Python object
-such as a size; `torch_rules` says what the operators mean. What tracing cannot see is refused by `torch_admission`.
-
-An in-place operator changes every tensor that shares its operand's memory. The reader follows which nodes may do so:
-those with the same numbers get the new ones; other views of the memory become stale, and reading one is refused.
+Exporting removes what makes modules hard to read: aliases and in-place operators, Python's control flow, views of one
+another. Every node of the program becomes a value (a node of the network), a constant tensor, or a plain Python object;
+`torch_rules` says what the operators mean. What exporting cannot see is refused by `torch_admission`.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import itertools
+import logging
 import operator
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 from stbp_milp.errors import InputError, StbpError, UnsupportedLayerError
-from stbp_milp.network.assembly import Site, Value
 from stbp_milp.network.graph import Network, NetworkBuilder
+from stbp_milp.network.shaping import Site, Value
 from stbp_milp.network.torch_admission import attributes, changed, check_module
-from stbp_milp.network.torch_rules import FUNCTION_RULES, module_rule, no_rule
+from stbp_milp.network.torch_rules import RULES, SUPPORTED, Call
+
+_NAMED = 8  # operators without a rule that a refusal names
 
 
 def read_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
@@ -31,32 +38,22 @@ def read_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
     The module is copied first: its weights, its training flag and its device stay as they are.
 
     Raises:
-        UnsupportedLayerError: an operator has no rule, or the module does what tracing cannot follow: it branches on
+        UnsupportedLayerError: an operator has no rule, or the module does what exporting cannot follow: it branches on
             its input, has hooks, or changes itself.
         InputError: shapes do not fit, a weight is not finite, or the module does not map one tensor to one flat tensor.
     """
     own = private_copy(module).cpu()
     check_module(own)
-    whole = _Whole(own)
-    before = attributes(own)
-    try:
-        tracer = _Tracer()
-        traced = fx.GraphModule(whole, tracer.trace(whole))
-    except StbpError:
-        raise
-    except Exception as error:  # whatever the user's own code raises when it is traced
-        raise UnsupportedLayerError(
-            f"cannot trace {type(module).__name__}: {error}. The forward method must apply the same operators to "
-            "every input; export the module to ONNX and load that instead"
-        ) from error
-    if remembered := changed(before, attributes(own)):
+    changes: list[str] = []
+    program = _exported(_Whole(own, changes.append), type(module).__name__, input_shape)
+    changed_buffers = program.graph_signature.buffers_to_mutate.values()
+    if remembered := next((name.removeprefix("model.") for name in [*changed_buffers, *changes]), None):
         raise UnsupportedLayerError(
             f"the forward method of {type(module).__name__} changes its attribute {remembered!r}, so that "
             "its answers may depend on what it was asked before; give a module whose forward method changes nothing"
         )
-    builder = NetworkBuilder(input_shape)
     with torch.no_grad():
-        return builder.build(_Reader(traced, builder).output(tuple(input_shape)).name)
+        return _read(program, NetworkBuilder(input_shape), tuple(input_shape))
 
 
 def private_copy(module: nn.Module) -> nn.Module:
@@ -73,178 +70,204 @@ def private_copy(module: nn.Module) -> nn.Module:
         )
 
 
-class _Whole(nn.Module):
-    """Makes the user's module a child, so that a lone Conv3d or BatchNorm is read as a leaf too."""
+# --- exporting --------------------------------------------------------------------------------------------
 
-    def __init__(self, model: nn.Module) -> None:
+
+def _exported(module: _Whole, name: str, input_shape: Sequence[int]) -> ExportedProgram:
+    """The functional program; operators without a rule are decomposed as far as torch can."""
+    sample = next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
+    clip = torch.zeros(1, *input_shape, dtype=sample.dtype if sample.is_floating_point() else torch.float32)
+    try:
+        with _silently():
+            program = torch.export.export(module, (clip,), strict=False).run_decompositions({})
+            if any((called := _operator(node)) is not None and called not in RULES for node in program.graph.nodes):
+                table: Any = torch.export.default_decompositions()
+                for known in list(table):
+                    if _name(known) in RULES:
+                        table.pop(known)
+                program = program.run_decompositions(table)
+    except StbpError:
+        raise
+    except Exception as error:  # whatever the user's own code raises when it is exported
+        reason = " ".join(str(error).split())[:400]
+        raise UnsupportedLayerError(
+            f"torch.export cannot follow {name}: {reason}. The forward method must apply the same operators to every "
+            "input; export the module to ONNX and load that instead"
+        ) from error
+    assert isinstance(program, ExportedProgram)
+    return program
+
+
+class _Whole(nn.Module):
+    """The user's module, in which dropout that does nothing is nothing: torch then returns its operand itself, which an
+    operator in place may change, while an exported program has a new tensor there.
+
+    Args:
+        note: gets the attribute that the module's forward method changes; exporting would put it back silently.
+    """
+
+    def __init__(self, model: nn.Module, note: Callable[[str], None]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._note = model, note
 
     def forward(self, x: Tensor) -> Any:
-        return self.model(x)
+        before = attributes(self.model)
+        with _WithoutDropout():
+            outputs = self.model(x)
+        if (name := changed(before, attributes(self.model))) is not None:
+            self._note(name)
+        return outputs
 
 
-class _Proxy(fx.Proxy):
-    """What tracing computes with; unlike torch's own, it tells `x += y`, which changes x, from `x = x + y`."""
+class _WithoutDropout(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func in _DROPOUTS:
+            given = inspect.signature(func).bind(*args, **named).arguments
+            if not given.get("training", True):
+                return given["input"]
+        elif func in (torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout):
+            operand, _, train = [*args, *named.values()]
+            if not train:
+                return operand
+        elif func is Tensor.type_as:
+            return args[0].to(args[1].dtype)
+        return func(*args, **named)
 
-    def __iadd__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
-    def __isub__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 
-    def __imul__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
 
-    def __itruediv__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Without torch's own remarks about the user's code."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.export", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
-    def _refuse(self, other: Any) -> Any:
+
+def _operator(node: fx.Node) -> str | None:
+    """The name of an ATen operator, without its overload; None of what is no call of one, or is never read."""
+    if node.op != "call_function" or not node.users or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    return _name(node.target)
+
+
+def _name(target: Any) -> str:
+    return str(target.name()).removeprefix("aten::").split(".")[0]
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def _read(program: ExportedProgram, builder: NetworkBuilder, input_shape: tuple[int, ...]) -> Network:
+    results: dict[fx.Node, Any] = _constants(program)
+    (clip,) = (node for node in program.graph.nodes if node.op == "placeholder" and node not in results)
+    results[clip] = Value("input", input_shape)
+    _refuse_unknown(program, clip)
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.users:
+            results[node] = _call(builder, node, results)
+    (end,) = (node for node in program.graph.nodes if node.op == "output")
+    names = [spec.arg.name for spec in program.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
+    by_name = {node.name: results.get(node) for node in end.all_input_nodes}
+    outputs = [by_name.get(name) for name in names]
+    if len(outputs) != 1 or not isinstance(outputs[0], Value):
+        what = f"{len(outputs)} tensors" if len(outputs) != 1 else "a tensor that is not computed from its input"
+        raise InputError(f"the module returns {what}; expected one tensor of scores")
+    return builder.build(outputs[0].name)
+
+
+def _constants(program: ExportedProgram) -> dict[fx.Node, Tensor]:
+    """Parameters, buffers and constants by the nodes that stand for them, in the module's own arithmetic: what it
+    computes from them (a weight norm) is what it predicts with."""
+    signature = program.graph_signature
+    owners: Mapping[str, str] = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    found = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in owners:
+            name = owners[node.name]
+            tensor = program.state_dict[name] if name in program.state_dict else program.constants[name]
+            found[node] = tensor.detach()
+    return found
+
+
+def _refuse_unknown(program: ExportedProgram, clip: fx.Node) -> None:
+    """One sentence with all operators on the clip's way to the output that have no rule."""
+    reached, unknown = {clip}, []
+    for node in program.graph.nodes:
+        if reached.isdisjoint(node.all_input_nodes):
+            continue
+        reached.add(node)
+        name = _operator(node)
+        if name is not None and name not in RULES:
+            unknown.append(_described(node))
+    if unknown:
+        named = ", ".join(list(dict.fromkeys(unknown))[:_NAMED])
+        more = len(dict.fromkeys(unknown)) - _NAMED
         raise UnsupportedLayerError(
-            "the forward method changes a tensor in place by an operator without a rule; expected +=, -=, *= or /="
+            f"{named}{f' and {more} more' if more > 0 else ''}: no bounding rule exists for "
+            f"{'this operator' if len(unknown) == 1 else 'these operators'}. Supported are: {SUPPORTED}"
         )
 
-    __ifloordiv__ = __imod__ = __ipow__ = __imatmul__ = __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = (
-        _refuse
-    )
+
+def _call(builder: NetworkBuilder, node: fx.Node, results: Mapping[fx.Node, Any]) -> Any:
+    site = Site(builder, _path(node) or node.name, _described(node))
+    args: Any = fx.node.map_arg(node.args, lambda read: results[read])
+    kwargs: Any = fx.node.map_arg(node.kwargs, lambda read: results[read])
+    if node.target is operator.getitem:
+        found = args[0][args[1]]
+        if found is None:
+            raise site.unsupported("reads indices or statistics besides the values; expected the values alone")
+        return found
+    if not isinstance(node.target, torch._ops.OpOverload):
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+    name = _operator(node)
+    if not _mentions_value((args, kwargs)):
+        return _folded(site, node.target, args, kwargs)
+    schema = node.target._schema.arguments
+    arguments = {own.name: own.default_value for own in schema if own.has_default_value()}
+    arguments |= dict(zip((own.name for own in schema), args, strict=False)) | kwargs
+    return RULES[str(name)](Call(site, arguments))
 
 
-class _Tracer(fx.Tracer):
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+def _folded(site: Site, target: Any, args: Any, kwargs: Any) -> Any:
+    """What is computed from constants alone."""
+    if torch.Tag.nondeterministic_seeded in target.tags or _name(target).startswith("empty"):
+        raise site.unsupported("draws random numbers or reads memory that nothing was written to")
+    return target(*args, **kwargs)
 
 
-class _Reader:
-    """Walks the traced graph and remembers what every node became."""
-
-    def __init__(self, traced: fx.GraphModule, builder: NetworkBuilder) -> None:
-        self._traced = traced
-        self._builder = builder
-        self._results: dict[fx.Node, Any] = {}
-        self._sharing: dict[fx.Node, set[fx.Node]] = {}  # nodes whose tensors may share memory
-        self._stale: set[fx.Node] = set()
-
-    def output(self, input_shape: tuple[int, ...]) -> Value:
-        for node in self._traced.graph.nodes:
-            for operand in node.all_input_nodes:
-                if operand in self._stale:
-                    raise UnsupportedLayerError(
-                        f"node {node.name!r} reads a view of a tensor that an in-place operator has changed since; use "
-                        "the operator that makes a new tensor (inplace=False, x = x + y instead of x += y)"
-                    )
-            if node.op == "placeholder":
-                self._results[node] = Value("input", input_shape)
-            elif node.op == "output":
-                return self._checked(self._argument(node.args[0]))
-            else:
-                self._results[node] = self._read(node)
-        raise InputError("the traced module has no output; its forward method must return one tensor")
-
-    def _checked(self, result: object) -> Value:
-        if not isinstance(result, Value):
-            raise InputError(
-                f"the module returns a {type(result).__name__} that is not computed from its input alone; "
-                "expected one tensor of scores"
-            )
-        return result
-
-    def _argument(self, argument: Any) -> Any:
-        return fx.node.map_arg(argument, lambda node: self._results[node])
-
-    def _read(self, node: fx.Node) -> Any:
-        if node.op == "get_attr":
-            return _attribute(self._traced, str(node.target))
-        args, kwargs = self._argument(node.args), self._argument(node.kwargs)
-        if node.op == "call_module":
-            path = str(node.target)
-            leaf = self._traced.get_submodule(path)
-            name = path.removeprefix("model.")
-            site = Site(self._builder, name, f"node {name!r} ({type(leaf).__name__})")
-            result: Any = _apply_module(site, leaf, args, kwargs)
-            in_place = bool(getattr(leaf, "inplace", False))
-            shares = isinstance(leaf, _SHARING_MODULES)
-        else:
-            called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-            site = Site(self._builder, node.name, f"node {node.name!r} ({called})")
-            result = _call(site, node, called, args, kwargs)
-            in_place = called in _IN_PLACE or _inplace_argument(node, args, kwargs)
-            shares = called in _SHARING
-        if isinstance(result, Value) and (in_place or shares):
-            self._share(site, node, result, in_place)
-        return result
-
-    def _share(self, site: Site, node: fx.Node, result: Value, in_place: bool) -> None:
-        """The node's tensor lies in its operand's memory; in place, what lay there before is overwritten."""
-        operand = node.all_input_nodes[0] if node.all_input_nodes else None
-        before = None if operand is None else self._results[operand]
-        if operand is None or not isinstance(before, Value):
-            raise site.unsupported("changes a constant of the module in place; expected an operand that is computed")
-        sharing = self._sharing.setdefault(operand, {operand})
-        if in_place and result != before:
-            for other in sharing:
-                if self._results[other] == before:
-                    self._results[other] = result
-                else:
-                    self._stale.add(other)
-        sharing.add(node)
-        self._sharing[node] = sharing
+def _path(node: fx.Node) -> str:
+    """Of a module of torch's own: its path in the user's module."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if len(stack) < 2 or not str(stack[-1][1]).startswith("torch.nn.modules"):
+        return ""
+    return str(stack[-1][0]).removeprefix("model").removeprefix(".")
 
 
-def _inplace_argument(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    rule = FUNCTION_RULES.get(node.target)
-    if rule is None or "inplace" not in inspect.signature(rule).parameters:
-        return False
-    return bool(inspect.signature(rule).bind(None, *args, **kwargs).arguments.get("inplace", False))
-
-
-_SHARING_MODULES = (
-    nn.Identity,
-    nn.Flatten,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
-_SHARING = {
-    *("flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous", "detach", "float", "double"),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d"),
-}
-_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "relu_", "add_", "sub_", "mul_", "div_"}
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    parent, _, last = path.rpartition(".")
-    return getattr(root.get_submodule(parent), last)
-
-
-def _apply_module(site: Site, leaf: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-    if module_rule.dispatch(type(leaf)) is module_rule.dispatch(object):
-        raise no_rule(site)
-    operands = [*args, *kwargs.values()]
-    if len(operands) != 1 or not isinstance(operands[0], Value):
-        raise site.unsupported("expected one operand that depends on the network's input")
-    return module_rule(leaf, site, operands[0])
-
-
-def _call(site: Site, node: fx.Node, called: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not _mentions_value((args, kwargs)) and _is_plain(node):
-        target = node.target
-        return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
-    rule = FUNCTION_RULES.get(node.target)
-    if rule is None:
-        raise no_rule(site)
-    try:
-        inspect.signature(rule).bind(site, *args, **kwargs)
-    except TypeError as error:
-        raise site.unsupported(f"called with arguments that have no rule ({error})") from error
-    return rule(site, *args, **kwargs)
-
-
-def _is_plain(node: fx.Node) -> bool:
-    """Arithmetic on sizes and constants; a torch function may be random and is not evaluated here."""
-    return node.op == "call_method" or getattr(node.target, "__module__", "") in {"_operator", "math", "builtins"}
+def _described(node: fx.Node) -> str:
+    """The operator as the user knows it: the module of torch's own that it belongs to, or the operator itself."""
+    path = _path(node)
+    if path:
+        kind = str(next(reversed((node.meta["nn_module_stack"]).values()))[1])
+        return f"node {path!r} ({kind.rsplit('.', 1)[-1]})"
+    return f"node {node.name!r} ({_operator(node) or getattr(node.target, '__name__', node.target)})"
 
 
 def _mentions_value(argument: Any) -> bool:

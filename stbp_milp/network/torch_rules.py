@@ -1,392 +1,592 @@
-"""What each torch operator means: a table by function or tensor method, and one by the class of a leaf module.
+"""What each torch operator means: a table by the operator's name in ATen, torch's operator library.
 
-The module rules fetch weights and settings and call the function rules, whose signatures are torch's own.
+A *call* is a node of an exported program with its arguments looked up by the names that the operator's schema gives
+them: values of the network, constant tensors, numbers and lists.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
-from functools import partial, singledispatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from stbp_milp.errors import UnsupportedLayerError
-from stbp_milp.network import assembly, pooling
-from stbp_milp.network.assembly import Site, Value
+from stbp_milp.network import assembly, pooling, resizing, shaping
+from stbp_milp.network.assembly import Kernel
 from stbp_milp.network.pooling import WindowAxis
+from stbp_milp.network.resizing import Ways
+from stbp_milp.network.shaping import Site, Value
 
-SUPPORTED = (
-    "Conv1d/2d/3d, Linear, ReLU, BatchNorm1d/2d/3d, AvgPool, MaxPool, AdaptiveAvgPool and AdaptiveMaxPool (output 1 "
-    "or a divisor of the size), Flatten, view/reshape/flatten/squeeze/unsqueeze, mean over the axes after the "
-    "channels, sums and differences of two nodes, arithmetic with constants, maximum of two nodes, Dropout, Identity, "
-    "Sequential and nested modules"
-)
-
-_BATCH = 1  # the length of the batch axis while sizes are read from the module
+Result = Value | list[Value | None]
+"""What a rule returns: one value, or several, None for those without a rule (the indices of a maximum)."""
 
 
-def no_rule(site: Site) -> UnsupportedLayerError:
-    return site.unsupported(f"no bounding rule exists for this operator. Supported are: {SUPPORTED}")
+@dataclass(frozen=True, eq=False)
+class Call:
+    site: Site
+    arguments: Mapping[str, Any]
+
+    def value(self, name: str = "input") -> Value:
+        """An operand that depends on the network's input; ATen calls most first operands `self` or `input`."""
+        given = self.arguments.get(name, self.arguments.get("self"))
+        if not isinstance(given, Value):
+            raise self.site.unsupported(f"its operand {name!r} is a constant; expected one that depends on the input")
+        return given
+
+    def constant(self, name: str) -> Tensor:
+        tensor = self.optional_constant(name)
+        if tensor is None:
+            raise self.site.invalid(f"operand {name!r} is missing")
+        return tensor
+
+    def optional_constant(self, name: str) -> Tensor | None:
+        given = self.arguments.get(name)
+        if isinstance(given, Value):
+            raise self.site.unsupported(f"its operand {name!r} depends on the input; expected a constant")
+        return None if given is None else torch.as_tensor(given).detach().to(torch.float64)
+
+    def either(self, name: str) -> Value | Tensor:
+        given = self.arguments[name]
+        return given if isinstance(given, Value) else self.constant(name)
+
+    def each(self, name: str, axes: int, otherwise: int = 0) -> list[int]:
+        """A setting for each of so many axes; one number stands for all."""
+        given = self.arguments.get(name)
+        if given is None or (isinstance(given, (list, tuple)) and not given):
+            return [otherwise] * axes
+        numbers = [given] if isinstance(given, int) else [int(number) for number in given]
+        return numbers * axes if len(numbers) == 1 else numbers
+
+    def axes(self, name: str = "dim") -> list[int]:
+        """The axes that are named, or all but the batch axis."""
+        given = self.arguments.get(name)
+        if given is None or (isinstance(given, (list, tuple)) and not given):
+            x = self.value()
+            if x.batch is not None:
+                raise self.site.unsupported("works on the batch axis too; name the axes, as in x.mean((2, 3, 4))")
+            return list(range(len(x.whole)))
+        return [given] if isinstance(given, int) else list(given)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments.get(name)
 
 
-def _double(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to(torch.float64)
+# --- convolutions and matrices ----------------------------------------------------------------------------
 
 
-def _operand(number: Value | Tensor | float) -> Value | Tensor:
-    return torch.tensor(number, dtype=torch.float64) if isinstance(number, (int, float)) else number
-
-
-def _each(setting: int | Sequence[int], axes: int) -> list[int]:
-    return [setting] * axes if isinstance(setting, int) else [int(s) for s in setting] * (axes // len(setting))
-
-
-# --- functions: signatures as in torch.nn.functional ------------------------------------------------------
-
-
-def _relu(site: Site, input: Value, inplace: bool = False) -> Value:
-    return assembly.relu(site, input)
-
-
-def _same(site: Site, input: Value, *ignored: Any, **settings: Any) -> Value:
-    return input
-
-
-def _dropout(site: Site, input: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
-    if training:
-        raise site.unsupported("dropout that is active in eval mode makes the network random; pass self.training")
-    return input
-
-
-def _convolution(
-    axes: int,
-    site: Site,
-    input: Value,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: str | int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Value:
-    dilations = _each(dilation, axes)
+def _kernel(call: Call) -> Kernel:
+    weight = call.constant("weight")
+    axes = weight.dim() - 2
+    dilation, padding = call.each("dilation", axes, 1), call["padding"]
     if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
+        totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         sides = [(total // 2, total - total // 2) for total in totals]
     else:
-        sides = [(p, p) for p in _each(0 if isinstance(padding, str) else padding, axes)]
-    double = weight.detach().to(torch.float64)
-    return assembly.convolution(site, input, double, _double(bias), _each(stride, axes), sides, dilations, groups)
+        sides = [(p, p) for p in ([0] * axes if isinstance(padding, str) else call.each("padding", axes))]
+    return Kernel(weight, call.optional_constant("bias"), call.each("stride", axes, 1), sides, dilation, call["groups"])
 
 
-def _linear(site: Site, input: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
-    return assembly.linear(site, input, weight.detach().to(torch.float64), _double(bias))
+def _convolution(call: Call) -> Value:
+    if call["transposed"]:
+        return _transposed_convolution(call)
+    return assembly.convolution(call.site, call.value(), _kernel(call))
 
 
-def _batch_norm(
-    site: Site,
-    input: Value,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Value:
-    mean, variance = _double(running_mean), _double(running_var)
-    if training or mean is None or variance is None:
-        raise site.unsupported(
+def _transposed_convolution(call: Call) -> Value:
+    kernel = _kernel(call)
+    more = call.each("output_padding", kernel.axes)
+    return assembly.transposed_convolution(call.site, call.value(), kernel, more)
+
+
+def _linear(call: Call) -> Value:
+    return assembly.linear(call.site, call.value(), call.constant("weight"), call.optional_constant("bias"))
+
+
+def _product(call: Call) -> Value:
+    first = call.either("self")
+    return assembly.product(call.site, first, call.either("other" if "other" in call.arguments else "mat2"))
+
+
+def _batch_norm(call: Call) -> Value:
+    mean, variance = call.optional_constant("running_mean"), call.optional_constant("running_var")
+    if call["training"] or mean is None or variance is None:
+        raise call.site.unsupported(
             "normalises by the statistics of the batch, which mixes clips; keep running statistics and use eval mode"
         )
-    return assembly.batch_norm(site, input, mean, variance, _double(weight), _double(bias), eps)
+    weight, bias = call.optional_constant("weight"), call.optional_constant("bias")
+    return assembly.batch_norm(call.site, call.value(), mean, variance, weight, bias, call["eps"])
 
 
-def _windows(
-    axes: int,
-    site: Site,
-    input: Value,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None,
-    padding: int | Sequence[int],
-    dilation: int | Sequence[int],
-    ceil_mode: bool,
-) -> list[WindowAxis]:
-    if len(input.shape) != axes + 1:
-        raise site.unsupported(f"pools over {axes} axes, but its operand has shape {input.shape} (no batch axis)")
-    kernel = _each(kernel_size, axes)
-    strides = kernel if stride is None or stride in ((), []) else _each(stride, axes)
-    return [
-        WindowAxis(size, k, s, (p, p), d, ceil_mode)
-        for size, k, s, p, d in zip(
-            input.shape[1:], kernel, strides, _each(padding, axes), _each(dilation, axes), strict=True
-        )
+def _first_of_three(rule: Callable[[Call], Value], call: Call) -> Result:
+    return [rule(call), None, None]
+
+
+# --- windows ----------------------------------------------------------------------------------------------
+
+
+def _windows(axes: int, call: Call) -> list[WindowAxis]:
+    sizes = call.value().shape[-axes:]
+    if len(call.value().shape) <= axes:
+        raise call.site.unsupported(f"pools over {axes} axes, but its operand has shape {call.value().whole}")
+    kernel = call.each("kernel_size", axes)
+    stride = call.each("stride", axes) if call["stride"] else kernel
+    settings = zip(sizes, kernel, stride, call.each("padding", axes), call.each("dilation", axes, 1), strict=True)
+    return [WindowAxis(size, k, s, (p, p), d, bool(call["ceil_mode"])) for size, k, s, p, d in settings]
+
+
+def _average_pool(axes: int, call: Call) -> Value:
+    windows = _windows(axes, call)
+    return pooling.average_pool(
+        call.site, call.value(), windows, bool(call["count_include_pad"]), call["divisor_override"]
+    )
+
+
+def _max_pool(axes: int, call: Call) -> Value:
+    return pooling.max_pool(call.site, call.value(), _windows(axes, call))
+
+
+def _max_pool_with_indices(axes: int, call: Call) -> Result:
+    return [_max_pool(axes, call), None]
+
+
+def _outputs(axes: int, call: Call) -> list[int]:
+    sizes, wanted = call.value().shape[-axes:], call.arguments["output_size"]
+    wanted = [wanted] * axes if isinstance(wanted, int) else list(wanted) * (axes // len(wanted))
+    return [size if want is None else want for size, want in zip(sizes, wanted, strict=True)]
+
+
+def _adaptive_average_pool(axes: int, call: Call) -> Value:
+    return pooling.adaptive_average_pool(call.site, call.value(), _outputs(axes, call))
+
+
+def _adaptive_max_pool(axes: int, call: Call) -> Result:
+    return [pooling.adaptive_max_pool(call.site, call.value(), _outputs(axes, call)), None]
+
+
+def _largest(call: Call) -> Value:
+    x, axes = call.value(), call.axes()
+    largest = pooling.maximum_over(call.site, x, shaping.node_axes(call.site, x, axes))
+    return largest if call["keepdim"] else shaping.squeezed(call.site, largest, axes)
+
+
+def _largest_and_place(call: Call) -> Result:
+    return [_largest(call), None]
+
+
+# --- shapes and parts -------------------------------------------------------------------------------------
+
+
+def _same(call: Call) -> Value:
+    return call.value()
+
+
+def _dropout(call: Call) -> Value:
+    if call["train"]:
+        raise call.site.unsupported("dropout that is active in eval mode makes the network random; pass self.training")
+    return call.value()
+
+
+def _cast(call: Call) -> Value:
+    kind = call["dtype"]
+    if kind not in (None, torch.float32, torch.float64):
+        raise call.site.unsupported(f"casts to {kind}, which rounds; give a model in float32")
+    return call.value()
+
+
+def _flatten(call: Call) -> Value:
+    return shaping.flattened(call.site, call.value(), call["start_dim"], call["end_dim"])
+
+
+def _reshape(call: Call) -> Value:
+    return shaping.reshaped_whole(call.site, call.value(), call["size"] or call["shape"])
+
+
+def _unflatten(call: Call) -> Value:
+    x, whole = call.value(), list(call.value().whole)
+    axis = shaping.positive(call.site, call["dim"], len(whole))
+    return shaping.reshaped_whole(call.site, x, [*whole[:axis], *call["sizes"], *whole[axis + 1 :]])
+
+
+def _squeeze(call: Call) -> Value:
+    if call["dim"] is None:
+        raise call.site.unsupported("without an axis it may drop the batch axis too; name the axes, as in x.squeeze(2)")
+    return shaping.squeezed(call.site, call.value(), call.axes())
+
+
+def _unsqueeze(call: Call) -> Value:
+    return shaping.unsqueezed(call.site, call.value(), [call["dim"]])
+
+
+def _permute(call: Call) -> Value:
+    return shaping.permuted(call.site, call.value(), call["dims"])
+
+
+def _transpose(call: Call) -> Value:
+    rank = len(call.value().whole)
+    order = list(range(rank))
+    first, second = (order[call[name]] for name in ("dim0", "dim1"))
+    order[first], order[second] = second, first
+    return shaping.permuted(call.site, call.value(), order)
+
+
+def _matrix_transpose(call: Call) -> Value:
+    return shaping.permuted(call.site, call.value(), range(len(call.value().whole) - 1, -1, -1))
+
+
+def _operands(call: Call) -> list[Value | Tensor]:
+    return [own if isinstance(own, Value) else own.detach().to(torch.float64) for own in call["tensors"]]
+
+
+def _concatenate(call: Call) -> Value:
+    return assembly.joined(call.site, _operands(call), call["dim"])
+
+
+def _stack(call: Call) -> Value:
+    operands = _operands(call)
+    first = next(own for own in operands if isinstance(own, Value))
+    axis = shaping.positive(call.site, call["dim"], len(first.whole) + 1)
+    layered = [
+        shaping.unsqueezed(call.site, own, [axis]) if isinstance(own, Value) else own.unsqueeze(axis)
+        for own in operands
     ]
+    return assembly.joined(call.site, layered, axis)
 
 
-def _average_pool(
-    axes: int,
-    site: Site,
-    input: Value,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Value:
-    windows = _windows(axes, site, input, kernel_size, stride, padding, 1, ceil_mode)
-    return pooling.average_pool(site, input, windows, count_include_pad, divisor_override)
+def _length(call: Call, name: str = "dim") -> int:
+    whole = call.value().whole
+    return whole[shaping.positive(call.site, call[name] or 0, len(whole))]
 
 
-def _max_pool(
-    axes: int,
-    site: Site,
-    input: Value,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Value:
-    if return_indices:
-        raise site.unsupported("returns indices besides values; expected return_indices=False")
-    return pooling.max_pool(site, input, _windows(axes, site, input, kernel_size, stride, padding, dilation, ceil_mode))
+def _taken(call: Call, places: Sequence[int] | int) -> Value:
+    x, axis = call.value(), call["dim"] or 0
+    if not isinstance(places, int) and list(places) == list(range(_length(call))):
+        return x
+    return shaping.taken(call.site, x, axis, places)
 
 
-def _adaptive_windows(axes: int, site: Site, input: Value, output_size: Any) -> list[WindowAxis]:
-    if len(input.shape) != axes + 1:
-        raise site.unsupported(f"pools over {axes} axes, but its operand has shape {input.shape} (no batch axis)")
-    wanted = [output_size] * axes if output_size is None or isinstance(output_size, int) else list(output_size)
-    outputs = [size if want is None else want for size, want in zip(input.shape[1:], wanted, strict=True)]
-    if any(size % want for size, want in zip(input.shape[1:], outputs, strict=True)):
-        raise site.unsupported(
-            f"windows of different lengths: {input.shape[1:]} into {tuple(outputs)}; expected 1 or a divisor"
-        )
-    return [
-        WindowAxis(size, size // want, size // want, (0, 0))
-        for size, want in zip(input.shape[1:], outputs, strict=True)
-    ]
+def _slice(call: Call) -> Value:
+    return _taken(call, range(_length(call))[call["start"] : call["end"] : call["step"]])
 
 
-def _adaptive_average_pool(axes: int, site: Site, input: Value, output_size: Any) -> Value:
-    return pooling.average_pool(site, input, _adaptive_windows(axes, site, input, output_size), count_padding=True)
+def _narrow(call: Call) -> Value:
+    start = call["start"] % _length(call)
+    return _taken(call, range(start, start + call["length"]))
 
 
-def _adaptive_max_pool(axes: int, site: Site, input: Value, output_size: Any, return_indices: bool = False) -> Value:
-    if return_indices:
-        raise site.unsupported("returns indices besides values; expected return_indices=False")
-    return pooling.max_pool(site, input, _adaptive_windows(axes, site, input, output_size))
+def _select(call: Call) -> Value:
+    return _taken(call, int(call["index"]))
 
 
-def _flatten(site: Site, input: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
-    return assembly.flattened(site, input, start_dim, end_dim, _BATCH)
+def _index_select(call: Call) -> Value:
+    return _taken(call, call.constant("index").long().tolist())
 
 
-def _reshape(site: Site, input: Value, *shape: Any) -> Value:
-    target = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-    if not all(isinstance(length, int) for length in target):
-        raise site.unsupported(f"reshapes by {shape}; expected numbers")
-    return assembly.reshaped_batch(site, input, list(target), _BATCH)
+def _parts(call: Call, lengths: Sequence[int]) -> Result:
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    return [_taken(call, range(start, start + n)) for start, n in zip(starts, lengths, strict=True)]
 
 
-def _squeeze(site: Site, input: Value, dim: int | Sequence[int] | None = None) -> Value:
-    if dim is None:
-        raise site.unsupported("without an axis it may drop the batch axis too; name the axes, as in x.squeeze(2)")
-    return assembly.squeezed(site, input, [dim] if isinstance(dim, int) else dim)
+def _split(call: Call) -> Result:
+    given, size = call["split_size"] or call["split_sizes"], _length(call)
+    if isinstance(given, int):
+        given = [min(given, size - start) for start in range(0, size, given)]
+    return _parts(call, given)
 
 
-def _unsqueeze(site: Site, input: Value, dim: int) -> Value:
-    return assembly.unsqueezed(site, input, [dim])
+def _chunk(call: Call) -> Result:
+    size = _length(call)
+    each = -(-size // call["chunks"])
+    return _parts(call, [min(each, size - start) for start in range(0, size, each)])
 
 
-def _mean(site: Site, input: Value, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Value:
-    if dim is None:
-        raise site.unsupported("a mean over the batch axis too; name the axes, as in x.mean((2, 3, 4))")
-    axes = assembly.node_axes(site, input, [dim] if isinstance(dim, int) else dim)
-    return assembly.mean(site, input, axes, keepdim)
+def _unbind(call: Call) -> Result:
+    return [_taken(call, place) for place in range(_length(call))]
 
 
-def _size(site: Site, input: Value, dim: int | None = None) -> Any:
-    whole = torch.Size((_BATCH, *input.shape))
-    return whole if dim is None else whole[dim]
+def _copy(call: Call) -> Value:
+    """What an operator in place writes over a whole tensor."""
+    source, like = call.either("src"), call.either("self")
+    whole = like.whole if isinstance(like, Value) else tuple(like.shape)
+    if isinstance(source, Tensor):
+        raise call.site.unsupported("writes a constant over a tensor")
+    return assembly.expanded(call.site, source, whole)
 
 
-def _rank(site: Site, input: Value) -> int:
-    return 1 + len(input.shape)
+def _scattered(call: Call, places: Sequence[int]) -> Value:
+    """The operand, with another tensor at some places of an axis."""
+    whole, source = call.either("self"), call.either("src")
+    count = (whole.whole if isinstance(whole, Value) else tuple(whole.shape))[call["dim"]]
+    if list(places) != list(range(places[0], places[-1] + 1)):
+        raise call.site.unsupported("writes to places with gaps between them; expected a step of 1")
+    outside = ((0, places[0]), (places[-1] + 1, count))
+    before, after = (_between(call, whole, start, stop) for start, stop in outside)
+    return assembly.joined(call.site, [*before, source, *after], call["dim"])
 
 
-def _getattr(site: Site, input: Value, attribute: str) -> Any:
-    if attribute == "shape":
-        return _size(site, input)
-    if attribute == "ndim":
-        return _rank(site, input)
-    raise site.unsupported(f"reads the attribute {attribute!r} of a value; expected 'shape' or 'ndim'")
+def _between(call: Call, whole: Value | Tensor, start: int, stop: int) -> list[Value | Tensor]:
+    if start == stop:
+        return []
+    if isinstance(whole, Tensor):
+        return [whole.narrow(call["dim"], start, stop - start)]
+    return [shaping.taken(call.site, whole, call["dim"], range(start, stop))]
 
 
-def _add(site: Site, input: Any, other: Any, alpha: float = 1.0) -> Value:
-    return assembly.added(site, _operand(input), _operand(other), alpha)
+def _slice_scatter(call: Call) -> Value:
+    whole = call.either("self")
+    count = (whole.whole if isinstance(whole, Value) else tuple(whole.shape))[call["dim"]]
+    return _scattered(call, range(count)[call["start"] : call["end"] : call["step"]])
 
 
-def _subtract(site: Site, input: Any, other: Any, alpha: float = 1.0) -> Value:
-    return assembly.added(site, _operand(input), _operand(other), -alpha)
+def _select_scatter(call: Call) -> Value:
+    source = call.either("src")
+    axis = call["dim"]
+    wide = shaping.unsqueezed(call.site, source, [axis]) if isinstance(source, Value) else source.unsqueeze(axis)
+    whole = call.either("self")
+    count = (whole.whole if isinstance(whole, Value) else tuple(whole.shape))[axis]
+    return _scattered(Call(call.site, {**call.arguments, "src": wide}), [call["index"] % count])
 
 
-def _multiply(site: Site, input: Any, other: Any) -> Value:
-    return assembly.multiplied(site, _operand(input), _operand(other))
-
-
-def _divide(site: Site, input: Any, other: Any) -> Value:
-    return assembly.divided(site, _operand(input), _operand(other))
-
-
-def _negative(site: Site, input: Value) -> Value:
-    return _multiply(site, input, -1.0)
-
-
-def _maximum(site: Site, input: Any, other: Any) -> Value:
-    if not (isinstance(input, Value) and isinstance(other, Value)):
-        raise site.unsupported("a maximum with a constant; expected two nodes")
-    return assembly.maximum(site, [input, other])
-
-
-FUNCTION_RULES: dict[Any, Callable[..., Any]] = {
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"), _relu),
-    F.dropout: _dropout,
-    F.dropout1d: _dropout,
-    F.dropout2d: _dropout,
-    F.dropout3d: _dropout,
-    **dict.fromkeys(("contiguous", "clone", "detach", "float", "double"), _same),
-    F.conv1d: partial(_convolution, 1),
-    F.conv2d: partial(_convolution, 2),
-    F.conv3d: partial(_convolution, 3),
-    F.linear: _linear,
-    F.batch_norm: _batch_norm,
-    F.avg_pool1d: partial(_average_pool, 1),
-    F.avg_pool2d: partial(_average_pool, 2),
-    F.avg_pool3d: partial(_average_pool, 3),
-    F.max_pool1d: partial(_max_pool, 1),
-    F.max_pool2d: partial(_max_pool, 2),
-    F.max_pool3d: partial(_max_pool, 3),
-    torch.max_pool1d: partial(_max_pool, 1),
-    torch.max_pool2d: partial(_max_pool, 2),
-    torch.max_pool3d: partial(_max_pool, 3),
-    F.adaptive_avg_pool1d: partial(_adaptive_average_pool, 1),
-    F.adaptive_avg_pool2d: partial(_adaptive_average_pool, 2),
-    F.adaptive_avg_pool3d: partial(_adaptive_average_pool, 3),
-    F.adaptive_max_pool1d: partial(_adaptive_max_pool, 1),
-    F.adaptive_max_pool2d: partial(_adaptive_max_pool, 2),
-    F.adaptive_max_pool3d: partial(_adaptive_max_pool, 3),
-    **dict.fromkeys((torch.flatten, "flatten"), _flatten),
-    **dict.fromkeys((torch.reshape, "reshape", "view"), _reshape),
-    **dict.fromkeys((torch.squeeze, "squeeze"), _squeeze),
-    **dict.fromkeys((torch.unsqueeze, "unsqueeze"), _unsqueeze),
-    **dict.fromkeys((torch.mean, "mean"), _mean),
-    "size": _size,
-    "dim": _rank,
-    getattr: _getattr,
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _add),
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_"), _subtract),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"), _multiply),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_"), _divide),
-    **dict.fromkeys((operator.neg, torch.neg, torch.negative, "neg"), _negative),
-    **dict.fromkeys((torch.maximum, "maximum"), _maximum),
-}
-
-
-# --- modules ----------------------------------------------------------------------------------------------
-
-
-@singledispatch
-def module_rule(module: nn.Module, site: Site, x: Value) -> Value:
-    """The value of a leaf module for its one operand."""
-    raise no_rule(site)
-
-
-@module_rule.register(nn.Identity)
-@module_rule.register(nn.Dropout)
-@module_rule.register(nn.Dropout1d)
-@module_rule.register(nn.Dropout2d)
-@module_rule.register(nn.Dropout3d)
-@module_rule.register(nn.AlphaDropout)
-@module_rule.register(nn.FeatureAlphaDropout)
-def _(module: nn.Module, site: Site, x: Value) -> Value:
+def _flip(call: Call) -> Value:
+    x = call.value()
+    for axis in call["dims"]:
+        x = shaping.taken(call.site, x, axis, range(x.whole[axis] - 1, -1, -1))
     return x
 
 
-@module_rule.register
-def _(module: nn.ReLU, site: Site, x: Value) -> Value:
-    return assembly.relu(site, x)
+def _roll(call: Call) -> Value:
+    x = call.value()
+    if not call["dims"]:
+        raise call.site.unsupported("rolls over all axes at once; name the axes")
+    for shift, axis in zip(call["shifts"], call["dims"], strict=True):
+        size = x.whole[axis]
+        x = shaping.taken(call.site, x, axis, [(place - shift) % size for place in range(size)])
+    return x
 
 
-@module_rule.register(nn.Conv1d)
-@module_rule.register(nn.Conv2d)
-@module_rule.register(nn.Conv3d)
-def _(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, site: Site, x: Value) -> Value:
-    if module.padding_mode != "zeros":
-        raise site.unsupported(f"padding_mode={module.padding_mode!r}; expected 'zeros'")
-    return _convolution(
-        len(module.kernel_size),
-        site,
-        x,
-        module.weight,
-        module.bias,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.groups,
-    )
+def _expand(call: Call) -> Value:
+    x, size = call.value(), call["size"]
+    front = len(size) - len(x.whole)
+    whole = [x.whole[i - front] if n == -1 else n for i, n in enumerate(size)]
+    return assembly.expanded(call.site, x, whole)
 
 
-@module_rule.register
-def _(module: nn.Linear, site: Site, x: Value) -> Value:
-    return _linear(site, x, module.weight, module.bias)
+def _repeat(call: Call) -> Value:
+    x, repeats = call.value(), call["repeats"]
+    x = shaping.reshaped_whole(call.site, x, [1] * (len(repeats) - len(x.whole)) + list(x.whole))
+    for axis, count in enumerate(repeats):
+        if count != 1:
+            x = shaping.taken(call.site, x, axis, list(range(x.whole[axis])) * count)
+    return x
 
 
-@module_rule.register(nn.BatchNorm1d)
-@module_rule.register(nn.BatchNorm2d)
-@module_rule.register(nn.BatchNorm3d)
-@module_rule.register(nn.SyncBatchNorm)
-def _(module: nn.BatchNorm1d, site: Site, x: Value) -> Value:
-    return _batch_norm(
-        site, x, module.running_mean, module.running_var, module.weight, module.bias, module.training, eps=module.eps
-    )
+_PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def _average_pool_module(axes: int, module: Any, site: Site, x: Value) -> Value:
-    divisor = getattr(module, "divisor_override", None)  # AvgPool1d has none
-    settings = (module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad, divisor)
-    return _average_pool(axes, site, x, *settings)
+def _pad(call: Call, mode: str | None = None) -> Value:
+    x, pad = call.value(), call["pad"] or call["padding"]
+    mode = mode or call["mode"]
+    rank = len(x.whole)
+    sides = {rank - 1 - i: (pad[2 * i], pad[2 * i + 1]) for i in range(len(pad) // 2)}
+    return assembly.padded_whole(call.site, x, sides, _PAD_MODES[mode], float(call["value"] or 0.0))
 
 
-def _max_pool_module(axes: int, module: Any, site: Site, x: Value) -> Value:
-    settings = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
-    return _max_pool(axes, site, x, *settings, module.return_indices)
+def _shuffle(call: Call) -> Value:
+    x, groups = call.value(), call["groups"]
+    order = torch.arange(x.whole[1]).reshape(groups, -1).T.flatten()
+    return shaping.taken(call.site, x, 1, order.tolist())
 
 
-def _adaptive_average_pool_module(axes: int, module: Any, site: Site, x: Value) -> Value:
-    return _adaptive_average_pool(axes, site, x, module.output_size)
+def _upsample(axes: int, mode: str, call: Call) -> Value:
+    x, factors, lengths = call.value(), call["scale_factors"], call["output_size"]
+    if factors is None:
+        named = [call[name] for name in ("scales_d", "scales_h", "scales_w", "scales") if call[name] is not None]
+        factors = named if len(named) == axes else None
+    if lengths is None:
+        lengths = [int(n * factor) for n, factor in zip(x.whole[-axes:], factors, strict=True)]
+    front = list(x.whole[:-axes])
+    coordinates = "align_corners" if call["align_corners"] else "half_pixel" if mode == "linear" else "asymmetric"
+    every = None if factors is None else [*[1.0] * len(front), *factors]
+    return resizing.resized(call.site, x, [*front, *lengths], every, Ways(mode, coordinates))
 
 
-def _adaptive_max_pool_module(axes: int, module: Any, site: Site, x: Value) -> Value:
-    return _adaptive_max_pool(axes, site, x, module.output_size, module.return_indices)
+# --- arithmetic and what is piecewise linear --------------------------------------------------------------
 
 
-for _rule, _kinds in (
-    (_average_pool_module, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)),
-    (_max_pool_module, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)),
-    (_adaptive_average_pool_module, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)),
-    (_adaptive_max_pool_module, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)),
-):
-    for _number, _kind in enumerate(_kinds, start=1):
-        module_rule.register(_kind, partial(_rule, _number))
+def _mean(call: Call) -> Value:
+    return assembly.mean(call.site, call.value(), call.axes(), bool(call["keepdim"]))
 
 
-@module_rule.register
-def _(module: nn.Flatten, site: Site, x: Value) -> Value:
-    return _flatten(site, x, module.start_dim, module.end_dim)
+def _sum(call: Call) -> Value:
+    return assembly.summed(call.site, call.value(), call.axes(), bool(call["keepdim"]))
+
+
+def _cumulative(call: Call) -> Value:
+    (axis,) = shaping.node_axes(call.site, call.value(), [call["dim"]])
+    return assembly.cumulative(call.site, call.value(), axis)
+
+
+def _add(call: Call) -> Value:
+    return assembly.added(call.site, call.either("self"), call.either("other"), float(_alpha(call)))
+
+
+def _subtract(call: Call) -> Value:
+    return assembly.added(call.site, call.either("self"), call.either("other"), -float(_alpha(call)))
+
+
+def _reverse_subtract(call: Call) -> Value:
+    negative = assembly.affine(call.site, call.value(), -float(_alpha(call)), 0.0)
+    return assembly.added(call.site, call.either("other"), negative, 1.0)
+
+
+def _alpha(call: Call) -> float:
+    return 1.0 if call["alpha"] is None else float(call["alpha"])
+
+
+def _addmm(call: Call) -> Value:
+    total = assembly.product(call.site, call.either("mat1"), call.either("mat2"))
+    total = assembly.affine(call.site, total, float(call["alpha"]), 0.0)
+    return assembly.added(call.site, total, call.either("self"), float(call["beta"]))
+
+
+def _multiply(call: Call) -> Value:
+    return assembly.multiplied(call.site, call.either("self"), call.either("other"))
+
+
+def _divide(call: Call) -> Value:
+    if call["rounding_mode"] is not None:
+        raise call.site.unsupported("rounds its quotient, which is not continuous")
+    return assembly.divided(call.site, call.either("self"), call.either("other"))
+
+
+def _negative(call: Call) -> Value:
+    return assembly.affine(call.site, call.value(), -1.0, 0.0)
+
+
+def _relu(call: Call) -> Value:
+    return assembly.relu(call.site, call.value())
+
+
+def _leaky_relu(call: Call) -> Value:
+    return assembly.leaky_relu(call.site, call.value(), torch.tensor(call["negative_slope"], dtype=torch.float64))
+
+
+def _prelu(call: Call) -> Value:
+    x, slope = call.value(), call.constant("weight")
+    if slope.dim() == 1 and len(slope) > 1:
+        slope = slope.reshape(-1, *[1] * (len(x.whole) - 2))
+    own, fitted = shaping.broadcast(call.site, [x, slope])
+    assert isinstance(own, Value)
+    assert isinstance(fitted, Tensor)
+    return assembly.leaky_relu(call.site, own, fitted)
+
+
+def _clamp(call: Call) -> Value:
+    least = call["min"] if call["min"] is not None else call["min_val"]
+    most = call["max"] if call["max"] is not None else call["max_val"]
+    if any(isinstance(bound, Tensor | Value) for bound in (least, most)):
+        raise call.site.unsupported("clamps to tensors; expected numbers")
+    return assembly.clamped(call.site, call.value(), least, most)
+
+
+def _relu6(call: Call) -> Value:
+    return assembly.clamped(call.site, call.value(), 0.0, 6.0)
+
+
+def _hard_sigmoid(call: Call) -> Value:
+    inner = assembly.clamped(call.site, assembly.affine(call.site, call.value(), 1.0, 3.0), 0.0, 6.0)
+    return assembly.affine(call.site, inner, 1.0 / 6.0, 0.0)
+
+
+def _absolute(call: Call) -> Value:
+    return assembly.magnitude(call.site, call.value())
+
+
+def _extremum(sign: float, call: Call) -> Value:
+    return assembly.maximum(call.site, [call.either("self"), call.either("other")], sign)
+
+
+def _by_axes(pattern: str, rule: Callable[[int, Call], Result]) -> dict[str, Callable[[Call], Result]]:
+    """The rule for 1, 2 and 3 axes."""
+    return {pattern.format(axes): partial(rule, axes) for axes in (1, 2, 3)}
+
+
+RULES: dict[str, Callable[[Call], Result]] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolution),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
+    "linear": _linear,
+    **dict.fromkeys(("matmul", "mm"), _product),
+    "addmm": _addmm,
+    "batch_norm": _batch_norm,
+    "_native_batch_norm_legit_no_training": partial(_first_of_three, _batch_norm),
+    **_by_axes("avg_pool{}d", _average_pool),
+    **_by_axes("max_pool{}d", _max_pool),
+    **_by_axes("max_pool{}d_with_indices", _max_pool_with_indices),
+    **_by_axes("adaptive_avg_pool{}d", _adaptive_average_pool),
+    **_by_axes("_adaptive_avg_pool{}d", _adaptive_average_pool),
+    **_by_axes("adaptive_max_pool{}d", _adaptive_max_pool),
+    **dict.fromkeys(("clone", "contiguous", "alias", "detach", "detach_", "lift_fresh_copy"), _same),
+    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), _dropout),
+    **dict.fromkeys(("_to_copy", "to"), _cast),
+    "flatten": _flatten,
+    "unflatten": _unflatten,
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "view_copy"), _reshape),
+    "squeeze": _squeeze,
+    "unsqueeze": _unsqueeze,
+    "permute": _permute,
+    "transpose": _transpose,
+    "t": _matrix_transpose,
+    "cat": _concatenate,
+    "stack": _stack,
+    "slice": _slice,
+    "narrow": _narrow,
+    "select": _select,
+    "index_select": _index_select,
+    **dict.fromkeys(("split", "split_with_sizes"), _split),
+    "chunk": _chunk,
+    "unbind": _unbind,
+    "copy": _copy,
+    "slice_scatter": _slice_scatter,
+    "select_scatter": _select_scatter,
+    "flip": _flip,
+    "roll": _roll,
+    "expand": _expand,
+    "repeat": _repeat,
+    "pad": _pad,
+    "constant_pad_nd": partial(_pad, mode="constant"),
+    **{f"reflection_pad{axes}d": partial(_pad, mode="reflect") for axes in (1, 2, 3)},
+    **{f"replication_pad{axes}d": partial(_pad, mode="replicate") for axes in (1, 2, 3)},
+    "channel_shuffle": _shuffle,
+    **{f"upsample_nearest{axes}d": partial(_upsample, axes, "nearest") for axes in (1, 2, 3)},
+    "upsample_linear1d": partial(_upsample, 1, "linear"),
+    "upsample_bilinear2d": partial(_upsample, 2, "linear"),
+    "upsample_trilinear3d": partial(_upsample, 3, "linear"),
+    "mean": _mean,
+    "sum": _sum,
+    "cumsum": _cumulative,
+    "amax": _largest,
+    "max": _largest_and_place,
+    **dict.fromkeys(("add", "add_"), _add),
+    **dict.fromkeys(("sub", "subtract"), _subtract),
+    "rsub": _reverse_subtract,
+    **dict.fromkeys(("mul", "multiply"), _multiply),
+    **dict.fromkeys(("div", "divide"), _divide),
+    "neg": _negative,
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    **dict.fromkeys(("prelu", "_prelu_kernel"), _prelu),
+    **dict.fromkeys(("clamp", "clamp_min", "clamp_max", "hardtanh"), _clamp),
+    "relu6": _relu6,
+    "hardsigmoid": _hard_sigmoid,
+    "abs": _absolute,
+    "maximum": partial(_extremum, 1.0),
+    "minimum": partial(_extremum, -1.0),
+}
+
+SUPPORTED = (
+    "convolutions and transposed convolutions, Linear and products with a constant matrix, BatchNorm, average, maximum "
+    "and adaptive pooling, ReLU, LeakyReLU, PReLU, ReLU6, Hardtanh, Hardsigmoid, clamp, abs, maximum and minimum, "
+    "concatenation, slices, padding, upsampling, reshapes and permutations, sums, means, and arithmetic with constants"
+)

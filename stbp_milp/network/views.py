@@ -32,7 +32,7 @@ from torch import Tensor
 
 from stbp_milp.errors import InputError
 from stbp_milp.network.graph import Network, Node
-from stbp_milp.network.layers import Convolution, Reshape, Scale, Select
+from stbp_milp.network.layers import Convolution, Permute, Reshape, Scale, Select
 
 LAYOUTS = ("CTHW", "TCHW", "THWC", "THW", "CHW", "HWC", "HW", "CT", "TC")
 _CLIP = "CTHW"
@@ -189,7 +189,9 @@ def _moved_input(network: Network, scaled: bool = False) -> dict[int, Tensor]:
             continue
         if isinstance(node.layer, Reshape):
             moved[at] = operand.reshape(node.layer.shape)
-        elif isinstance(node.layer, Select):
+        elif isinstance(node.layer, Permute):
+            moved[at] = operand.permute(node.layer.order)
+        elif isinstance(node.layer, Select) and not node.layer.padded:
             moved[at] = operand.index_select(node.layer.axis, node.layer.index.cpu())
         elif scaled and isinstance(node.layer, Scale):
             moved[at] = operand

@@ -28,11 +28,13 @@ from stbp_milp.network.graph import Network, Node
 from stbp_milp.network.layers import (
     Add,
     Affine,
+    Concatenate,
     Convolution,
     Input,
     Layer,
     Linear,
     Maximum,
+    Permute,
     ReLU,
     Reshape,
     Scale,
@@ -129,8 +131,24 @@ def reshapes(draw: st.DrawFn) -> Sample:
 def selects(draw: st.DrawFn) -> Sample:
     shape, seed = draw(shapes), draw(seeds)
     axis = draw(st.integers(0, len(shape) - 1))
-    index = draw(st.lists(st.integers(0, shape[axis] - 1), min_size=1, max_size=5))
-    return Sample(Select(axis, torch.tensor(index)), (shape,), seed)
+    padded = draw(st.booleans())
+    index = draw(st.lists(st.integers(-1 if padded else 0, shape[axis] - 1), min_size=1, max_size=5))
+    return Sample(Select(axis, torch.tensor(index), padded), (shape,), seed)
+
+
+@st.composite
+def permutations(draw: st.DrawFn) -> Sample:
+    shape, seed = draw(shapes), draw(seeds)
+    return Sample(Permute(tuple(draw(st.permutations(range(len(shape)))))), (shape,), seed)
+
+
+@st.composite
+def concatenations(draw: st.DrawFn) -> Sample:
+    shape, seed = draw(shapes), draw(seeds)
+    axis = draw(st.integers(0, len(shape) - 1))
+    lengths = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)))
+    operands = tuple((*shape[:axis], length, *shape[axis + 1 :]) for length in lengths)
+    return Sample(Concatenate(axis, lengths), operands, seed)
 
 
 @st.composite
@@ -155,7 +173,9 @@ AFFINE: dict[type, Callable[[], st.SearchStrategy[Sample]]] = {
     Linear: linears,
     Scale: scales,
     Reshape: reshapes,
+    Permute: permutations,
     Select: selects,
+    Concatenate: concatenations,
     Add: additions,
     Maximum: maxima,
 }
