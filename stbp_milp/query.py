@@ -68,7 +68,7 @@ class Query:
                 or sign not in (1, -1)
             ):
                 raise InputError(
-                    f"the phase {(relu, neuron, sign)} is none of the model {self.model.name}'s; "
+                    f"the phase {(relu, neuron, sign)} does not exist in the model {self.model.name}; "
                     f"give the position of a ReLU (one of {network.relus}), a flat index into it, and 1 or -1"
                 )
 

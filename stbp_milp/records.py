@@ -63,7 +63,7 @@ class Record:
     machine: dict[str, Any]
 
     def bounds(self) -> tuple[float, float]:
-        """Returns the proved lower bound (or -inf) and the smallest observed value (or inf) of the margin over the set."""
+        """Returns the proved lower bound (or -inf) and the smallest observed margin (or inf) over the set."""
         return float(self.margin["lower"]), float(self.margin["upper"])
 
     def to_json(self) -> str:
