@@ -34,7 +34,7 @@ class InputSet(Protocol):
         """The clean input, `(N or 1, *shape)`, which lies in every set of the batch."""
 
     def deviation(self, form: Tensor) -> Tensor:
-        """Computes `max <form, x - centre> >= 0` over each set, `(N, M, *shape) -> (N, M)`, differentiable in the form."""
+        """Computes `max <form, x - centre> >= 0` per set, `(N, M, *shape) -> (N, M)`, differentiable in the form."""
 
     def maximiser(self, form: Tensor) -> Tensor:
         """Returns points that attain the support function, `(N, M, *shape)`."""
@@ -155,7 +155,7 @@ class PerturbationSet:
         return torch.where(cover.squeeze(0).unsqueeze(1), inside, self.clip)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draws random clips of part 0, `(count, C, T, H, W)`, from random members; about half are corners of the box."""
+        """Draws random clips of part 0, `(count, C, T, H, W)`: random members, about half of them box corners."""
 
         def random(*shape: int) -> Tensor:  # drawn on the generator's device, so that all devices get the same numbers
             return torch.rand(shape, generator=generator, dtype=self.clip.dtype).to(self.clip.device)

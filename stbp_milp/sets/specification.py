@@ -221,8 +221,8 @@ class BoxSpecification:
     def build(self, clip: Tensor) -> PerturbationSet:
         """Builds the widened box around `clip` (C, T, H, W).
 
-        Programs that evaluate a property written in decimals round them to float32. A proof therefore covers the box and
-        its rounded version, and a counterexample may lie on a rounded side.
+        Programs that evaluate a property written in decimals round them to float32. A proof therefore covers the box
+        and its rounded version, and a counterexample may lie on a rounded side.
 
         Raises:
             InputError: the clip has another shape, or it lies outside the box.
@@ -245,5 +245,5 @@ def parse_set(text: str, voxels: Voxels) -> Choice:
     if form is None:
         raise InputError(f"unknown set {text!r}; expected one of: {FORMS}")
     if not re.fullmatch(form.pattern, text):
-        raise InputError(f"set {text!r} is not understood; write it like {form.example}")
+        raise InputError(f"set {text!r} is not understood; write it as in {form.example}")
     return form.build([int(n) for n in re.findall(r"\d+", text)], voxels, text)
