@@ -1,7 +1,7 @@
-"""Linear programs with integer variables, and the solvers that settle them. Knows no network and no tensor.
+"""Mixed-integer linear programs and the solvers for them; this package knows no networks and no tensors.
 
-`choose(program, "auto")` picks a backend that accepts the program; `backend.solve(program, limits)` answers with
-what is *proved* (`Solution.dual_bound`) and, kept apart from it, with a point that was *found*.
+`choose(program, "auto")` picks a backend that accepts the program. `backend.solve(program, limits)` returns what is
+*proved* (`Solution.dual_bound`) and, separately, a point that was *found*.
 """
 
 from solvers.backend import Backend, RefusedError, Solution, SolveLimits, Termination

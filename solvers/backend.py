@@ -1,7 +1,7 @@
-"""What a solver must promise. A *dual bound* is proved; a *point* was found; the two are never mixed.
+"""The contract of a solver: a *dual bound* is proved, a *point* was found, and the two are never mixed.
 
-The question is usually only a sign: is the minimum positive? `SolveLimits.stop_above` ends a run whose dual bound
-already says yes, `stop_below` one whose stored point already says no.
+Usually only the sign matters: is the minimum positive? `SolveLimits.stop_above` ends a run whose dual bound already
+says yes, and `stop_below` ends one whose stored point already says no.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from solvers.program import MixedIntegerProgram
 
 
 class RefusedError(RuntimeError):
-    """A backend cannot take a program: not installed, no licence, or a program beyond the licence's size."""
+    """A backend cannot solve a program: it is not installed, or its licence is missing or too small."""
 
 
 class Termination(Enum):
@@ -32,7 +32,7 @@ class Termination(Enum):
 
 @dataclass(frozen=True)
 class SolveLimits:
-    """When a run ends early. `memory_bytes` is kept by SCIP and Gurobi; HiGHS has no such limit."""
+    """When a run ends early; SCIP and Gurobi enforce `memory_bytes`, but HiGHS has no such limit."""
 
     seconds: float = float("inf")
     stop_above: float | None = None
@@ -47,9 +47,9 @@ class Solution:
     """How a run ended and what it established.
 
     Attributes:
-        dual_bound: proved lower bound of the minimum up to the solver's tolerances; minus infinity when nothing
-            is proved, plus infinity only when the program is infeasible.
-        point: the best point the solver *stored*, or None. A primal bound that the solver merely claims is no point.
+        dual_bound: proved lower bound of the minimum up to the solver's tolerances; minus infinity if nothing is
+            proved, plus infinity only if the program is infeasible.
+        point: the best point that the solver *stored*, or None; a primal bound without a stored point does not count.
         objective: the program's objective at `point`, computed here and not taken from the solver.
     """
 
@@ -64,8 +64,8 @@ class Solution:
 class Backend(Protocol):
     """A solver.
 
-    Laws: for every accepted program, `dual_bound <= min <= objective` up to the solver's tolerances, whatever limit
-    ended the run and whatever start was given; `point` is feasible up to the tolerances.
+    Laws: for every accepted program, `dual_bound <= min <= objective` up to the solver's tolerances, whichever limit
+    ended the run and whichever start was given; `point` is feasible up to the tolerances.
     """
 
     @property
@@ -73,15 +73,15 @@ class Backend(Protocol):
         """The solver's name in lower case."""
 
     def accepts(self, program: MixedIntegerProgram) -> str | None:
-        """None when the program can be solved here, otherwise a sentence that says why not."""
+        """Returns None if the solver can solve the program, otherwise a sentence that says why not."""
 
     def solve(self, program: MixedIntegerProgram, limits: SolveLimits, start: np.ndarray | None = None) -> Solution:
-        """Minimise.
+        """Minimises the program's objective.
 
         Args:
-            program: what to solve.
+            program: the program.
             limits: when to stop early.
-            start: a point `(n,)` to begin from; NaN marks a variable left open. A bad one does no harm.
+            start: a point `(n,)` to begin from; NaN marks an open variable. A bad start does no harm.
 
         Raises:
             RefusedError: the program is not accepted.
@@ -97,16 +97,16 @@ def conclude(
     seconds: float,
     nodes: int,
 ) -> Solution:
-    """The solution record with its invariants restored: the same rules for every backend.
+    """Makes the solution and restores its invariants, by the same rules for every backend.
 
-    A run ended by a limit counts as stopped above (or below) when its bound (or point) has in fact arrived there,
-    whatever the solver calls it.
+    A run that was ended by a limit counts as stopped above (or below) if its bound (or point) has in fact reached that
+    limit, whatever status the solver reports.
     """
     objective = None if point is None else program.objective(point)
     if termination is Termination.INFEASIBLE:
         return Solution(termination, float("inf"), None, None, seconds, nodes)
     if termination in (Termination.UNBOUNDED, Termination.ERROR) or not bound < float("inf"):
-        # An infinite bound without a verdict of infeasibility proves nothing that can be named.
+        # An infinite bound without a status of infeasibility proves nothing.
         bound = float("-inf")
     if termination not in (Termination.OPTIMAL, Termination.UNBOUNDED, Termination.ERROR):
         if limits.stop_above is not None and bound >= limits.stop_above:

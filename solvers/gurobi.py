@@ -1,7 +1,7 @@
-"""Gurobi. The fastest backend where its licence reaches.
+"""Gurobi: the fastest backend if its licence covers the program.
 
-`pip install gurobipy` brings a licence for 2,000 variables and 2,000 rows; a program beyond it fails only when it
-is optimised (error 10010). Which licence is in force is therefore found out by solving an oversized empty program once.
+`pip install gurobipy` includes a licence for 2,000 variables and 2,000 rows; a larger program fails only when it is
+optimised (error 10010). Solving an oversized empty program once therefore shows which licence is in force.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from solvers.backend import RefusedError, Solution, SolveLimits, Termination, conclude
 from solvers.program import MixedIntegerProgram
 
-BUNDLED_SIZE = 2000  # variables, and rows, that the bundled licence allows
+BUNDLED_SIZE = 2000  # the number of variables, and of rows, that the bundled licence allows
 _SIZE_LIMIT_EXCEEDED = 10010
-_NO_WIDTH = 1e-9  # rows no wider than this are equations: Gurobi keeps them to 1e-6, and each counts once
-_BOUNDED = (Termination.TIME, Termination.MEMORY, Termination.STOPPED_ABOVE)  # ends that leave a dual bound behind
+_NO_WIDTH = 1e-9  # rows no wider than this become equations: Gurobi keeps rows to 1e-6, and an equation counts as one
+_BOUNDED = (Termination.TIME, Termination.MEMORY, Termination.STOPPED_ABOVE)  # statuses with a valid dual bound
 
 
 class Gurobi:
-    """Gurobi through gurobipy; cutting planes off, which is faster on programs of networks."""
+    """Gurobi through gurobipy, with cutting planes off, which is faster on programs of networks."""
 
     name = "gurobi"
 
@@ -35,7 +35,7 @@ class Gurobi:
         m, n = program.rows.shape
         if max(m, n) > BUNDLED_SIZE and self._size_limited:
             return (
-                f"the program has {n} variables and {m} rows and Gurobi's bundled licence stops at {BUNDLED_SIZE}; "
+                f"the program has {n} variables and {m} rows, but Gurobi's bundled licence stops at {BUNDLED_SIZE}; "
                 "install a full licence (free for academics) or use another solver"
             )
         return None
@@ -84,7 +84,7 @@ class Gurobi:
 
 
 def _environment() -> Any:
-    """A quiet environment of its own: environments must not be shared between threads."""
+    """Makes a new quiet environment: environments must not be shared between threads."""
     import gurobipy
 
     environment = gurobipy.Env(empty=True)
@@ -138,7 +138,7 @@ def _read(model: Any, variables: Any, program: MixedIntegerProgram, limits: Solv
     }
     termination = terminations.get(model.Status, Termination.ERROR)
     point = np.asarray(variables.X) if model.SolCount else None
-    # Without integers Gurobi keeps no bound while it runs; only an optimum says something.
+    # Without integer variables Gurobi keeps no bound while it runs; only an optimum is a bound.
     known = termination is Termination.OPTIMAL or (model.IsMIP and termination in _BOUNDED)
     bound = float(model.ObjBound) if known else -np.inf
     nodes = int(model.NodeCount) if model.IsMIP else 0

@@ -1,7 +1,7 @@
-"""HiGHS. Free, always installed, and the solver of the linear relaxations.
+"""HiGHS: free, always installed, and the solver of the linear relaxations.
 
-Its option `objective_bound` is a cutoff in a mixed-integer run: nodes beyond it are thrown away and "infeasible" then
-means "nothing better", so it is never set. A callback that reads the dual bound stops the run instead;
+Its option `objective_bound` is a cutoff in a mixed-integer run: nodes beyond it are discarded, and "infeasible" then
+means "nothing better", so it is never set. Instead, a callback that reads the dual bound stops the run. The option
 `objective_target` compares the best *stored* solution and is safe.
 """
 
@@ -49,14 +49,14 @@ class Highs:
             solver.setOptionValue("objective_target", limits.stop_below)
         if limits.seconds < float("inf"):
             solver.setOptionValue("time_limit", max(limits.seconds - (time.monotonic() - began), 0.0))
-        with _stdout_to(2):  # silent as it is, it prints where it tries a solution once more
+        with _stdout_to(2):  # although silent, it prints when it retries a solution
             solver.run()
         return _read(solver, program, limits, began)
 
 
 @contextmanager
 def _stdout_to(target: int) -> Iterator[None]:
-    """What is printed to the process's standard output, by C code above all, goes to another file inside."""
+    """Redirects the process's standard output, above all that of C code, to another descriptor inside the block."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -68,11 +68,11 @@ def _stdout_to(target: int) -> Iterator[None]:
 
 
 def highs_model(program: MixedIntegerProgram, limits: SolveLimits, relaxed: bool = False) -> Any:
-    """A quiet solver that holds the program (`relaxed`: without integrality)."""
+    """Makes a quiet solver that holds the program; `relaxed` drops integrality."""
     import highspy
 
     with open(os.devnull, "wb") as nowhere, _stdout_to(nowhere.fileno()):
-        # It greets while it is created, before it can be told to be silent.
+        # It prints a banner when it is created, before it can be silenced.
         solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
         solver.silent()
     solver.setOptionValue("threads", limits.threads)
@@ -140,7 +140,7 @@ def _read(solver: Any, program: MixedIntegerProgram, limits: SolveLimits, began:
     if program.binaries:
         bound = float(information.mip_dual_bound)
     else:
-        # A linear program has no such field; its optimum is its own bound, an interrupted run proves nothing here.
+        # A linear program has no such field: its optimum is the bound, and an interrupted run proves nothing.
         optimal = termination is Termination.OPTIMAL
         bound = float(information.objective_function_value) if optimal else float("-inf")
     nodes = max(int(information.mip_node_count), 0)

@@ -1,4 +1,4 @@
-"""The one form in which every backend receives a problem: a linear program some of whose variables are binary."""
+"""The form in which every backend receives a problem: a linear program with some binary variables."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import scipy.sparse as sp
 class MixedIntegerProgram:
     """Minimise `cost @ x + offset` subject to `row_lower <= rows @ x <= row_upper` and `lower <= x <= upper`.
 
-    `x_j` must be whole where `integer[j]`; these variables are binaries, their bounds lie within [0, 1].
-    A missing side of a row or a variable is an infinity.
+    Variables with `integer[j]` are binaries, whose bounds lie within [0, 1]. A missing side of a row or a variable is
+    an infinity.
 
     Raises:
-        ValueError: the arrays do not fit together, a number is NaN, or an integer variable is no binary.
+        ValueError: the arrays do not fit together, a number is NaN, or an integer variable is not binary.
     """
 
     cost: np.ndarray  # (n,)
@@ -55,11 +55,11 @@ class MixedIntegerProgram:
         return int(self.integer.sum())
 
     def objective(self, point: np.ndarray) -> float:
-        """`cost @ point + offset`."""
+        """Computes `cost @ point + offset`."""
         return float(self.cost @ point + self.offset)
 
     def violation(self, point: np.ndarray) -> float:
-        """The largest absolute amount by which `point` breaks a row, a bound or integrality (0 when feasible)."""
+        """Returns the largest amount by which `point` violates a row, a bound or integrality (0 if it is feasible)."""
         activity = self.rows @ point
         sides = (self.row_lower - activity, activity - self.row_upper, self.lower - point, point - self.upper)
         whole = np.abs(point - np.round(point))[self.integer]

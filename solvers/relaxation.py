@@ -1,7 +1,7 @@
-"""Rigorous bounds from linear relaxations, and one relaxation asked many times with different objectives.
+"""Rigorous bounds from linear relaxations, and one relaxation that is solved for many objectives.
 
-By weak duality *any* multipliers of the rows give a valid lower bound, so nothing that a solver says needs to be
-believed: it only proposes the multipliers.
+By weak duality *any* multipliers of the rows give a valid lower bound, so no result of a solver has to be trusted: the
+solver only proposes the multipliers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PRIMAL = 4  # HiGHS' number for the primal simplex
 
 
 def dual_bound(program: MixedIntegerProgram, cost: np.ndarray, row_duals: np.ndarray) -> float:
-    """A proved lower bound of `min cost @ x` over the linear relaxation, from multipliers `(m,)` of the rows.
+    """Computes a proved lower bound of `min cost @ x` over the linear relaxation from multipliers `(m,)` of the rows.
 
     With `y` the multipliers and `r = cost - rows^T y`, every feasible x has
 
@@ -26,7 +26,7 @@ def dual_bound(program: MixedIntegerProgram, cost: np.ndarray, row_duals: np.nda
 
     where the first minimum is over the side that the sign of `y_i` picks. This holds for every y; a multiplier that
     picks an infinite side is set to zero first. The sum of all magnitudes times the unit roundoff and the number
-    of terms is subtracted, so the value is a bound in spite of float64 rounding. The program's offset is not included.
+    of terms is subtracted, so the value is a bound despite float64 rounding. The program's offset is not included.
 
     Raises:
         ValueError: a variable is unbounded, or a multiplier is NaN.
@@ -49,10 +49,10 @@ def dual_bound(program: MixedIntegerProgram, cost: np.ndarray, row_duals: np.nda
 
 
 class LinearRelaxation:
-    """The linear relaxation of a program, asked for the minimum of many linear forms from one basis to the next.
+    """The linear relaxation of a program, minimised for many linear forms, each warm-started from the last basis.
 
-    Law: `minimum(cost, seconds) <= min cost @ x` over the relaxation, whatever ended the run. Mutable and not safe
-    to share between threads: it holds a solver.
+    Law: `minimum(cost, seconds) <= min cost @ x` over the relaxation, whatever ended the run. It holds a solver, so it
+    is mutable and must not be shared between threads.
 
     Raises:
         ValueError: a variable is unbounded.
@@ -66,16 +66,16 @@ class LinearRelaxation:
         self._columns = np.arange(program.variables, dtype=np.int32)
 
     def minimum(self, cost: np.ndarray, seconds: float) -> float:
-        """A proved lower bound of `min cost @ x`, `cost` of shape `(n,)`; the minimum itself when time suffices.
+        """Returns a proved lower bound of `min cost @ x`, `cost` of shape `(n,)`; nearly the minimum if time suffices.
 
-        The bound is plus infinity never: an empty relaxation still gives a finite value.
+        The bound is always finite, even if the relaxation is empty.
         """
         return dual_bound(self._program, cost, self._duals(cost, seconds))
 
     def point(self) -> np.ndarray | None:
-        """Where the last run ended, `(n,)`: a vertex of the relaxation when it ended in time.
+        """Returns where the last run ended, `(n,)`: a vertex of the relaxation if it ended in time.
 
-        None where the solver has no point: out of time before its first one, or after a failure.
+        Returns None if the solver has no point, because it ran out of time before its first one or failed.
         """
         solution = self._highs.getSolution()
         point = np.array(solution.col_value)

@@ -1,12 +1,12 @@
-"""The same program in numbers of moderate size: solvers keep rows and whole numbers to absolute tolerances.
+"""Scaling of programs to numbers of moderate size, because solvers keep rows and integrality to absolute tolerances.
 
-A neuron in the millions with a weight of a millionth behind it is a harmless network, but a tolerance of 1e-6 on its
-big-M rows is then one of 1 on its value: dual bounds of SCIP and Gurobi were seen 0.5 above the true minimum.
-Measuring every column in a power of two near its own magnitude removes that, and rounds nothing.
+A neuron with values in the millions, followed by a weight of a millionth, is a harmless network. A tolerance of 1e-6 on
+its big-M rows, however, is then a tolerance of 1 on its value: dual bounds of SCIP and Gurobi were seen 0.5 above the
+true minimum. Measuring every column in a power of two near its own magnitude removes that without any rounding.
 
-A column whose box is narrow beside its magnitude is measured from its lower end, in its width: HiGHS takes a box
-narrower than its tolerance for a number, drops coefficients below 1e-9, and was seen to prove too much by 1e-4. That
-shift rounds, so rows become wider and the objective smaller by as much.
+A column whose box is narrow relative to its magnitude is measured from its lower end, in units of its width: HiGHS
+takes a box narrower than its tolerance for a constant, drops coefficients below 1e-9, and was seen to prove bounds that
+were too large by 1e-4. That shift rounds, so rows are widened and the objective is lowered by the rounding error.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _ROUNDING = 2.0**-50  # relative, of a few operations
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """A program with `x = origin + unit * y`; its minimum is at most the original one's, and equal but for rounding.
+    """A program with `x = origin + unit * y`; up to rounding its minimum is that of the original, and never larger.
 
     Attributes:
-        program: over y.
-        unit: (n,) powers of two, 1 for binaries and for columns without a finite box.
-        origin: (n,) 0 but for narrow boxes.
+        program: the program over y.
+        unit: powers of two (n,), 1 for binaries and for columns without a finite box.
+        origin: (n,), 0 except for narrow boxes.
     """
 
     program: MixedIntegerProgram
@@ -38,21 +38,21 @@ class Scaled:
     origin: np.ndarray
 
     def point(self, y: np.ndarray) -> np.ndarray:
-        """The original program's point."""
+        """Converts a point of this program to one of the original program."""
         return np.asarray(self.origin + self.unit * y)
 
     def start(self, x: np.ndarray) -> np.ndarray:
-        """A point of the original program, in this one's units."""
+        """Converts a point of the original program to one of this program."""
         return np.asarray((x - self.origin) / self.unit)
 
     @property
     def weight(self) -> float:
-        """The most that a unit of any column counts in the objective."""
+        """The largest coefficient of the objective, in magnitude."""
         return float(np.abs(self.program.cost).max(initial=0.0))
 
 
 def scaled(program: MixedIntegerProgram) -> Scaled:
-    """Columns in units near their magnitude or width, then rows likewise."""
+    """Scales columns to units near their magnitude or width, and then rows likewise."""
     reach = np.maximum(np.abs(program.lower), np.abs(program.upper))
     boxed = np.isfinite(reach)
     width = np.where(boxed, program.upper, 0.0) - np.where(boxed, program.lower, 0.0)
@@ -88,14 +88,14 @@ def scaled(program: MixedIntegerProgram) -> Scaled:
 
 
 def _products(rows: sp.csr_matrix, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`rows @ point`, and what rounding can have done to it and to what it is added to."""
+    """Computes `rows @ point`, and a bound of the rounding error of it and of a sum with it."""
     size = abs(rows) @ np.abs(point)
     terms = np.diff(rows.indptr) + 4
     return np.asarray(rows @ point), np.asarray(np.finfo(float).eps * terms * size)
 
 
 def _power_of_two(magnitude: np.ndarray) -> np.ndarray:
-    """The nearest power of two; 1 where the magnitude is moderate, zero or infinite."""
+    """Returns the nearest power of two; 1 if the magnitude is moderate, zero or infinite."""
     usable = np.isfinite(magnitude) & (magnitude > 0)
     exponent = np.round(np.log2(np.where(usable, magnitude, 1.0)))
     return np.asarray(np.exp2(np.where(np.abs(exponent) > _MODERATE, exponent, 0.0)))

@@ -1,8 +1,8 @@
-"""SCIP. The default where Gurobi's licence does not reach.
+"""SCIP: the default if Gurobi's licence does not cover the program.
 
-Four choices are measured: separation is off (3 to 8 times faster on programs of networks); with a start, primal
-heuristics are off and presolving is fast (twice again: the time goes into the bound); the sign limits are
-`limits/dual` and `limits/primal` and never an objective limit (it reports a primal bound without a solution); and
+Four choices are deliberate. Separation is off (3 to 8 times faster on programs of networks). With a start, primal
+heuristics are off and presolving is fast (twice as fast again, because the time goes into the bound). The sign limits
+are `limits/dual` and `limits/primal`, never an objective limit, which reports a primal bound without a solution.
 `optimizeNogil` lets other threads of the process run.
 """
 
@@ -32,7 +32,7 @@ _TERMINATIONS = {
 
 @dataclass(frozen=True)
 class Scip:
-    """SCIP through pyscipopt; one thread, whatever `SolveLimits.threads` says."""
+    """SCIP through pyscipopt, with one thread, whatever `SolveLimits.threads` says."""
 
     name: str = "scip"
 
@@ -53,7 +53,7 @@ class Scip:
             _add_start(model, variables, np.clip(start, program.lower, program.upper))
         model.optimizeNogil()
         status = model.getStatus()
-        if status == "userinterrupt":  # SCIP takes Ctrl-C for itself; the user meant the whole run
+        if status == "userinterrupt":  # SCIP catches Ctrl-C, but the user meant to end the whole run
             raise KeyboardInterrupt
         if status == "inforunbd" and np.isfinite(program.lower).all() and np.isfinite(program.upper).all():
             status = "infeasible"
@@ -70,15 +70,15 @@ class Scip:
 
 
 def _model(program: MixedIntegerProgram) -> tuple[Any, list[Any]]:
-    """The SCIP model and its variables in the program's order.
+    """Makes the SCIP model; returns it with its variables in the program's order.
 
-    Rows are built from term dictionaries: sums of expressions would copy every partial sum.
+    Rows are built from term dictionaries, because sums of expressions would copy every partial sum.
     """
     from pyscipopt.scip import Expr, ExprCons, Model, Term
 
     model = Model()
     model.hideOutput()
-    # pyscipopt's open sides are None; infinities would be taken for numbers.
+    # In pyscipopt an open side is None; infinities would be taken for numbers.
     variables = [
         model.addVar(vtype="B" if whole else "C", lb=_side(low), ub=_side(high), obj=cost)
         for low, high, whole, cost in zip(
@@ -96,7 +96,7 @@ def _model(program: MixedIntegerProgram) -> tuple[Any, list[Any]]:
             continue
         entries = {terms[columns[k]]: values[k] for k in range(starts[i], starts[i + 1])}
         if not entries:
-            # An empty row is a statement about zero; SCIP's front end has no linear row without a variable.
+            # An empty row constrains zero, but pyscipopt has no linear row without a variable.
             entries = {terms[0]: 0.0}
         model.addCons(ExprCons(Expr(entries), lhs=_side(low), rhs=_side(high)))
     return model, variables

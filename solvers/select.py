@@ -1,4 +1,4 @@
-"""Which solver takes a program: Gurobi where its licence reaches, then SCIP, then HiGHS."""
+"""The choice of a solver: Gurobi if its licence covers the program, then SCIP, then HiGHS."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Preference = Literal["auto", "scip", "gurobi", "highs"]
 
 
 def choose(program: MixedIntegerProgram, preference: Preference = "auto") -> Backend:
-    """The preferred backend, or the first of Gurobi, SCIP and HiGHS that accepts the program.
+    """Returns the preferred backend, or the first of Gurobi, SCIP and HiGHS that accepts the program.
 
     Raises:
-        RefusedError: the preferred one, or every one, refuses; the message has their reasons.
+        RefusedError: the preferred backend refuses, or all of them do; the message gives their reasons.
         ValueError: no backend has that name.
     """
     backends: dict[str, Backend] = {"gurobi": Gurobi(), "scip": Scip(), "highs": Highs()}

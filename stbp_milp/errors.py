@@ -1,12 +1,12 @@
-"""What can go wrong, told to the user: every message says what arrived, what was expected, what to do."""
+"""The errors that users see: every message says what arrived, what was expected and what to do."""
 
 from typing import Any
 
-_CONTRADICTION = 1e-5  # a proved bound may not exceed a margin seen by more than this
+_CONTRADICTION = 1e-5  # relative: a proved bound may exceed an observed margin by no more than this
 
 
 class StbpError(Exception):
-    """Base of every error this package raises on purpose."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class InputError(StbpError, ValueError):
@@ -21,8 +21,8 @@ class InternalError(StbpError, RuntimeError):
     """A fault of this package's own code (command line: exit code 70).
 
     Attributes:
-        outcome: what the run knew when it happened, an `Outcome` without a verdict, or with the counterexample that
-            it had found already; None where the run had not begun.
+        outcome: what the run knew when the fault occurred: an `Outcome` whose verdict is unknown, or falsified if a
+            counterexample had already been found; None if the run had not begun.
     """
 
     def __init__(self, message: str, outcome: Any = None) -> None:
@@ -31,7 +31,7 @@ class InternalError(StbpError, RuntimeError):
 
 
 class OutOfTimeError(StbpError):
-    """A step was left because the time is over: no failure, what was known before it holds. Never leaves `verify`."""
+    """A step was abandoned because time ran out. What was known before it still holds; it never leaves `verify`."""
 
 
 class SoundnessError(StbpError, AssertionError):
@@ -39,5 +39,5 @@ class SoundnessError(StbpError, AssertionError):
 
 
 def contradict(lower: float, seen: float) -> bool:
-    """Does a proved lower bound of a margin exceed one that was seen, by more than rounding explains?"""
+    """Does a proved lower bound of a margin exceed an observed margin by more than rounding can explain?"""
     return lower > seen + _CONTRADICTION * (1 + abs(seen))

@@ -1,6 +1,7 @@
-"""Files of results: whole or not there at all, and in place of an earlier one only where that is asked for.
+"""Result files: written completely or not at all, and replacing an earlier file only on request.
 
-A temporary file, fsync, and a hard link to its name: unlike a rename, a link fails where the name is taken.
+Each file is written to a temporary file, synced, and hard-linked to its name: unlike a rename, a link fails if the
+name is taken.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from pathlib import Path
 
 from stbp_milp.errors import InputError
 
-_ABANDONED = 600.0  # seconds: no writer takes so long
+_ABANDONED = 600.0  # seconds: no writer takes this long
 _ELSEWHERE = "give another folder with --out"
 
 
 def write_new_file(path: Path, content: bytes) -> None:
-    """Write a file that was not there before, whole or not at all.
+    """Writes a new file, completely or not at all.
 
     Raises:
-        InputError: the file is already there, or its folder cannot be written to.
+        InputError: the file already exists, or its folder is not writable.
     """
     try:
         _write(path, content, _take_name, _ELSEWHERE)
@@ -32,10 +33,10 @@ def write_new_file(path: Path, content: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes, advice: str = _ELSEWHERE) -> None:
-    """Write a file, whole or not at all, in place of an earlier one.
+    """Writes a file, completely or not at all, and replaces an earlier one of that name.
 
     Args:
-        advice: what to do where it cannot be written.
+        advice: the end of the error message: what to do if the file cannot be written.
 
     Raises:
         InputError: the file cannot be written.
@@ -44,7 +45,7 @@ def replace_file(path: Path, content: bytes, advice: str = _ELSEWHERE) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove temporary files of writers that were killed; a fresh one may be of a writer that is at it."""
+    """Removes temporary files of writers that were killed; fresh ones stay, as their writers may still be running."""
     for path in folder.glob(".*.part"):
         with suppress(OSError):  # somebody else removed it, or it is not ours to remove
             if time.time() - path.stat().st_mtime > _ABANDONED:
@@ -59,7 +60,7 @@ def _write(path: Path, content: bytes, take_name: Callable[[str, Path], None], a
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
+            os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
             take_name(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
@@ -70,7 +71,7 @@ def _write(path: Path, content: bytes, take_name: Callable[[str, Path], None], a
 
 
 def _take_name(temporary: str, path: Path) -> None:
-    """Give the finished file its name, if that is free."""
+    """Gives the finished file its name if that name is free."""
     try:
         os.link(temporary, path)
     except (FileExistsError, FileNotFoundError):
@@ -82,10 +83,10 @@ def _take_name(temporary: str, path: Path) -> None:
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Make sure that results can be written to `folder`, before a run spends its time.
+    """Makes sure that results can be written to `folder` before a run spends any time.
 
     Raises:
-        InputError: they cannot.
+        InputError: the folder cannot be made or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,17 +98,19 @@ def prepare_folder(folder: Path) -> Path:
 
 
 def make_again(folder: Path) -> None:
-    """Make a folder that was deleted since the run began; who writes to it says where that is impossible."""
+    """Makes a folder again that was deleted during the run; if that fails, the next write to it reports the error."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """While this holds, no other process can: runs that go on with a folder's results must not do so twice at once.
+    """Holds the folder's lock inside the block, so that two runs never continue the same folder's results at once.
+
+    The lock ends with its process, so a process that died leaves nothing behind.
 
     Raises:
-        InputError: another process holds it. It ends with its process, so nothing is left behind by one that died.
+        InputError: another process holds the lock.
     """
     with (folder / ".lock").open("a") as file:
         try:

@@ -1,4 +1,4 @@
-"""What a program hands to `verify_clip`: what is unambiguous is accepted, the rest refused in a sentence."""
+"""The arguments of `verify_clip`: unambiguous values are accepted, all others are refused with an explanation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from stbp_milp.inputs import bytes_as_floats, parse_domain, parse_epsilon
 
 
 def clip_values(clip: Tensor | np.ndarray, in_domain: bool) -> Tensor:
-    """The values in float64; uint8 is divided by 255 unless they are `in_domain`, as in `read_clip`.
+    """Returns the clip's values in float64; uint8 is divided by 255 unless it is `in_domain`, as in `read_clip`.
 
     Raises:
-        InputError: neither floats nor uint8, or not finite, or values that float32 cannot hold.
+        InputError: the values are neither floats nor uint8, are not finite, or cannot be held by float32.
     """
     if isinstance(clip, Tensor):
         clip = clip.detach().cpu().to_dense()
@@ -29,7 +29,7 @@ def clip_values(clip: Tensor | np.ndarray, in_domain: bool) -> Tensor:
     try:
         values = np.ascontiguousarray(clip)  # torch takes no negative strides
     except ValueError as error:
-        raise InputError(f"the clip is no array ({error}); expected floats in the data domain, or uint8") from error
+        raise InputError(f"the clip is not an array ({error}); expected floats in the data domain, or uint8") from error
     if values.dtype == np.uint8:
         return torch.from_numpy(bytes_as_floats(values, in_domain)).to(torch.float64)
     if values.dtype not in (np.float32, np.float64, np.float16):
@@ -41,47 +41,55 @@ def clip_values(clip: Tensor | np.ndarray, in_domain: bool) -> Tensor:
         held = np.array_equal(values, values.astype(np.float32))
     if not held:
         raise InputError(
-            "the clip holds values that float32 cannot hold, so the model would be given other ones; round it first, "
-            "as with clip.astype(numpy.float32)"
+            "the clip holds values that float32 cannot hold, so the model would see other values; round it first, "
+            "for example with clip.astype(numpy.float32)"
         )
     return torch.from_numpy(values.astype(np.float64))
 
 
 def source(model: nn.Module | str | Path) -> nn.Module | str | Path:
-    """Raises:
-    InputError: neither a module nor a path.
+    """Returns the model as it is.
+
+    Raises:
+        InputError: it is neither a module nor a path.
     """
     if not isinstance(model, nn.Module | str | Path):
-        raise InputError(f"the model is a {type(model).__name__}; expected a torch module, or the path of an ONNX file")
+        raise InputError(f"the model is a {type(model).__name__}; expected a torch module or the path of an ONNX file")
     return model
 
 
 def words(text: str) -> str:
-    """Raises:
-    InputError: a set that is no text.
+    """Returns the description of a set as it is.
+
+    Raises:
+        InputError: it is not text.
     """
     if not isinstance(text, str):
-        raise InputError(f"set is {text!r}; expected words, such as 'window:2'")
+        raise InputError(f"set is {text!r}; expected words such as 'window:2'")
     return text
 
 
 def radius(epsilon: float | str) -> float:
-    """A number, or one in words such as "4/255".
+    """Returns the radius, given as a number or as text such as "4/255".
 
     Raises:
-        InputError: neither, or not finite.
+        InputError: it is neither, or it is not finite.
     """
-    value = parse_epsilon(epsilon) if isinstance(epsilon, str) else number("epsilon", epsilon, "words such as '4/255'")
+    value = parse_epsilon(epsilon) if isinstance(epsilon, str) else number("epsilon", epsilon, "text such as '4/255'")
     if not math.isfinite(value):
         raise InputError(f"epsilon is {epsilon!r}; expected a finite radius")
     return value
 
 
 def number(name: str, value: Any, otherwise: str = "nothing") -> float:
-    """Any number as a float.
+    """Returns any kind of number as a float.
+
+    Args:
+        name: what the number is, for the error message.
+        otherwise: what else the caller accepts, for the error message.
 
     Raises:
-        InputError: text, no number, or too large.
+        InputError: it is text or not a number, or it is too large for a float.
     """
     try:
         if isinstance(value, str):
@@ -92,10 +100,10 @@ def number(name: str, value: Any, otherwise: str = "nothing") -> float:
 
 
 def whole(name: str, value: Any, meaning: str) -> int:
-    """A whole number, of any integer type or in digits.
+    """Returns a whole number, given as any integer type or as digits.
 
     Raises:
-        InputError: another type, or no such number.
+        InputError: it is neither.
     """
     try:
         if isinstance(value, bool):
@@ -106,10 +114,10 @@ def whole(name: str, value: Any, meaning: str) -> int:
 
 
 def interval(domain: Sequence[float] | str) -> tuple[float, float]:
-    """The smallest and the largest value of the data, or both in words, such as "0,255".
+    """Returns the smallest and the largest value of the data, given as two numbers or as text such as "0,255".
 
     Raises:
-        InputError: not two finite numbers, of which the first is smaller.
+        InputError: it is not two finite numbers with the smaller one first.
     """
     if isinstance(domain, str):
         return parse_domain(domain)

@@ -1,7 +1,8 @@
-"""What the user hands over as text: a clip in a numpy file, a radius, a data domain.
+"""Readers of what users give as text: a clip in a numpy file, a radius, a data domain.
 
-`read_clip` takes `clip.npy`, `clips.npy[7]`, `clips.npz`, `clips.npz:key`, `clips.npz:key[7]`: a file, the *key* of an
-array in it and the *item* along the array's first axis, the last two only where there is a choice.
+`read_clip` takes `clip.npy`, `clips.npy[7]`, `clips.npz`, `clips.npz:key` and `clips.npz:key[7]`: a file, the *key* of
+an array in it and the *item* along the array's first axis. The key and the item are only needed to choose among
+several.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PLACE = re.compile(r"(?P<path>.+?\.np[yz])(?::(?P<key>[^\[\]]+))?(?:\[(?P<item>-?\d+)\])?", re.IGNORECASE)
-# Exponents are short: Fraction would spend minutes on 1e999999999.
+# Exponents have at most two digits: Fraction would spend minutes on 1e999999999.
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,2})?", re.IGNORECASE)
 _FRACTION = re.compile(r"\d{1,40}/\d{1,40}")
 
-_KINDS = "a .npy or .npz file, such as clip.npy or clips.npz:key[7]"
+_KINDS = "a .npy or .npz file, for example clip.npy or clips.npz:key[7]"
 
-# What numpy and zipfile raise on damaged files.
+# What numpy and zipfile raise for damaged files.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -45,34 +46,35 @@ _UNREADABLE = (
 )
 
 
-DIVIDED = " (bytes, divided by 255)"  # of values, in a summary
+DIVIDED = " (bytes, divided by 255)"  # how a summary describes such values
 
 
 @dataclass(frozen=True, eq=False)
 class ReadClip:
-    """A clip (C, T, H, W) in float64, and what was done to the values of its file: "" or `DIVIDED`."""
+    """A clip (C, T, H, W) in float64, and what was done to the file's values: `DIVIDED`, or "" for nothing."""
 
     values: Tensor
     units: str
 
 
 def read_clip(text: str, as_given: bool = False) -> Tensor:
-    """The values of `read_clip_and_units`."""
+    """Returns the values that `read_clip_and_units` reads."""
     return read_clip_and_units(text, as_given).values
 
 
 def read_clip_and_units(text: str, as_given: bool = False, videos: str = "") -> ReadClip:
-    """The clip (C, T, H, W) that `text` names: float64, but every value one that float32 can hold.
+    """Reads the clip (C, T, H, W) that `text` names, in float64; float32 can hold every value.
 
-    An array (T, H, W), such as one volume of a file (N, T, H, W), becomes a clip of one channel, an image (H, W) a
-    clip of one frame, a vector one row of pixels. uint8 is divided by 255, unless the values are wanted `as_given`:
-    where the user names a data domain, they are in it already.
+    An array (T, H, W), for example one volume of a file (N, T, H, W), becomes a clip of one channel, an image (H, W) a
+    clip of one frame, and a vector one row of pixels. uint8 is divided by 255 unless the values are wanted `as_given`:
+    if the user names a data domain, they are in it already.
 
     Args:
-        videos: what the caller takes besides, for messages.
+        videos: what else the caller accepts, for error messages.
 
     Raises:
-        InputError: no such file, key or item; not a numpy file; not one to four axes; not finite numbers.
+        InputError: there is no such file, key or item; it is not a numpy file; the array does not have one to four
+            axes; or its numbers are not finite.
     """
     place = _PLACE.fullmatch(text)
     if place is None:
@@ -82,7 +84,7 @@ def read_clip_and_units(text: str, as_given: bool = False, videos: str = "") -> 
     try:
         if not path.is_file():
             raise InputError(f"there is no file {str(path)!r}; give {_KINDS}{videos}")
-        with path.open("rb") as stream:  # numpy leaves the files of damaged archives open
+        with path.open("rb") as stream:  # numpy does not close the files of damaged archives
             content = np.load(stream, allow_pickle=False)
             choose = _from_archive if path.suffix.lower() == ".npz" else _from_file
             array = choose(path, key, content)
@@ -90,12 +92,12 @@ def read_clip_and_units(text: str, as_given: bool = False, videos: str = "") -> 
         raise
     except PermissionError as error:
         raise InputError(
-            f"this user may not read {str(path)!r} or its folder; change the permissions, as with chmod u+r"
+            f"this user may not read {str(path)!r} or its folder; change the permissions, for example with chmod u+r"
         ) from error
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "pickle.load" in reason:  # numpy takes everything that it does not know for pickled objects
-            reason = "it does not begin as one"
+        if "pickle.load" in reason:  # numpy takes every format that it does not know for pickled objects
+            reason = "it does not begin like one"
         raise InputError(
             f"{str(path)!r} cannot be read as a numpy file ({reason}); save the clip again with numpy.savez"
         ) from error
@@ -105,10 +107,10 @@ def read_clip_and_units(text: str, as_given: bool = False, videos: str = "") -> 
 
 
 def parse_epsilon(text: str) -> float:
-    """A radius in the unit of the data, from a fraction ("4/255") or a decimal ("0.03", "1").
+    """Parses a radius in the unit of the data, written as a fraction ("4/255") or a decimal ("0.03", "1").
 
     Raises:
-        InputError: not a number, or negative.
+        InputError: it is not a number, or it is negative.
     """
     compact = "".join(text.split())
     if _FRACTION.fullmatch(compact) or (_NUMBER.fullmatch(compact) and len(compact) <= 40):
@@ -122,10 +124,10 @@ def parse_epsilon(text: str) -> float:
 
 
 def parse_domain(text: str) -> tuple[float, float]:
-    """The smallest and largest value of the data, from "0,1".
+    """Parses the smallest and the largest value of the data, written as "0,1".
 
     Raises:
-        InputError: not two finite numbers, or the first is not smaller.
+        InputError: it is not two finite numbers with the smaller one first.
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 2 and all(_NUMBER.fullmatch(part) for part in parts):
@@ -133,25 +135,25 @@ def parse_domain(text: str) -> tuple[float, float]:
         if low < high:
             return low, high
     raise InputError(
-        f"domain {text!r} is not an interval; expected the smallest and the largest value of the data: 0,1 or -1,1"
+        f"domain {text!r} is not an interval; expected the smallest and largest value of the data, such as 0,1 or -1,1"
     )
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes, from "4G", "512M" or "1.5G" (powers of 1024).
+    """Parses a number of bytes, written as "4G", "512M" or "1.5G" (powers of 1024).
 
     Raises:
-        InputError: not a positive number with K, M, G or T.
+        InputError: it is not a positive number followed by K, M, G or T.
     """
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2].upper()))) if match else 0
     if size <= 0:
-        raise InputError(f"memory {text!r} is not a size; expected a number with K, M, G or T, such as 512M or 4G")
+        raise InputError(f"memory {text!r} is not a size; expected a number with K, M, G or T, for example 512M or 4G")
     return size
 
 
 def size_in_words(size: int) -> str:
-    """A number of bytes as `parse_bytes` takes it, at least "1M"."""
+    """Formats a number of bytes as `parse_bytes` reads it, "1M" at least."""
     return f"{size / 2**30:.3g}G" if size >= 2**30 else f"{-(-size >> 20)}M"
 
 
@@ -183,7 +185,7 @@ def _from_archive(path: Path, key: str | None, content: object) -> NDArray[Any]:
 
 
 def _only_clip(path: Path, archive: np.lib.npyio.NpzFile) -> str:
-    """The only array of the archive, or the only one with four or five axes; headers alone are read."""
+    """Returns the key of the only array, or of the only one with four or five axes; reads nothing but headers."""
     if len(archive.files) == 1:
         return archive.files[0]
     headers = [header for key in archive.files if (header := _header(archive, key)) is not None]
@@ -191,7 +193,7 @@ def _only_clip(path: Path, archive: np.lib.npyio.NpzFile) -> str:
     if len(fitting) == 1:
         return fitting[0]
     raise InputError(
-        f"{str(path)!r} holds several arrays; choose one, as {path.name}:key, of {_listed(list(map(str, headers)))}"
+        f"{str(path)!r} holds several arrays; choose one with {path.name}:key from {_listed(list(map(str, headers)))}"
     )
 
 
@@ -208,12 +210,12 @@ def _one_item(array: NDArray[Any], item: int | None, text: str) -> NDArray[Any]:
     if item is None:
         if array.ndim == 5 and array.shape[0] != 1:
             raise InputError(
-                f"{text!r} holds {array.shape[0]} clips of shape {array.shape[1:]}; choose one, as {text}[0]"
+                f"{text!r} holds {array.shape[0]} clips of shape {array.shape[1:]}; choose one, for example {text}[0]"
             )
         return array[0] if array.ndim == 5 else array
     if array.ndim not in (4, 5):
         raise InputError(
-            f"{text!r} takes an item of an array of shape {array.shape}; expected (N, C, T, H, W) or (N, T, H, W)"
+            f"{text!r} asks for an item of an array of shape {array.shape}; expected (N, C, T, H, W) or (N, T, H, W)"
         )
     count = array.shape[0]
     if not 0 <= item < count:
@@ -223,15 +225,15 @@ def _one_item(array: NDArray[Any], item: int | None, text: str) -> NDArray[Any]:
 
 
 def bytes_as_floats(values: NDArray[np.uint8], as_given: bool) -> NDArray[np.float32]:
-    """Divided by 255, unless they are wanted as they are."""
+    """Converts bytes to floats, dividing them by 255 unless they are wanted as they are."""
     return values.astype(np.float32) / np.float32(1 if as_given else 255)
 
 
 def _to_clip(array: NDArray[Any], text: str, as_given: bool = False) -> Tensor:
-    """The values of `read_clip` for an array that `text` describes."""
+    """Makes a clip of an array, as `read_clip` does; `text` names the array in error messages."""
     if array.ndim not in (1, 2, 3, 4) or 0 in array.shape:
         raise InputError(
-            f"{text!r} has shape {array.shape}; expected a clip (C, T, H, W), or (T, H, W) for one channel"
+            f"{text!r} has shape {array.shape}; expected a clip (C, T, H, W), or (T, H, W) for a single channel"
         )
     array = array.reshape((1,) * (4 - array.ndim) + array.shape)
     if array.dtype == np.uint8:
@@ -240,12 +242,12 @@ def _to_clip(array: NDArray[Any], text: str, as_given: bool = False) -> Tensor:
         raise InputError(
             f"{text!r} holds values of type {array.dtype}; expected floats in the data domain, or uint8 from 0 to 255"
         )
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, which is refused below
         single = array.astype(np.float32)
     wrong = int((~np.isfinite(single)).sum())
     if wrong:
         raise InputError(f"{text!r} holds {wrong} values that are NaN, infinite or too large; expected finite numbers")
-    import torch  # takes seconds, which those who only parse words need not wait for
+    import torch  # the import takes seconds, and callers that only parse text need not wait for it
 
     return torch.from_numpy(single.astype(np.float64))
 

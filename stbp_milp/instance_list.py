@@ -1,7 +1,8 @@
-"""Lists of questions in VNN-COMP's layout.
+"""Reader of instance lists in the format of VNN-COMP.
 
-An *instance list* (`instances.csv`) has a model, a specification and a time limit in seconds a line, without a header;
-paths are relative to the list's folder. `results/README.md` documents it. Nothing here imports torch.
+An *instance list* (`instances.csv`) has one line per instance, without a header: a model, a specification and a time
+limit in seconds. Paths are relative to the list's folder. `results/README.md` documents the format. Nothing here
+imports torch.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from pathlib import Path
 
 from stbp_milp.errors import InputError
 
-VERDICTS = ("verified", "falsified", "unknown")  # that a specification may expect
+VERDICTS = ("verified", "falsified", "unknown")  # the verdicts that a specification may expect
 
 
 @dataclass(frozen=True)
 class ListedInstance:
-    """One line of an instance list; the paths are usable from the working directory.
+    """One line of an instance list; its paths can be opened from the working directory.
 
     Attributes:
         timeout: seconds.
@@ -30,10 +31,10 @@ class ListedInstance:
 
 
 def read_instances(path: str | Path) -> list[ListedInstance]:
-    """The instances of a list.
+    """Reads the instances of a list.
 
     Raises:
-        InputError: no such file, or a line that is not a model, a specification and seconds.
+        InputError: there is no such file, or some line is not a model, a specification and a number of seconds.
     """
     path = Path(path)
     try:
@@ -65,6 +66,6 @@ def _instance(path: Path, number: int, line: list[str]) -> ListedInstance:
 
 
 def _file(path: Path) -> Path:
-    """The file, or where it is only there compressed, that: lists of the competition name files without `.gz`."""
+    """Returns the path, with `.gz` if only the compressed file exists: the competition's lists leave out `.gz`."""
     compressed = path.with_name(path.name + ".gz")
     return compressed if not path.exists() and compressed.exists() else path

@@ -1,7 +1,7 @@
-"""Questions as files: our own specification of one question.
+"""Questions in files of our own format.
 
-A *specification* is a JSON file that names a clip, a set and a property; the clip's path is relative to its folder.
-`results/README.md` documents it.
+A *specification* is a JSON file that names a clip, a set and a property. The clip's path is relative to the folder of
+that file. `results/README.md` documents the format.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _REQUIRED = {"schema", "clip", "set", "epsilon"}
 
 @dataclass(frozen=True)
 class Specification:
-    """A question about any model that takes the clip.
+    """A question about any model that accepts the clip.
 
     Attributes:
-        clip: where the clip is, as `read_clip` takes it; relative paths are relative to `folder`.
-        folder: of the file that the specification was read from.
-        label: the class that must stay; None: the model's own prediction.
-        top_k: the class stays among the first so many.
+        clip: the clip's location, as `read_clip` takes it; relative paths are relative to `folder`.
+        folder: the folder of the file that the specification was read from.
+        label: the class that must be kept; None: the model's own prediction.
+        top_k: the number of leading classes among which that class must stay.
         tolerance: for regression: every output stays within +-tolerance of the clean output, in the output's unit.
-        expected: the verdict where it is known.
-        name: for people; None where it has none.
-        layout: the axes of the model's input, see `network.views`; None where nobody named them.
-        domain_given: is the set's domain the user's own? Then uint8 values are taken as they are.
+        expected: the verdict, if it is known.
+        name: a name for people to read; None if there is none.
+        layout: the axes of the model's input, see `network.views`; None if the user did not name them.
+        domain_given: whether the user gave the set's domain; uint8 values are then taken as they are.
     """
 
     clip: str
@@ -58,11 +58,11 @@ class Specification:
     layout: str | None = None
 
     def __post_init__(self) -> None:
-        if self.set.domain != (0.0, 1.0):  # nobody else can have said so
+        if self.set.domain != (0.0, 1.0):  # only the user can have given another domain
             object.__setattr__(self, "domain_given", True)
 
     def query(self, model: Model) -> Query:
-        """The question about `model`.
+        """Returns the question about `model`.
 
         Raises:
             InputError: the clip cannot be read, or clip, set, property and model do not fit together.
@@ -73,7 +73,7 @@ class Specification:
         clip = as_clip(clip, model.axes)
         if tuple(clip.shape) != model.network.input_shape:
             raise InputError(
-                f"the clip {self.clip!r} has shape {tuple(clip.shape)}, model {model.name} takes "
+                f"the clip {self.clip!r} has shape {tuple(clip.shape)}, but the model {model.name} takes "
                 f"{model.network.input_shape}; name a clip of that shape in the specification"
             )
         wanted = property_of(model.predict, clip, self.label, self.top_k, self.tolerance)
@@ -99,18 +99,18 @@ class Specification:
 
 
 def read_specification(path: str | Path) -> Specification:
-    """The specification in file `path`.
+    """Reads the specification in the file `path`.
 
     Raises:
-        InputError: no such file, or not a specification.
+        InputError: there is no such file, or it is not a specification.
     """
     try:
         entries = from_json(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{str(path)!r} cannot be read as a specification ({reason}); give a JSON file, or a property in VNN-LIB, "
-            ".vnnlib or .vnnlib.gz"
+            f"{str(path)!r} cannot be read as a specification ({reason}); give a JSON file, or a VNN-LIB property "
+            "(.vnnlib or .vnnlib.gz)"
         ) from error
     if not isinstance(entries, dict):
         raise InputError(
@@ -130,12 +130,12 @@ def read_specification(path: str | Path) -> Specification:
 
 
 def _nested(value: object) -> bool:
-    """Is there a list or an object in a list, or an object? The deepest that a specification has is a domain."""
+    """Is the value an object, or a list that holds one or another list? A domain is the deepest that is allowed."""
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value))
 
 
 def write_specification(specification: Specification, path: Path) -> None:
-    """Write to the new file `path`; see `write_new_file`."""
+    """Writes the specification to the new file `path`, see `write_new_file`."""
     write_new_file(path, specification.to_json().encode())
 
 
@@ -162,11 +162,11 @@ def _specification(entries: dict[str, Any], path: Path) -> Specification:
             raise wrong(field, "text")
     domain = entries.get("domain", [0.0, 1.0])
     if not (isinstance(domain, list) and len(domain) == 2 and all(map(number, domain))):
-        raise wrong("domain", "the smallest and the largest value of the data, as [0, 1]")
+        raise wrong("domain", "the smallest and the largest value of the data, such as [0, 1]")
     label, top, tolerance = (entries.get(field) for field in ("label", "top_k", "tolerance"))
     epsilon = entries["epsilon"]
     if not isinstance(epsilon, str) and not number(epsilon):
-        raise wrong("epsilon", 'a radius, as 0.03 or "4/255"')
+        raise wrong("epsilon", 'a radius such as 0.03 or "4/255"')
     for field, value in (("label", label), ("top_k", top)):
         if value is not None and type(value) is not int:
             raise wrong(field, "a whole number")

@@ -1,4 +1,4 @@
-"""The ledger of a run: which pieces are closed, what follows for the whole set, and what it took."""
+"""The ledger of a run: which pieces are closed, what follows for the whole set, and what that cost."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _LEAVES_KEPT = 1_000
 
 @dataclass(eq=False)
 class Ledger:
-    """What was proved so far, and at what cost.
+    """What has been proved so far, and at what cost.
 
     Attributes:
-        lower: proved lower bound of the margin over all that is asked about.
-        seconds, counts: wall time by stage; subproblems, splits and the like by name.
-        closed: pieces by the stage that closed them.
+        lower: proved lower bound of the margin over the whole set that is asked about.
+        seconds: wall time per stage.
+        counts: numbers of subproblems, splits and the like, by name.
+        closed: number of pieces closed by each stage.
     """
 
     lower: float = -math.inf
@@ -34,7 +35,7 @@ class Ledger:
     _leaves: list[Leaf] = field(default_factory=list)
 
     def close(self, piece: Piece) -> None:
-        """A piece is proved."""
+        """Records that a piece is proved."""
         self.closed[piece.method] = self.closed.get(piece.method, 0) + 1
         self._closed_lower = min(self._closed_lower, piece.lower)
         if len(self._leaves) < _LEAVES_KEPT:
@@ -42,11 +43,11 @@ class Ledger:
             self._leaves.append(Leaf(piece.clause, part, piece.splits, piece.lower, piece.method))
 
     def raise_lower(self, open_lower: float) -> None:
-        """The set's bound, given that of the pieces still open."""
+        """Updates the bound of the whole set, given the least bound of the pieces that are still open."""
         self.lower = max(self.lower, min(open_lower, self._closed_lower))
 
     def certificate(self) -> Certificate:
-        """Of a run that closed every piece."""
+        """Returns the certificate of a run that closed every piece."""
         return Certificate(self.lower, dict(self.closed), tuple(self._leaves))
 
     @contextmanager

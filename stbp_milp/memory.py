@@ -1,4 +1,4 @@
-"""How much memory there is to plan with, how a limit is kept, and what running out of it looks like."""
+"""How much memory a run may plan with, how a limit is enforced, and how to tell that memory ran out."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import psutil
 import torch
 
 _EXHAUSTED = ("allocate memory", "bad_alloc", "could not create a primitive")  # torch, C++, oneDNN
-_SHARE = 0.7  # of the free memory that a run may plan with
-_STATM = Path("/proc/self/statm")  # Linux: read in a microsecond, so that it can be asked before every operation
+_SHARE = 0.7  # the share of the free memory that a run may plan with
+_STATM = Path("/proc/self/statm")  # Linux: it is read in a microsecond, so it can be read before every operation
 
 _PAGE = mmap.PAGESIZE
 
-_limits: list[int] = []  # of this process, the innermost last, see `limited`
+_limits: list[int] = []  # the limits of this process, the innermost last; see `limited`
 
 
 def affordable(device: torch.device) -> int:
-    """Bytes a run on the device may plan with unless told otherwise: 70% of what is free there now."""
+    """Returns the bytes that a run on the device may plan with by default: 70% of what is free there now."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return int(_SHARE * free)
 
 
 def trim() -> None:
-    """Give back to the system what the C library has freed and kept (glibc; elsewhere nothing)."""
+    """Returns freed memory that the C library has kept to the system (glibc only; elsewhere it does nothing)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds now (its resident set), without what is freed already."""
+    """Returns the bytes of memory that this process holds now (its resident set), without what it has freed."""
     trim()
     return _held()
 
@@ -47,7 +47,7 @@ def _held() -> int:
 
 @contextmanager
 def limited(limit: int | None) -> Iterator[None]:
-    """Within: `ask_memory` knows that this process may hold so many bytes; None: as many as there are."""
+    """Limits this process to `limit` bytes inside the block, as checked by `ask_memory`; None: no limit."""
     if limit is None:
         yield
         return
@@ -59,12 +59,12 @@ def limited(limit: int | None) -> Iterator[None]:
 
 
 def room() -> float:
-    """Bytes that this process may take, beyond what it holds; infinite without a limit."""
+    """Returns the bytes that this process may take beyond what it holds; infinite without a limit."""
     return _limits[-1] - resident() if _limits else math.inf
 
 
 def ask_memory(more: float = 0) -> None:
-    """Before something that takes so many bytes more.
+    """Checks the limit before an operation that needs `more` bytes.
 
     Raises:
         MemoryError: the process would hold more than its limit.
@@ -74,7 +74,7 @@ def ask_memory(more: float = 0) -> None:
 
 
 def is_exhaustion(error: BaseException) -> bool:
-    """Does the error say that memory ran out? (What torch raises on CPUs is a plain RuntimeError.)"""
+    """Does the error say that memory ran out? (On CPUs torch raises a plain RuntimeError.)"""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _EXHAUSTED)

@@ -1,4 +1,4 @@
-"""Values as JSON can say them, and their digest."""
+"""Conversion of values to plain JSON, and their digest."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """`value` without tuples, numpy's numbers and infinities; infinite numbers become the strings "inf" and "-inf".
+    """Converts `value` to plain JSON values; infinite numbers become the strings "inf" and "-inf".
 
-    Text that UTF-8 cannot hold, as the name of a file in another encoding, has its odd bytes escaped.
+    Text that UTF-8 cannot hold, for example a file name in another encoding, gets its odd bytes escaped.
     """
     if isinstance(value, Mapping):
         return {plain(str(key)): plain(entry) for key, entry in value.items()}
@@ -30,10 +30,10 @@ def plain(value: Any) -> Any:
 
 
 def from_json(content: str | bytes) -> Any:
-    """The value of a JSON text.
+    """Parses a JSON text.
 
     Raises:
-        ValueError: it is none, or nested too deeply to be read.
+        ValueError: the text is not JSON, or it is nested too deeply to be read.
     """
     try:
         return json.loads(content)
@@ -42,10 +42,10 @@ def from_json(content: str | bytes) -> Any:
 
 
 def digest_of(value: Any) -> str:
-    """sha256 of `value` as JSON with sorted keys, as 64 hexadecimal digits."""
+    """Computes the sha256 of `value` as JSON with sorted keys, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def asked_model(digest: str, layout: str | None) -> Any:
-    """What a question says of its model; the layout only where the user named one."""
+    """Returns what a question's key says about its model: the digest, and the layout if the user named one."""
     return digest if layout is None else [digest, layout]

@@ -1,8 +1,8 @@
-"""What must hold of the output: linear rows in conjunctive normal form.
+"""Properties of a network's output: linear rows in conjunctive normal form.
 
-Row r of output y is `rows[r] @ y + offset[r]`. A *clause* is a set of rows of which one must be positive; the
-property holds at y when every clause does. Its *margin* is `min over clauses of max over its rows`: positive exactly
-when the property holds. Every bound in this package is a lower bound of rows or margins.
+The value of row r at output y is `rows[r] @ y + offset[r]`. A *clause* is a set of rows of which at least one must be
+positive; the property holds at y if every clause holds. Its *margin* is `min over clauses of max over its rows`:
+positive exactly when the property holds. Every bound in this package is a lower bound of rows or margins.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Property:
     Attributes:
         rows: (M, K) float64.
         offset: (M,) float64.
-        clauses: row indices of every clause.
+        clauses: the row indices of every clause.
         text: the property in words.
     """
 
@@ -39,25 +39,25 @@ class Property:
     text: str
 
     def margin(self, outputs: Tensor) -> Tensor:
-        """`(B, K) -> (B,)`: positive exactly where the property holds."""
+        """Computes the margin of each output, `(B, K) -> (B,)`: positive exactly where the property holds."""
         values = outputs.to(self.rows) @ self.rows.T + self.offset
         return self.clause_bounds(values).amin(-1)
 
     def to(self, target: torch.dtype | torch.device) -> Property:
-        """The same in another floating-point type or on another device."""
+        """Returns the same property in another floating-point type or on another device."""
         return replace(self, rows=self.rows.to(target), offset=self.offset.to(target))
 
     def clause_bounds(self, row_bounds: Tensor) -> Tensor:
-        """Lower bounds of rows `(..., M)` become lower bounds of clauses `(..., clauses)`."""
+        """Turns lower bounds of the rows, `(..., M)`, into lower bounds of the clauses, `(..., clauses)`."""
         if all(len(clause) == 1 for clause in self.clauses):
             return row_bounds[..., [clause[0] for clause in self.clauses]]
         return torch.stack([row_bounds[..., list(clause)].amax(-1) for clause in self.clauses], -1)
 
     def forms(self) -> tuple[Tensor, Tensor]:
-        """Forms worth bounding: one per clause, its only row or the mean of its rows, `(clauses, K)`, `(clauses,)`.
+        """Returns one form per clause, its only row or the mean of its rows: `(clauses, K)` and `(clauses,)`.
 
-        A clause holds wherever any convex combination of its rows is positive, so a lower bound of the mean is a
-        lower bound of the clause.
+        A clause holds wherever some convex combination of its rows is positive, so a lower bound of the mean is a lower
+        bound of the clause.
         """
         weight = self.rows.new_zeros(len(self.clauses), self.rows.shape[0])
         for i, clause in enumerate(self.clauses):
@@ -66,17 +66,17 @@ class Property:
 
 
 def same_class(label: int, classes: int) -> Property:
-    """Class `label` keeps a strictly larger score than every other class."""
+    """Returns the property that class `label` has a strictly larger score than every other class."""
     return top_k(label, 1, classes)
 
 
 def top_k(label: int, k: int, classes: int) -> Property:
-    """Fewer than k classes reach the score of class `label`.
+    """Returns the property that fewer than k other classes reach the score of class `label`.
 
-    One clause per set of k other classes: not all of them may reach it.
+    There is one clause per set of k other classes: not all of them may reach that score.
 
     Raises:
-        InputError: label or k outside the network's classes, or too many clauses.
+        InputError: label or k does not fit the number of classes, or there would be too many clauses.
     """
     if not 0 <= label < classes:
         raise InputError(f"label {label} is not one of the network's {classes} classes (0 to {classes - 1})")
@@ -97,14 +97,18 @@ def top_k(label: int, k: int, classes: int) -> Property:
 
 
 def within_tolerance(reference: Tensor, tolerance: float) -> Property:
-    """Every output stays within +-tolerance (in the output's unit) of `reference` (K,)."""
+    """Returns the property that every output stays within +-tolerance (in the output's unit) of `reference` (K,).
+
+    Raises:
+        InputError: the tolerance is not positive and finite, or the reference is not finite.
+    """
     if not 0 < tolerance < math.inf:
         raise InputError(
             f"the tolerance is {tolerance}; expected a positive, finite number in the unit of the network's output"
         )
     if not bool(reference.isfinite().all()):
         raise InputError(
-            f"the clean output is {reference.tolist()}, which no clip's output can be compared with; "
+            f"the clean output is {reference.tolist()}, but outputs can only be compared with finite numbers; "
             "check that the model computes finite numbers for this clip"
         )
     reference = reference.to(torch.float64)
@@ -120,7 +124,11 @@ def within_tolerance(reference: Tensor, tolerance: float) -> Property:
 def property_of(
     predict: Callable[[np.ndarray], np.ndarray], clip: Tensor, label: int | None, top: int, tolerance: float | None
 ) -> Property:
-    """The property in the user's words: a tolerance for regression, else a class (default: the clean prediction)."""
+    """Returns the property that the user asks for: a tolerance (regression) or a class (by default the prediction).
+
+    Raises:
+        InputError: the options contradict each other or do not fit the model's outputs.
+    """
     outputs = torch.from_numpy(predict(clip.to(torch.float32).numpy()[None])[0]).to(torch.float64)
     if tolerance is not None:
         if label is not None or top != 1:
@@ -130,6 +138,6 @@ def property_of(
         return within_tolerance(outputs, tolerance)
     classes = outputs.numel()
     if classes == 1:
-        raise InputError("the model has one output, a regression; give the tolerance its output may move by")
+        raise InputError("the model has a single output (a regression); give the tolerance by which it may change")
     chosen = int(outputs.argmax()) if label is None else label
     return same_class(chosen, classes) if top == 1 else top_k(chosen, top, classes)

@@ -1,8 +1,8 @@
-"""The JSON record of a run: what was asked, what came out, on what evidence, by which versions.
+"""The JSON record of a run: the question, the verdict, its evidence, and the versions that produced it.
 
-`results/README.md` documents every field. A record is written once, and never replaces another run's.
+`results/README.md` documents every field. A record is written once and never replaces that of another run.
 
-The *key* is the same for the same question asked in the same way: sha256 over model digest, clip, set, property and
+Equal questions with equal configurations have the same *key*: the sha256 of model digest, clip, set, property and
 configuration.
 """
 
@@ -37,7 +37,7 @@ SCHEMA = 1
 class Record:
     """One run, as plain JSON values; infinite numbers are the strings "inf" and "-inf".
 
-    Fields as in `results/README.md`.
+    The fields are documented in `results/README.md`.
     """
 
     schema: int
@@ -63,7 +63,7 @@ class Record:
     machine: dict[str, Any]
 
     def bounds(self) -> tuple[float, float]:
-        """The margin's least value over the set, proved from below (-inf: nothing) and seen (inf: nothing)."""
+        """Returns the proved lower bound (or -inf) and the smallest observed margin (or inf) over the set."""
         return float(self.margin["lower"]), float(self.margin["upper"])
 
     def to_json(self) -> str:
@@ -80,11 +80,11 @@ def make_record(
     files: Mapping[str, Path] | None = None,
     date: datetime | None = None,
 ) -> Record:
-    """The record of `outcome`.
+    """Makes the record of `outcome`.
 
     Args:
         clip_source: where the clip came from, in words or as the user wrote it.
-        command: the command line that can repeat the run.
+        command: a command line that repeats the run.
         files: the counterexample's files by kind ("clip", "picture", "animation"), in the record's folder.
         date: when the run began; now by default.
     """
@@ -117,25 +117,25 @@ def make_record(
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Write `record` to the new file `path`.
+    """Writes `record` to the new file `path`.
 
     Raises:
-        InputError: the file is already there, or its folder cannot be written to.
+        InputError: the file already exists, or its folder is not writable.
     """
     write_new_file(path, record.to_json().encode())
 
 
 def read_record(path: str | Path) -> Record:
-    """The record in file `path`.
+    """Reads the record in the file `path`.
 
     Raises:
-        InputError: no such file, or not a record of this schema.
+        InputError: there is no such file, or it is not a record of this schema.
     """
     try:
         entries = from_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{str(path)!r} cannot be read as a record ({reason}); give JSON that a run wrote") from error
+        raise InputError(f"{str(path)!r} cannot be read as a record ({reason}); give a run's JSON file") from error
     schema = entries.get("schema") if isinstance(entries, dict) else None
     if schema != SCHEMA:
         raise InputError(f"{str(path)!r} has record schema {schema!r}; this version reads schema {SCHEMA}")
@@ -147,14 +147,14 @@ def read_record(path: str | Path) -> Record:
 
 
 def run_stem(key: str, began: datetime, label: str = "") -> str:
-    """The name that a run's files share: when it began, perhaps a label, and the first 8 letters of its key."""
+    """Returns the common stem of a run's files: its start time, a label if given, and 8 characters of its key."""
     moment = began.astimezone(UTC).strftime("%Y%m%dT%H%M%S") + f"{began.microsecond // 1000:03d}Z"
     words = "".join(letter if letter.isalnum() else "-" for letter in label.lower()).strip("-")
     return "-".join(part for part in (moment, words, key[:8]) if part)
 
 
 def query_key(query: Query, configuration: Configuration) -> str:
-    """sha256 of the question and the way of answering it, as 64 hexadecimal digits."""
+    """Computes the sha256 of the question and the configuration, as 64 hexadecimal digits."""
     question = {
         "model": asked_model(query.model.digest, _layout(query)),
         "clip": clip_digest(query.clip),
@@ -170,13 +170,13 @@ def _layout(query: Query) -> str | None:
 
 
 def asked_set(query: Query) -> dict[str, Any]:
-    """The fields of the query's set; "phases" only where it asks about a subtree."""
+    """Returns the fields of the query's set; "phases" is present only if it asks about a subtree."""
     words = set_in_words(query.set)
     return words | {"phases": [list(phase) for phase in query.phases]} if query.phases else words
 
 
 def set_in_words(specification: SetSpecification | BoxSpecification) -> dict[str, Any]:
-    """The fields of a set; "part" only where it is a part of one, the sides' digest only of a box."""
+    """Returns the fields of a set; "part" is present only for parts, the digest of the sides only for boxes."""
     words: dict[str, Any] = {
         "text": specification.text,
         "epsilon": specification.epsilon,
@@ -188,13 +188,13 @@ def set_in_words(specification: SetSpecification | BoxSpecification) -> dict[str
 
 
 def clip_digest(clip: Tensor) -> str:
-    """sha256 of the clip's shape (as "C,T,H,W\\n") and its values as little-endian float64 in C order."""
+    """Computes the sha256 of the clip's shape ("C,T,H,W\\n") and its values, little-endian float64 in C order."""
     values = clip.detach().cpu().double().contiguous().numpy().astype("<f8")
     return hashlib.sha256(",".join(map(str, clip.shape)).encode() + b"\n" + values.tobytes()).hexdigest()
 
 
 def property_digest(property: Property) -> str:
-    """sha256 of the property's rows, offset and clauses as JSON."""
+    """Computes the sha256 of the property's rows, offset and clauses as JSON."""
     parts = [property.rows.tolist(), property.offset.tolist(), [list(clause) for clause in property.clauses]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -1,7 +1,7 @@
-"""What is kept of one instance of a batch: `KEY.json`, documented in `results/README.md`.
+"""The result of one instance of a batch: the file `KEY.json`, documented in `results/README.md`.
 
-A *result* exists for every instance that came to an end, also by being killed; the `Record` of the verifier is a part
-of it where the verifier itself came to an end. Nothing here imports torch: workers, drivers and reports read results.
+A *result* exists for every instance that ended, even if it was killed. It contains the verifier's `Record` if the
+verifier itself finished. Nothing here imports torch, because workers, drivers and reports all read results.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from stbp_milp.versions import distrusted
 
 SCHEMA = 1
 WORDS = ("verified", "falsified", "unknown", "timeout", "memout", "error")
-CONTRADICTION = "internal contradiction"  # how the reason of a result begins when two methods contradict each other
+CONTRADICTION = "internal contradiction"  # the beginning of a result's reason if two methods contradict each other
 
 
 @dataclass(frozen=True)
 class InstanceResult:
     """How one instance ended, as plain JSON values; infinite numbers are the strings "inf" and "-inf".
 
-    Fields as in `results/README.md`.
+    The fields are documented in `results/README.md`; `word` is the status.
     """
 
     key: str
@@ -55,11 +55,11 @@ class InstanceResult:
 
     @property
     def contradicts(self) -> bool:
-        """Is it a sign of a bug? See the function of that name."""
+        """Is the result a sign of a bug? See the function of the same name."""
         return contradicts(self.word, self.expected, self.reason)
 
     def bounds(self) -> tuple[float, float]:
-        """The margin's least value, proved from below (-inf: nothing) and seen (inf: nothing)."""
+        """Returns the proved lower bound (or -inf) and the smallest observed margin (or inf) over the set."""
         return float(self.margin["lower"]), float(self.margin["upper"])
 
     def to_json(self) -> str:
@@ -67,26 +67,25 @@ class InstanceResult:
 
 
 def contradicts(word: str, expected: str | None, reason: str | None) -> bool:
-    """Is the result a sign of a bug: the opposite of the expected verdict, or a contradiction between two methods?"""
+    """Is a result a sign of a bug: the opposite of the expected verdict, or a contradiction between two methods?"""
     return {word, expected} == {"verified", "falsified"} or (reason or "").startswith(CONTRADICTION)
 
 
 def key_of(model: str, question: str, timeout: float, memory_bytes: int, solver: str, seed: int) -> str:
-    """The key of an instance, of the digests of its model and its question and of how it is answered."""
+    """Computes the key of an instance from the digests of its model and question, and from its limits and options."""
     return digest_of({"model": model, "question": question, "configuration": [timeout, memory_bytes, solver, seed]})
 
 
 def key_of_part(whole: str, index: int, count: int, **more: Any) -> str:
-    """The key of a part of the set of the instance with the key `whole`; of a subtree, with what `more` says of it."""
+    """Computes the key of a part of the instance with the key `whole`; `more` describes a subtree of that part."""
     return digest_of({"whole": whole, "part": [index, count]} | more)
 
 
 def believed(path: Path) -> InstanceResult:
-    """The result in file `path`, if it can be what was computed for the key that is the file's name.
+    """Reads the result in the file `path` and checks that it is consistent with itself and with the file's name.
 
     Raises:
-        InputError: it cannot be read, says different things in different places, or comes from a version of this
-            package that is known to have got such results wrong.
+        InputError: it cannot be read, or it contradicts itself or the key in its name.
     """
     result = read_result(path)
     try:
@@ -99,37 +98,37 @@ def believed(path: Path) -> InstanceResult:
 
 
 def fault_of(result: InstanceResult) -> str | None:
-    """Why a result is not to be trusted, if the version that computed it is known to get such results wrong."""
+    """Returns why a result cannot be trusted, if the version that computed it is known to get such results wrong."""
     return distrusted(result.versions.get("stbp-milp"), result.word)
 
 
 def _doubt(result: InstanceResult, name: str) -> str | None:
-    """What does not fit together in a result whose file has this name."""
+    """Returns what is inconsistent in a result whose file has this name; None if nothing is."""
     if result.key != name:
-        return f"it is the result of key {result.key[:12]}..., and its file was copied or renamed"
+        return f"it is the result for the key {result.key[:12]}..., so its file was copied or renamed"
     if result.key != _own_key(result):
-        return "its key is not that of the instance, limits and configuration that it names"
+        return "its key does not match the instance, limits and configuration that it names"
     if result.word not in WORDS:
-        return f"its word is {result.word!r}, which is none of {', '.join(WORDS)}"
+        return f"its status is {result.word!r}, but must be one of {', '.join(WORDS)}"
     decided = result.word in ("verified", "falsified")
     record = result.record
     if record is None:
         return f"it is {result.word} without a record" if decided else None
     said = record["verdict"]
     if said != (result.word if decided else "unknown"):
-        return f"its word is {result.word!r}, but its record says {said!r}"
+        return f"its status is {result.word!r}, but its record says {said!r}"
     if record["model"]["digest"] != result.instance["model_sha256"]:
         return "its record is about another model"
-    # Of an instance that was cut, the record of a counterexample is that of the part it was found in.
+    # The record of a counterexample of an instance that was split is that of the part it was found in.
     if result.parts is None and _margin(record["margin"]) != _margin(result.margin):
-        return "its margin is not that of its record"
+        return "its margin differs from that of its record"
     return _doubt_of_evidence(result.word, record)
 
 
 def _own_key(result: InstanceResult) -> str:
     if result.part is not None:
         whole, index, count = (result.part[name] for name in ("whole", "index", "of"))
-        # The key of a subtree holds the versions of the driver, which a result does not.
+        # The key of a subtree depends on the driver's versions, which a result does not hold.
         return result.key if result.part.get("phases") else key_of_part(whole, index, count)
     asked, limits, how = result.instance, result.limits, result.configuration
     digests = asked["model_sha256"], asked["specification_sha256"]
@@ -139,13 +138,13 @@ def _own_key(result: InstanceResult) -> str:
 def _doubt_of_evidence(word: str, record: dict[str, Any]) -> str | None:
     proof, found = record["certificate"], record["counterexample"]
     if (proof is not None, found is not None) != (word == "verified", word == "falsified"):
-        return f"it is {word}, but its certificate and its counterexample do not say so"
+        return f"it is {word}, but its certificate and its counterexample do not fit that status"
     if proof is not None and not float(proof["lower"]) > 0.0:
         return "the bound of its certificate is not positive"
     if proof is not None and float(proof["lower"]) != float(record["margin"]["lower"]):
-        return "the bound of its certificate is not that of its margin"
+        return "the bound of its certificate differs from that of its margin"
     if found is not None and float(found["margin"]) > 0:
-        return "its counterexample has a positive margin, so it breaks nothing"
+        return "its counterexample has a positive margin, so it does not break the property"
     return None
 
 
@@ -157,16 +156,16 @@ def _margin(bounds: dict[str, Any]) -> tuple[float, float]:
 
 
 def read_result(path: Path) -> InstanceResult:
-    """The result in file `path`.
+    """Reads the result in the file `path`.
 
     Raises:
-        InputError: no such file, or not a result of this schema.
+        InputError: there is no such file, or it is not a result of this schema.
     """
     try:
         entries = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{str(path)!r} cannot be read as a result ({reason}); give one of a batch") from error
+        raise InputError(f"{str(path)!r} cannot be read as a result ({reason}); give a batch's result") from error
     schema = entries.get("schema") if isinstance(entries, dict) else None
     if schema != SCHEMA:
         raise InputError(f"{str(path)!r} has result schema {schema!r}; this version reads schema {SCHEMA}")

@@ -1,4 +1,4 @@
-"""What a run tries, and how much of its time that may take: everything that was chosen by measurement, in one place."""
+"""The methods that a run tries and their shares of its time: everything that was tuned by measurement."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from stbp_milp.branching import BranchingOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """How a query is gone about; every choice is sound, and the defaults are the fastest ones known.
+    """How a query is answered; every choice is sound, and the defaults are the fastest ones known.
 
     Attributes:
-        quick_attack, thorough_attack: before the first bounds, and after them; None: no attack.
-        quick_share, thorough_share: of the whole time, that they may take.
-        trial_share: of the whole time, until when a trial that has begun ends at the latest, on top of that.
-        union: is the whole set bounded at once, before its members are?
-        candidates: are minimisers of bounds, and points of solvers, tried as counterexamples?
+        quick_attack, thorough_attack: the attacks before and after the first bounds; None: no attack.
+        quick_share, thorough_share: the shares of the whole time that they may take.
+        trial_share: the additional share of the whole time after which even a trial that has begun is ended.
+        union: is the whole set bounded at once before its members are?
+        candidates: are minimisers of bounds and points of solvers tried as counterexamples?
         branching: how subproblems are bounded and split.
         matrices_limit: multiplications of a forward pass beyond which a network is not written down as matrices.
-        matrices_share: of the time left, that writing it down may take, with groups of members that share matrices.
-        places_listed: patches with more positions than this are split by halves; those with fewer are bounded one by
-            one, where that is measured to pay.
+        matrices_share: the share of the remaining time for writing down the matrices and grouping the members that
+            share them.
+        places_listed: patches with more positions than this are split in halves; positions of others are bounded one by
+            one, if that is measured to pay.
     """
 
     quick_attack: AttackConfiguration | None = QUICK

@@ -1,7 +1,7 @@
 """The answer to a query, with its evidence.
 
-`Verified(certificate) | Falsified(counterexample) | Unknown(reason)`; an `Outcome` adds how far every stage got.
-Margins are in the unit of the network's output; positive means the property holds.
+A verdict is `Verified(certificate)`, `Falsified(counterexample)` or `Unknown(kind, reason)`; an `Outcome` adds bounds,
+times and counts. Margins are in the unit of the network's output; a positive margin means that the property holds.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Leaf:
-    """One closed piece: a clause of the property on a part of the set, what was proved of it and how."""
+    """A closed piece: a clause of the property on a part of the set, the bound that was proved for it, and how."""
 
     clause: int  # index in `Property.clauses`
-    part: dict[str, Any]  # the piece of the set, as `Choice.describe` says it
-    phases: int  # how many ReLUs were split on the way to it
-    lower: float  # proved lower bound of the clause on it
+    part: dict[str, Any]  # the part of the set, as described by `Choice.describe`
+    phases: int  # number of ReLUs that were split to reach it
+    lower: float  # proved lower bound of the clause on that part
     method: str  # the stage that closed it
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Why the property holds on the whole set: the leaves cover it and every bound is positive, rounding included.
+    """Why the property holds on the whole set: the leaves cover it, and every bound is positive despite rounding.
 
     Attributes:
-        lower: proved lower bound of the margin over the whole set (the least of the leaves'); positive.
+        lower: proved lower bound of the margin over the whole set (the least bound of a leaf); positive.
         closed: number of leaves closed by each stage.
-        leaves: the first of the leaves (all of them up to a limit that keeps records small).
+        leaves: the first leaves, up to a limit that keeps records small.
     """
 
     lower: float
@@ -45,9 +45,9 @@ class Counterexample:
 
     Attributes:
         clip: (C, T, H, W), exactly in the set, and exactly what was given to the model (float32 values).
-        outputs: the original model's scores on it (K,).
-        margin: the original model's margin on it, <= 0.
-        stage: which stage found it.
+        outputs: the original model's scores on the clip (K,).
+        margin: the margin of those outputs, <= 0.
+        stage: the stage that found the clip.
     """
 
     clip: Tensor
@@ -67,11 +67,11 @@ class Falsified:
 
 
 class Reason(StrEnum):
-    """Why a run ended without a verdict; the value is the batch's word for it."""
+    """Why a run ended without a verdict."""
 
     TIME = "timeout"
     MEMORY = "memout"
-    NO_SOLVER = "no solver"  # nothing was allowed, or able, to settle what splits left
+    NO_SOLVER = "no solver"  # no solver was allowed, or able, to settle what splits left open
     SOLVER_REFUSED = "solver refused"
     SOLVER_TIME = "solver out of time"
     TOLERANCE = "within tolerances"
@@ -84,9 +84,9 @@ ADVICE = {
     Reason.MEMORY: "give a larger --memory",
     Reason.NO_SOLVER: "allow a solver with --solver auto",
     Reason.SOLVER_REFUSED: "use --solver auto, which takes the first solver that accepts a program",
-    Reason.SOLVER_TIME: "give a larger --timeout; a solver gets at most ten seconds for a part of the problem",
-    Reason.TOLERANCE: "the property may hold by less than solvers can tell from 0; ask for a slightly smaller eps",
-    Reason.ROUNDING: "the network's numbers cancel so much that float64 cannot decide; rescale its layers",
+    Reason.SOLVER_TIME: "give a larger --timeout; a solver gets at most ten seconds per subproblem",
+    Reason.TOLERANCE: "the margin may be too close to 0 for a solver to tell its sign; ask for a slightly smaller eps",
+    Reason.ROUNDING: "the network's values cancel so much that float64 cannot decide; rescale its layers",
     Reason.INTERNAL: "report this with the model, the clip and the options",
 }
 
@@ -96,8 +96,8 @@ class Unknown:
     """No verdict.
 
     Attributes:
-        kind: why, for programs.
-        reason: why, for people.
+        kind: the reason, for programs.
+        reason: the reason in words, for people.
     """
 
     kind: Reason
@@ -105,7 +105,7 @@ class Unknown:
 
     @property
     def advice(self) -> str:
-        """What may help."""
+        """What the user can try."""
         return ADVICE[self.kind]
 
 
@@ -114,15 +114,15 @@ Verdict = Verified | Falsified | Unknown
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has got; sent to the progress callback.
+    """How far a run has got; passed to the progress callback.
 
     Attributes:
-        stage: what runs now ("attack", "union bound", "split", "relu search", "milp").
+        stage: the stage that runs now ("attack", "union bound", "split", "relu search", "milp").
         lower: proved lower bound of the margin over the whole set so far (-inf: nothing yet).
-        upper: smallest margin seen on a clip of the set.
-        parts: subproblems of the set still open.
-        subproblems: subproblems bounded so far.
-        seconds: since the start.
+        upper: smallest margin observed on a clip of the set.
+        parts: number of open subproblems.
+        subproblems: number of subproblems bounded so far.
+        seconds: seconds since the start.
     """
 
     stage: str
@@ -135,17 +135,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A verdict and how it came about.
+    """A verdict and how it was reached.
 
     Attributes:
-        lower, upper: the margin's least value over the set lies in [lower, upper], as far as proved and seen.
+        lower, upper: the smallest margin over the set is at least `lower` (proved) and at most `upper` (observed).
         clean_outputs: the original model's scores on the clean clip (K,).
         decided_by: the stage that settled the last open piece ("clean", "attack", "union bound", "split",
             "relu search", "milp"), or None for unknown.
-        stage_seconds: wall time by stage.
-        counts: subproblems bounded, splits, programs solved and the like, by name.
-        reading: how far the network and the original were apart at most, on the clips that were tried last, relative
-            to the sizes of their scores (`network.reading`).
+        seconds: wall time of the whole run.
+        stage_seconds: wall time per stage.
+        counts: numbers of subproblems bounded, splits, programs solved and the like, by name.
+        reading: the largest difference between the network and the original model on the clips that were tried last,
+            relative to the size of their scores (`network.reading`).
     """
 
     verdict: Verdict

@@ -1,7 +1,7 @@
-"""The use case: a query in, a verdict with its evidence out.
+"""The entry points: they take a query and return a verdict with its evidence.
 
-The stages go from cheap to exact. A counterexample found anywhere ends the run; clauses of the property that are
-proved are not looked at again.
+The stages go from cheap to exact. A counterexample found by any stage ends the run, and clauses of the property that
+are proved are not examined again.
 """
 
 from __future__ import annotations
@@ -44,19 +44,24 @@ def verify(
     deadline: Deadline | None = None,
     strategy: Strategy = DEFAULT,
 ) -> Outcome:
-    """Does the property hold for every clip of the set?
+    """Decides whether the property holds for every clip of the set.
+
+    The outcome's verdict is `Verified` if the property is proved for every clip, `Falsified` if some clip of the set
+    breaks it (a margin of exactly 0 does), and `Unknown` with the reason if neither could be shown within the limits.
 
     Args:
-        on_progress: called a few times a second at most, from this thread.
-        deadline: of a run that began before, to read the model; None: the configuration's limit from now on. Without
-            any time left there is the clean prediction, and what follows from it.
+        query: the model, the clip, the set around it and the property.
+        configuration: the limits, the solver, the device and the seed.
+        on_progress: called from this thread, at most a few times per second.
+        deadline: the deadline of a run that began earlier, for example to read the model; None: the configuration's
+            time limit, starting now. If no time is left, only the clean clip is evaluated.
         strategy: which methods are tried, and for how long.
 
     Raises:
         InputError: the clip does not fit the model or the set, or there is no such device.
         SoundnessError: two methods contradict each other.
         InternalError: a fault of this package; its `outcome` holds what was known by then.
-        MemoryError: there was no room even to begin.
+        MemoryError: there was not even enough memory to begin.
     """
     with started(query, configuration, strategy, on_progress, deadline) as (context, state):
         run(context, state, STAGES)
@@ -76,23 +81,26 @@ def verify_clip(
     on_progress: OnProgress | None = None,
     layout: str | None = None,
 ) -> Outcome:
-    """`verify` for one clip and the usual properties; the time that the model takes to load counts.
+    """Decides whether a classification or a regression is robust for every clip of a set around one clip.
+
+    This is `verify` for the usual properties. The time for loading the model counts towards the time limit.
 
     Args:
         model: a torch module, or the path of an ONNX file.
-        clip: of the shape that the model takes, or (C, T, H, W) for a model in a file; values in the data domain that
-            float32 can hold. uint8 is divided by 255 where no domain is given.
-        set: in words, as in `SetSpecification`.
-        epsilon: radius in the units of the data, a number or words such as "4/255".
-        label: the class that must stay; the clean prediction without.
-        top: the class stays among the first `top`.
+        clip: the clip in the shape that the model takes, or (C, T, H, W) for a model in a file; the values must lie in
+            the data domain and be representable in float32. uint8 is divided by 255 if no domain is given.
+        set: the set in words, as in `SetSpecification`.
+        epsilon: the radius in the unit of the data, a number or text such as "4/255".
+        label: the class that must be kept; by default the clean prediction.
+        top: the class must stay among the first `top` classes.
         tolerance: for regression instead of a class: every output stays within +-tolerance of the clean output.
-        domain: smallest and largest value of the data; [0, 1] without.
-        layout: the axes of the model's input without the batch axis, such as "THWC"; needed where they are in doubt.
+        domain: the smallest and the largest value of the data; [0, 1] by default.
+        configuration, on_progress: as in `verify`.
+        layout: the axes of the model's input without the batch axis, such as "THWC"; needed if they are ambiguous.
 
     Raises:
         InputError: an argument cannot be used as it is.
-        UnsupportedLayerError, SoundnessError, InternalError: as `load_model` and `verify`.
+        UnsupportedLayerError, SoundnessError, InternalError: as in `load_model` and `verify`.
     """
     configuration = configuration or Configuration()
     deadline = Deadline.after(configuration.timeout)
@@ -106,8 +114,8 @@ def verify_clip(
     values = as_clip(values, loaded.axes)
     if tuple(values.shape) != loaded.axes.clip:
         raise InputError(
-            f"the clip has shape {tuple(values.shape)}, the model {loaded.name} takes {loaded.axes.shape}; give a clip "
-            "of that shape"
+            f"the clip has shape {tuple(values.shape)}, but the model {loaded.name} takes {loaded.axes.shape}; give a "
+            "clip of that shape"
         )
     return verify(
         Query(loaded, values, asked, property_of(loaded.predict, values, label, first, tolerance)),

@@ -1,6 +1,6 @@
-"""Which code a result came from: versions of python, of this package and of what it uses; and which to distrust.
+"""The versions of Python, of this package and of its dependencies, and which versions' results to distrust.
 
-Imports nothing heavy, so that processes that only look after results can say it too.
+This module imports nothing heavy, so that processes that only manage results can use it too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Fault:
     """A fault of earlier versions that makes some of their results worthless.
 
     Attributes:
-        mended: the first version without it.
-        words: of the results that cannot be trusted.
+        mended: the first version without the fault.
+        words: the statuses of results that cannot be trusted.
         what: the fault, as the end of a sentence.
     """
 
@@ -49,9 +49,9 @@ FAULTS = (
 
 
 def distrusted(version: object, word: str) -> str | None:
-    """Why a result with this word is not to be trusted, if that version computed it; None where it is.
+    """Returns why a result with this status cannot be trusted if that version computed it; None if it can.
 
-    A version that cannot be read as numbers has every fault.
+    A version that cannot be read as numbers is taken to have every fault.
     """
     for fault in FAULTS:
         if word in fault.words and _numbers(version) < _numbers(fault.mended):
@@ -66,7 +66,7 @@ def _numbers(version: object) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1)
 def versions() -> dict[str, Any]:
-    """Versions of python, of this package (and its git commit, where it runs from a checkout) and of what it uses."""
+    """Returns the versions of Python, of this package (with its git commit, in a checkout) and of its dependencies."""
     found: dict[str, Any] = {"python": platform.python_version(), "stbp-milp": VERSION}
     for name in _DISTRIBUTIONS:
         try:
@@ -77,10 +77,10 @@ def versions() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with "+changes" where files of the package differ from it."""
+    """Returns the checkout's commit, followed by "+changes" if files of the package differ from it."""
     here = Path(__file__).resolve().parent
     try:
-        # Fails where the package is installed inside somebody else's checkout.
+        # This fails if the package is installed inside another project's checkout.
         _git(here, "ls-files", "--error-unmatch", "errors.py")
         changes = _git(here, "status", "--porcelain", "--untracked-files=no", ".", "../solvers")
         return _git(here, "rev-parse", "HEAD") + ("+changes" if changes else "")

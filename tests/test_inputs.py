@@ -89,7 +89,7 @@ def test_values_are_those_of_float32(folder: Path, dtype: type) -> None:
         ("clips.npz:videos[-1]", "from 0 to 1"),
         ("clips.npz:labels[0]", "of shape"),
         ("clips.npz:labels", "int64"),
-        ("volumes.npz[0]", "choose one, as volumes.npz:key, of train (5, 3, 4, 4), test (2, 3, 4, 4)"),
+        ("volumes.npz[0]", "choose one with volumes.npz:key from train (5, 3, 4, 4), test (2, 3, 4, 4)"),
         ("nothing.npz", "no arrays"),
         ("empty.npy", "expected a clip"),
         ("nan.npy", "NaN"),

@@ -424,7 +424,7 @@ def test_bytes_are_divided_unless_a_domain_says_what_they_are(clip: Any, domain:
         ({"epsilon": float("inf")}, "finite radius"),
         ({"clip": np.full((1, 2, 1, 1), np.nan, np.float32)}, "2 values that are NaN or infinite"),
         ({"clip": "clip.npy"}, "expected floats"),
-        ({"clip": [[0.5], [0.5, 0.5]]}, "no array"),
+        ({"clip": [[0.5], [0.5, 0.5]]}, "not an array"),
         ({"clip": np.full((1, 3, 1, 1), 0.5, np.float32), "model": "absent.onnx"}, "absent.onnx"),
         ({"model": None}, "the path of an ONNX file"),
         ({"model": level(2).bfloat16()}, "bfloat16"),
@@ -464,7 +464,7 @@ def test_arguments_with_one_meaning(arguments: dict[str, Any]) -> None:
 
 def test_a_clip_of_another_shape_than_a_file_takes(tmp_path: Path) -> None:
     model = write_model(tmp_path / "net.onnx")
-    with pytest.raises(InputError, match=r"shape \(1, 4, 6, 5\), the model net takes \(1, 4, 6, 6\)"):
+    with pytest.raises(InputError, match=r"shape \(1, 4, 6, 5\), but the model net takes \(1, 4, 6, 6\)"):
         verify_clip(model, torch.zeros(1, 4, 6, 5), "everywhere", 0.1)
     with pytest.raises(InputError, match=r"takes \(1, 4, 6, 6\)"):  # as many values in another order
         verify_clip(model, torch.zeros(4, 1, 6, 6), "frames:0", 0.1)

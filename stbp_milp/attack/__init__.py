@@ -1,4 +1,4 @@
-"""Candidates inside the set: attacks, and whatever else might break the property."""
+"""Attacks, and the check of candidates: clips of the set that might break the property."""
 
 from stbp_milp.attack.candidates import representable
 from stbp_milp.attack.judge import Judge

@@ -1,4 +1,4 @@
-"""Judges candidates: the smallest margin seen, and the first counterexample that counts."""
+"""The judge of candidates, which keeps the smallest observed margin and the first confirmed counterexample."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from stbp_milp.verdict import Counterexample
 
 _LOG = logging.getLogger(__name__)
 
-_CLEARLY = 1e-6  # an operand beyond this lies on its side of 0, whatever the tolerances of bounds and solvers
-_WITH_ALL_LAYERS = 8  # clips whose values of every layer are kept at a time
+_CLEARLY = 1e-6  # a pre-activation beyond this has a definite sign, whatever the tolerances of bounds and solvers
+_WITH_ALL_LAYERS = 8  # number of clips whose values of every layer are kept at a time
 
-CLEAN = "clean"  # the stage that judges the clean clip; the original is asked about it whatever our network says
+CLEAN = "clean"  # the stage that judges the clean clip, on which the original model is always run
 
 
 class Judge:
-    """Keeps the smallest margin seen and the first counterexample; the original model has the last word.
+    """Keeps the smallest observed margin and the first counterexample; the original model decides what counts as one.
 
     Attributes:
-        least: the smallest margin of a clip of the set.
-        least_asked: the smallest of those that clearly have the phases the query asks about; no bound may exceed it.
-        least_clip: its clip.
-        nearest: of every stage the smallest margin and its clip.
+        least: the smallest observed margin of a clip of the set.
+        least_asked: the smallest margin of clips that clearly have the query's phases; no bound may exceed it.
+        least_clip: the clip of that margin.
+        nearest: the smallest margin and its clip per stage.
+        counterexample: the first clip on which the original model breaks the property, or None.
     """
 
     def __init__(self, query: Query, perturbation: PerturbationSet) -> None:
@@ -69,7 +70,7 @@ class Judge:
         return self._query.property.margin(self._query.model.network(clips.to(torch.float64)))
 
     def _asked_about(self, clips: Tensor) -> Tensor:
-        """Which of the clips clearly have the query's phases: `(B,)` bool."""
+        """Tells which of the clips clearly have the query's phases, `(B,)` bool."""
         network, asked = self._query.model.network, torch.ones(len(clips), dtype=torch.bool, device=clips.device)
         if self._query.phases:
             for some in torch.split(torch.arange(len(clips), device=clips.device), _WITH_ALL_LAYERS):

@@ -1,12 +1,12 @@
-"""Attacks: clips of the set with a margin as small as we can find.
+"""Attacks: a search for clips of the set with as small a margin as possible.
 
-A search is a generator of *trials*, batches of clips of the set with their margins; `attack` draws trials until one
-breaks the property, time is up or nothing is left to try. It has three stages:
+The search is a generator of *trials*, batches of clips of the set with their margins; `attack` takes trials until one
+breaks the property, time runs out, or nothing is left to try. It has three stages:
 
-1. *screen*: where the set has few members, the first-order best corner of every member;
-2. *explore*: jump from corner to corner of the set, choosing the cover anew each time from the slope where we are
-   (Frank-Wolfe with full steps), with random preferences for some places so that restarts differ;
-3. *refine*: signed-gradient steps of decreasing width inside one cover.
+1. *screen*: if the set has few members, try the corner of every member that is best to first order;
+2. *explore*: jump from corner to corner of the set, choosing the cover anew from the current gradient each time
+   (Frank-Wolfe with full steps), with random preferences for some positions so that restarts differ;
+3. *refine*: take signed-gradient steps of decreasing width inside one cover.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from stbp_milp.sets import PerturbationSet
 
 @dataclass(frozen=True)
 class AttackConfiguration:
-    """How long to try.
+    """How much effort an attack spends.
 
     Attributes:
-        restarts: starting points a target.
-        targets: clauses to drive down one by one, the ones nearest to breaking first.
-        explore_steps: covers chosen a start.
-        refine_steps: signed-gradient steps a start.
+        restarts: starting points per target.
+        targets: number of clauses to minimise one by one, those nearest to breaking first.
+        explore_steps: covers chosen per starting point.
+        refine_steps: signed-gradient steps per starting point.
         members: sets with more members than this are not screened.
-        screen_values: intermediate numbers of the network that screening may compute; the best members by
-            first-order gain go first.
+        screen_values: intermediate numbers of the network that screening may compute; the members with the largest
+            first-order gain are tried first.
         batch_values: intermediate numbers of the network held at once.
-        stop_below: a margin that ends the run.
+        stop_below: a margin that ends the attack.
     """
 
     restarts: int = 20
@@ -56,7 +56,7 @@ class AttackConfiguration:
 
 THOROUGH = AttackConfiguration()
 QUICK = AttackConfiguration(restarts=2, refine_steps=10, screen_values=1 << 24)
-"""A look at the easy corners only."""
+"""Tries only the easy corners."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class AttackResult:
     Attributes:
         clip: (C, T, H, W) float32, exactly in the set.
         margin: the network's margin on it in float64; at most 0 if it breaks the property.
-        trials: clips tried.
+        trials: number of clips tried.
     """
 
     clip: Tensor
@@ -79,7 +79,7 @@ Expired = Callable[[], bool]
 
 
 def never() -> bool:
-    """For runs without a deadline."""
+    """Returns False: for runs without a deadline."""
     return False
 
 
@@ -94,11 +94,11 @@ def attack(
 ) -> AttackResult:
     """Tries to break the property inside part 0 of the set (float64); ends at the first clip that does.
 
-    Args:
-        expired: asked before every trial.
-        interrupted: ends a trial in the middle (`interruptible`); None: trials come to their end.
+    If time or memory runs out, the best clip found so far is returned.
 
-    What was found stands where the memory of the process is used up.
+    Args:
+        expired: called before every trial.
+        interrupted: interrupts a trial (`interruptible`); None: trials are always completed.
     """
     objective = Objective.of(network, property, torch.float32, configuration.batch_values)
     best = _Best.of(network, property, perturbation)
@@ -114,16 +114,16 @@ def attack(
 
 @dataclass(frozen=True, eq=False)
 class _Best:
-    """The best result so far, and what it takes to judge another: the query in float64."""
+    """The best result so far, and the query in float64 for judging others."""
 
     result: AttackResult
-    seen: float  # smallest margin seen in float32
+    seen: float  # smallest margin observed in float32
     objective: Objective
     perturbation: PerturbationSet
 
     @classmethod
     def of(cls, network: Network, property: Property, perturbation: PerturbationSet) -> _Best:
-        """The clean clip is the first candidate."""
+        """Starts with the clean clip."""
         objective = Objective.of(network, property, torch.float64, 1)
         clean = representable(perturbation, perturbation.centre)
         margin = float(objective.values(clean.to(torch.float64)).amin())
@@ -142,7 +142,7 @@ class _Best:
 
 
 def _nearest_targets(objective: Objective, room: Room, count: int) -> tuple[Tensor, Tensor]:
-    """The clauses nearest to breaking at the clean clip, `(targets,)`, and their slopes, `(targets, C, T, H, W)`."""
+    """Returns the clauses nearest to breaking at the clean clip, `(targets,)`, and slopes `(targets, C, T, H, W)`."""
     values = objective.values(room.clip.unsqueeze(0)).squeeze(0)
     targets = values.argsort()[:count]
     parts = [
@@ -176,7 +176,7 @@ def _screen(
 ) -> Generator[Trial, None, tuple[Tensor, Tensor, Tensor] | None]:
     """Tries members one by one; returns the best clips, their covers and targets.
 
-    None where there is nothing to choose, or too much.
+    Returns None if there is nothing to choose from, or too much.
     """
     limit = min(configuration.members, _COVER_VOXELS // room.clip[0].numel())
     members = single_members(room.choice, limit)
@@ -212,9 +212,9 @@ def _screen(
 def _jump(
     objective: Objective, room: Room, clips: Tensor, covers: Tensor, targets: Tensor
 ) -> Generator[Trial, None, tuple[Tensor, Tensor]]:
-    """A few full steps from corner to corner of every row's cover; returns the best clips and their target values.
+    """Takes a few full steps between corners of every row's cover; returns the best clips and their target values.
 
-    A single first-order corner ranks members poorly where the box is wide.
+    A single first-order corner ranks members poorly if the box is wide.
     """
     best, best_value = clips, clips.new_full((len(clips),), torch.inf)
     for _ in range(_JUMPS):
@@ -226,17 +226,17 @@ def _jump(
 
 
 def _aimed(values: Tensor, targets: Tensor) -> Tensor:
-    """Every row's own clause, `(B, clauses), (B,) -> (B,)`."""
+    """Selects every row's own clause, `(B, clauses), (B,) -> (B,)`."""
     return values.gather(1, targets.unsqueeze(1)).squeeze(1)
 
 
 def _better(best: Tensor, best_value: Tensor, other: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Row by row the one with the smaller value."""
+    """Selects, per row, the one with the smaller value."""
     wins = (value < best_value).view(-1, *[1] * (best.dim() - 1))
     return torch.where(wins, other, best), torch.minimum(best_value, value)
 
 
-_NARROWED = 256  # screened members that are looked at again
+_NARROWED = 256  # screened members that are tried again
 _JUMPS = 3
 _COVER_VOXELS = 1 << 27  # covers of all members are held as booleans
 _SCORED = 1024
@@ -252,8 +252,8 @@ def _explore(
 ) -> Generator[Trial, None, tuple[Tensor, Tensor]]:
     """Jumps between corners of the set; returns every row's best clip and its cover.
 
-    Rows that are `first` for their target start at the clean clip and have no preference for places. The others
-    start at a random point of the box, which need not be in the set: only the slope there is used.
+    Rows that are `first` for their target start at the clean clip and have no preference for positions. The others
+    start at a random point of the box, which need not be in the set, because only its gradient is used.
     """
     count = targets.numel()
     # Random numbers are drawn on the CPU, so that runs are the same on every device.
@@ -279,9 +279,9 @@ def _explore(
 
 
 def _preference(count: int, voxels: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Random weights `(count, T, H, W)` in (0, 1]: a factor a frame, a coarse one a region and a fine one a voxel.
+    """Draws random positive weights `(count, T, H, W)`: factors per frame, coarse ones per region, fine ones per voxel.
 
-    Noise a voxel alone would average out under a patch or a frame, and every restart would choose the same place.
+    Noise per voxel alone would average out over a patch or a frame, and every restart would choose the same position.
     """
     coarse = tuple(min(n, 4) for n in voxels)
     region = torch.rand((count, 1, *coarse), generator=generator)
@@ -298,7 +298,7 @@ _MOMENTUM = 0.7
 def _refine(
     objective: Objective, room: Room, clips: Tensor, covers: Tensor, targets: Tensor, steps: int
 ) -> Generator[Trial]:
-    """Signed-gradient steps with momentum; each narrower width starts from the best clip of the row so far."""
+    """Takes signed-gradient steps with momentum; each narrower width starts from the row's best clip so far."""
     best, best_value = clips, clips.new_full((len(clips),), torch.inf)
     best_slope = torch.zeros_like(clips)
     for width in _WIDTHS:

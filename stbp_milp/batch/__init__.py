@@ -1,6 +1,6 @@
-"""Batches: thousands of instances, each ended at its limit whatever hangs, nothing lost when a process dies.
+"""Batches of thousands of instances: each ends at its limits even if it hangs, and no result is lost in a crash.
 
-The *driver* (`engine`) hands instances to Dask *workers*; a worker has a *keeper*, a small process with torch already
-imported, that forks one *child* an instance, watches it, and leaves nothing of it behind. `results/README.md`
-documents what is kept. Linux only.
+The *driver* (`engine`) hands instances to Dask *workers*. A worker has a *keeper*, a small process with torch already
+imported, which forks one *child* per instance, watches it, and leaves none of its processes behind.
+`results/README.md` documents the files that are kept. Linux only.
 """

@@ -1,6 +1,6 @@
-"""What the child of an instance does: read the question, verify, write the evidence, hand back the record.
+"""The job of an instance's child: it reads the question, verifies, writes the evidence and returns the record.
 
-The keeper imports this module once, with torch and all it needs; children have it by the fork.
+The keeper imports this module once, with torch and everything else it needs; children inherit it by the fork.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from stbp_milp.stages import OnProgress, neurons_to_split
 from stbp_milp.verdict import Falsified, Outcome, Progress, Reason, Unknown
 from stbp_milp.versions import versions
 
-for _late in ("onnx.reference.ops._op_list", "highspy", "gurobipy", "pyscipopt"):  # as far as installed
+for _late in ("onnx.reference.ops._op_list", "highspy", "gurobipy", "pyscipopt"):  # those that are installed
     with suppress(ImportError):
         import_module(_late)
 
 
 def _warm_up() -> None:
-    """Let everything that loads itself at its first use be loaded here, not in every child (seconds each).
+    """Loads whatever is loaded lazily at its first use, which would cost every child seconds.
 
-    On one thread: a pool of threads would not outlive the fork.
+    This runs on one thread, because a thread pool would not survive the fork.
     """
     versions()
     torch.set_num_threads(1)
@@ -53,14 +53,14 @@ def _warm_up() -> None:
 
 _warm_up()
 
-_HELD = 0.95  # of the memory limit, so that an orderly end comes before the process is killed
-_RESERVE = 0.03  # of the time, at most a second, so that an orderly end comes before the limit
-_RESERVE_AT_MOST = 1.0
-_CUT = 0.2  # of the time, that may be spent on where to cut an instance
+_HELD = 0.95  # the share of the memory limit that the verifier gets, so that it ends by itself before it is killed
+_RESERVE = 0.03  # the share of the time that is held back, so that the verifier ends by itself before the limit
+_RESERVE_AT_MOST = 1.0  # seconds
+_CUT = 0.2  # the share of the time that may be spent on deciding where to cut an instance
 
 
 def answer(task: Task, tell: Tell) -> dict[str, Any]:
-    """The word, the reason, the record and the evidence of one instance."""
+    """Answers one instance: returns its status, reason, record and evidence."""
     began = time.monotonic()
     try:
         named_device(_configuration(task).device)  # raises before anything is read
@@ -83,10 +83,10 @@ def answer(task: Task, tell: Tell) -> dict[str, Any]:
 
 
 def cut(task: Task, tell: Tell) -> dict[str, Any]:
-    """Into which parts the instance can be cut, at most as many as the task's part says.
+    """Decides how to cut the instance into at most as many parts as `task.part.count` asks for.
 
-    "parts": how many the set has; "neurons": of every part those whose phases cut it further, all as many as there
-    is need for, where members run out.
+    Returns "parts", the number of parts of the set, and "neurons": for every part the neurons whose phases cut it
+    further if the set has too few members.
     """
     assert task.part is not None
     try:
@@ -112,7 +112,7 @@ def _refused(error: InputError | SoundnessError) -> dict[str, Any]:
 
 
 def _neurons(task: Task, whole: Query, depth: int) -> tuple[Neuron, ...]:
-    """The neurons to cut one part by; a part that memory has no room for is not cut."""
+    """Returns the neurons to cut one part by; a part that does not fit into memory is not cut."""
     assert task.part is not None
     configuration = _configuration(task)
     try:
@@ -125,7 +125,7 @@ def _neurons(task: Task, whole: Query, depth: int) -> tuple[Neuron, ...]:
 
 
 def word_of(outcome: Outcome) -> tuple[str, str | None]:
-    """The batch's word for an outcome, and the reason of those without a verdict."""
+    """Returns the batch's status for an outcome, and the reason if there is no verdict."""
     if not isinstance(outcome.verdict, Unknown):
         return outcome.word, None
     unknown = outcome.verdict
@@ -133,7 +133,7 @@ def word_of(outcome: Outcome) -> tuple[str, str | None]:
 
 
 def _queries(task: Task) -> list[Query]:
-    """The questions of our own specification or of a VNN-LIB file."""
+    """Reads the questions of one of our own specifications or of a VNN-LIB file."""
     model = load_model(task.model)
     known = task.listed["model_sha256"]
     if model.digest != known:
@@ -149,7 +149,7 @@ def _queries(task: Task) -> list[Query]:
 
 
 def _in_words(task: Task, queries: Sequence[Query]) -> dict[str, Any]:
-    """What is asked, for the result of an instance that is killed."""
+    """Describes the question, for the result of an instance that is killed."""
     first = queries[0]
     return {
         "clip": str(task.specification),
@@ -175,7 +175,7 @@ def _configuration(task: Task) -> Configuration:
 
 
 def _reporter(tell: Tell) -> OnProgress:
-    """Tells bounds and stages on the way, for the result of an instance that is killed."""
+    """Returns a callback that passes on bounds and stage times, for the result of an instance that is killed."""
     stages: dict[str, float] = {}
     now, since = "clean", 0.0
 
@@ -193,7 +193,7 @@ def _answer(task: Task, queries: list[Query], configuration: Configuration, outc
     query = queries[0]
     files: Mapping[str, Path] = {}
     if isinstance(outcome.verdict, Falsified):
-        # A stem of its own for every attempt: another one, on another node, may be writing too.
+        # Every attempt has its own stem: another attempt, on another node, may be writing too.
         stem = f"{task.key[:12]}-{secrets.token_hex(4)}"
         files = save_counterexample(
             query, outcome.verdict.counterexample, outcome.clean_outputs, task.folder / EVIDENCE, stem

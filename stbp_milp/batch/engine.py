@@ -1,8 +1,8 @@
-"""The driver: which instance goes to a worker next, and what becomes of its result.
+"""The driver: it decides which instance a worker runs next, and keeps the results.
 
-Execution is at least once, a result exactly once: a worker that dies gives its instance back, and the first result
-that is written stays. No more instances are under way than workers can run, so that a worker's death is held against
-the instances that it ran, and not against others that waited for it.
+An instance is executed at least once and has exactly one result: if a worker dies, its instance is queued again, and
+the first result that is written stays. No more instances are submitted than workers can run, so that a worker's death
+counts against the instances that it ran, and not against others that were waiting for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from stbp_milp.errors import InputError, StbpError
 from stbp_milp.results import InstanceResult
 
 _TICK = 0.25  # seconds between two reports of the progress
-_LOOK = 1.0  # seconds between two looks at which workers there are
+_LOOK = 1.0  # seconds between two checks of the available workers
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +40,13 @@ class Progress:
     """How far a batch has got.
 
     Attributes:
-        total: instances of the list (equal lines count once).
-        words: how many instances have a result, by word.
-        contradictions: results that are the opposite of the expected verdict.
-        fresh: results of this run of the driver.
-        running: instances (or parts) under way.
-        workers: that can run an instance now.
-        seconds: since the driver began.
+        total: number of instances on the list (equal lines count once).
+        words: number of results per status.
+        contradictions: number of results that contradict the expected verdict.
+        fresh: number of results of this run of the driver.
+        running: number of instances (or parts) that are running.
+        workers: number of instances that the workers can run at once.
+        seconds: seconds since the driver began.
     """
 
     total: int
@@ -64,7 +64,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Unit:
-    """What a worker is asked to do: an instance, a part of one, or to say how to cut one."""
+    """A job for a worker: an instance, a part of one, or the plan of how to cut one."""
 
     kind: Literal["instance", "part", "plan"]
     task: Task
@@ -75,11 +75,11 @@ class EngineOptions:
     """How a batch is run.
 
     Attributes:
-        job: what a child runs, "module:function".
-        plan_job: says into which parts an instance can be cut.
-        split: in how many parts an instance is cut at most, of its set or subtrees of those; 1: not at all.
-        threads: of an instance.
-        devices_by_number: workers are numbered, and their devices too.
+        job: the function that a child runs, "module:function".
+        plan_job: the function that decides how to cut an instance.
+        split: the largest number of parts, or of their subtrees, that an instance is cut into; 1: it is not cut.
+        threads: number of threads per instance.
+        devices_by_number: does a worker use the device that has its own number?
     """
 
     job: str = "stbp_milp.batch.answer:answer"
@@ -97,11 +97,11 @@ def run_batch(
     options: EngineOptions,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
-    """Run those of the tasks that have no result yet; no worker is started where there are none.
+    """Runs those tasks that have no result yet; if there are none, no worker is started.
 
     Args:
-        mirror: of the same tasks, begun.
-        on_progress: called a few times a second.
+        mirror: the mirror of the same tasks, already begun.
+        on_progress: called a few times per second.
 
     Raises:
         InputError: a result cannot be written.
@@ -125,7 +125,7 @@ def run_batch(
 
 @dataclass(eq=False)
 class _Split:
-    """An instance in `tasks` of parts, `count` of the set with their subtrees."""
+    """An instance that was cut into `tasks`: the `count` parts of its set, or their subtrees."""
 
     task: Task
     count: int
@@ -190,7 +190,7 @@ class _Engine:
             workers = self.client.scheduler_info(n_workers=-1).get("workers", {}).values()
         except (OSError, CommClosedError) as error:
             raise self._gone() from error
-        if self.client.status in ("closing", "closed"):  # it has tried to connect again for a while
+        if self.client.status in ("closing", "closed"):  # the client has tried to reconnect for a while
             raise self._gone()
         if self.client.status != "running":
             self.slots = 0
@@ -233,7 +233,7 @@ class _Engine:
     def _take(self, ended: Sequence[tuple[Unit, Future[Any]]]) -> None:
         kept: list[InstanceResult] = []
         for unit, future in ended:
-            if future.cancelled() or future.status == "lost":  # with the connection; nobody is to blame
+            if future.cancelled() or future.status == "lost":  # with the connection: not the instance's fault
                 self.waiting.appendleft(unit)
                 continue
             try:
@@ -241,7 +241,7 @@ class _Engine:
             except InputError:
                 raise
             except Exception as error:
-                # Whatever went wrong out there, the instance is tried again.
+                # Whatever went wrong on the worker, the instance is tried again.
                 logger.info("instance %s failed on a worker", unit.task.key, exc_info=True)
                 value = self._failed(unit, error)
                 if value is None:
@@ -257,7 +257,7 @@ class _Engine:
             self._count(kept)
 
     def _failed(self, unit: Unit, error: Exception) -> Any:
-        """Try again, or what stands in for an answer after too many failures."""
+        """Queues the unit again and returns None, or after too many failures returns an answer that says so."""
         self.failures[unit.task.key] += 1
         if self.failures[unit.task.key] < ATTEMPTS:
             self.waiting.appendleft(unit)
@@ -270,7 +270,7 @@ class _Engine:
         return self.folder.keep(result)
 
     def _take_plan(self, task: Task, answer: dict[str, Any]) -> list[InstanceResult]:
-        """Queue the parts; or the instance itself, where it has no parts or was not cut within the limits."""
+        """Queues the parts, or the whole instance if it has only one part or could not be cut within the limits."""
         whole = replace(task, part=None)
         count = answer.get("parts")
         if answer.get("word") in ("timeout", "memout"):
@@ -288,7 +288,7 @@ class _Engine:
         return []
 
     def _take_part(self, task: Task, result: InstanceResult | None) -> list[InstanceResult]:
-        """The whole's result, when this part settles it."""
+        """Keeps the result of a part; returns the result of the whole instance if this part settles it."""
         assert task.part is not None
         split = self.splits[task.part.whole]
         if split.over or result is None:
@@ -301,7 +301,7 @@ class _Engine:
         return [self.folder.keep(whole_of(split.task, split.results, split.count))]
 
     def _cancel(self, whole: str | None) -> None:
-        """End the parts of an instance, or everything (None)."""
+        """Cancels the parts of an instance, or everything (None)."""
 
         def concerned(unit: Unit) -> bool:
             return whole is None or (unit.task.part is not None and unit.task.part.whole == whole)
@@ -309,7 +309,7 @@ class _Engine:
         self.waiting = deque(unit for unit in self.waiting if not concerned(unit))
         futures = [future for future, unit in self.flying.items() if concerned(unit)]
         if futures and self.client.status == "running":
-            with suppress(OSError, CommClosedError):  # workers that are gone run nothing
+            with suppress(OSError, CommClosedError):  # workers that are gone run nothing any more
                 self.client.run(cancel, self.plugin.name, self.run_id, whole, on_error="ignore")
 
     def _count(self, results: Sequence[InstanceResult]) -> None:

@@ -1,7 +1,7 @@
-"""The folder of a batch: one file a result, marks of the runs in progress, evidence. Drivers and workers share it.
+"""The folder of a batch, which driver and workers share: one file per result, marks of runs in progress, evidence.
 
-A result appears whole or not at all, and the first writer wins. A *mark* is a small file that says that a worker runs
-an instance; it goes when the run ends, so a mark that stays counts a worker that died over the instance.
+A result is written completely or not at all, and the first writer wins. A *mark* is a small file saying that a worker
+runs an instance. It is removed when the run ends, so every mark that stays counts one worker that died.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _RECORDS, _PARTS, _RETRIED, _ATTEMPTS, _RUNS = "records", "parts", "retried", "a
 
 logger = logging.getLogger(__name__)
 
-_ADVICE = "free its disk or give another folder with --out; the same command goes on where this one stopped"
+_ADVICE = "free space on its disk or give another folder with --out; the same command goes on where this one stopped"
 
 
 class UnkeptError(InputError):
-    """There is a result, but it cannot be written."""
+    """A result exists, but it cannot be written."""
 
     def __init__(self, result: InstanceResult, why: str) -> None:
         super().__init__(result, why)
@@ -43,29 +43,29 @@ class UnkeptError(InputError):
 
 @dataclass(frozen=True)
 class Folder:
-    """A batch's folder, made by `prepared`."""
+    """A batch's folder; `prepared` creates it."""
 
     path: Path
 
     def prepared(self) -> Folder:
-        """Make it where it is not there yet; what killed writers left is removed.
+        """Creates the folder if necessary, and removes what killed writers left behind.
 
         Raises:
-            InputError: nothing can be written to it.
+            InputError: the folder is not writable.
         """
         for name in (_RECORDS, _PARTS, _RETRIED, _ATTEMPTS, _RUNS, EVIDENCE):
             remove_abandoned(prepare_folder(self.path / name))
         return self
 
     def keys(self) -> set[str]:
-        """Of all instances that have a result."""
+        """Returns the keys of all instances that have a result."""
         return {entry.name.removesuffix(".json") for entry in _files(self.path / _RECORDS)}
 
     def result(self, key: str, is_part: bool = False) -> InstanceResult | None:
-        """The result, if there is one.
+        """Returns the result, or None if there is none.
 
         Raises:
-            InputError: what is there cannot be read or believed, see `results.believed`.
+            InputError: the result cannot be read or believed, see `results.believed`.
         """
         path = self._place(key, is_part)
         return believed(path) if path.exists() else None
@@ -73,10 +73,10 @@ class Folder:
     def trusted(
         self, key: str, is_part: bool = False, say: Callable[[str], None] = logger.warning
     ) -> InstanceResult | None:
-        """The result, if there is one that can be trusted; another is put aside, and its instance runs again.
+        """Returns the result if it can be trusted; otherwise it is put aside, so that its instance runs again.
 
         Args:
-            say: takes a sentence about what is put aside.
+            say: receives one sentence about what is put aside.
         """
         try:
             result = self.result(key, is_part)
@@ -90,12 +90,12 @@ class Folder:
         return None
 
     def keep(self, result: InstanceResult) -> InstanceResult:
-        """Write the result unless another that can be trusted is there already; return the one that is kept.
+        """Writes the result unless a trusted one exists already; returns the one that is kept.
 
-        Where there is no room for both, evidence makes room for the result.
+        If the result cannot be written, its evidence is deleted to make room, and writing is tried once more.
 
         Raises:
-            UnkeptError: it cannot be written.
+            UnkeptError: the result cannot be written.
         """
         is_part = result.part is not None
         if (kept := self.trusted(result.key, is_part)) is not None:
@@ -119,15 +119,15 @@ class Folder:
         return kept
 
     def drop_evidence(self, evidence: Mapping[str, str]) -> None:
-        """Evidence of a run whose result is not kept."""
+        """Deletes the evidence of a run whose result is not kept."""
         for name in evidence.values():
             with suppress(OSError):
                 (self.path / name).unlink(missing_ok=True)
 
     def put_aside(self, key: str, words: Container[str]) -> None:
-        """Keep the result, and those of its parts that have one of the words, under another name.
+        """Renames the result, and those of its parts that have one of the statuses `words`.
 
-        The instance is run again then, with all its attempts.
+        The instance then runs again, with all its attempts.
         """
         result = self.result(key)
         for part in (result and result.parts) or []:
@@ -143,14 +143,14 @@ class Folder:
         try:
             place.rename(aside)
         except OSError as error:
-            if place.exists():  # else another process has put it aside
+            if place.exists():  # otherwise another process has put it aside
                 raise InputError(f"{str(place)!r} cannot be put aside ({error.strerror or error})") from error
         self.clear_marks(key)
 
     # --- attempts -------------------------------------------------------------------------------------------
 
     def mark(self, key: str, words: Mapping[str, Any]) -> Path:
-        """A mark of a run that begins now.
+        """Writes the mark of a run that begins now, and returns its path.
 
         Raises:
             InputError: it cannot be written.
@@ -170,7 +170,7 @@ class Folder:
         raise AssertionError
 
     def marks(self, key: str) -> list[Path]:
-        """Marks of runs that began and did not end."""
+        """Returns the marks of runs that began and did not end."""
         return sorted((self.path / _ATTEMPTS).glob(f"{key}-*"))
 
     def clear_marks(self, key: str) -> None:
@@ -179,7 +179,7 @@ class Folder:
                 mark.unlink(missing_ok=True)
 
     def note_run(self, words: Mapping[str, Any]) -> None:
-        """That a driver began."""
+        """Notes that a driver began."""
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
         write_new_file(self.path / _RUNS / f"{moment}-{os.getpid()}.json", json.dumps(dict(words), indent=1).encode())
 

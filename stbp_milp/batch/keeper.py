@@ -1,4 +1,4 @@
-"""A worker's hold on its keeper, the process that runs instances for it (`keeper_process`)."""
+"""A worker's handle of its keeper, the process that runs instances for it (`keeper_process`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from stbp_milp.batch.supervised import CANCEL, Ended, Limits, Work
 from stbp_milp.errors import StbpError
 
-_LOOK = 0.1  # seconds between two looks at whether to cancel
+_LOOK = 0.1  # seconds between two checks of whether to cancel
 
 
 class KeeperLostError(StbpError, RuntimeError):
@@ -23,21 +23,21 @@ class KeeperLostError(StbpError, RuntimeError):
 
 
 class Keeper:
-    """Runs one instance at a time, each in a process of its own, within its limits.
+    """Runs one instance at a time, each in its own process and within its limits.
 
     Args:
-        modules: to import once, before the first instance.
-        threads: for the libraries that read them from the environment.
-        environment: more variables for it and its children.
+        modules: modules to import once, before the first instance.
+        threads: number of threads, for libraries that read it from the environment.
+        environment: additional environment variables for the keeper and its children.
     """
 
     def __init__(self, modules: Sequence[str], threads: int = 1, environment: Mapping[str, str] | None = None) -> None:
         ours, theirs = socket.socketpair()
         counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-        counts["OPENBLAS_NUM_THREADS"] = "1"  # numpy's: its threads start with the import, and would not survive forks
+        counts["OPENBLAS_NUM_THREADS"] = "1"  # numpy's threads start with the import and would not survive forks
         path = {"PYTHONPATH": os.pathsep.join(sys.path)}
         with theirs:
-            # A session of its own: Ctrl-C in the terminal is for the driver, which ends things in order.
+            # It has its own session: Ctrl-C in the terminal is for the driver, which ends everything in order.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "stbp_milp.batch.keeper_process", str(theirs.fileno()), *modules],
                 pass_fds=[theirs.fileno()],
@@ -52,13 +52,13 @@ class Keeper:
         return self._process.pid
 
     def run(self, job: str, argument: Any, limits: Limits, cancelled: Callable[[], bool] = lambda: False) -> Ended:
-        """The job "module:function" with its argument in a process of its own, to its end or that of its limits.
+        """Runs the job "module:function" with its argument in its own process, until it ends or reaches its limits.
 
         Args:
-            cancelled: looked at ten times a second; the instance ends when it says True.
+            cancelled: called ten times per second; the instance is ended when it returns True.
 
         Raises:
-            KeeperLostError: the keeper died meanwhile.
+            KeeperLostError: the keeper died in the meantime.
         """
         try:
             self._connection.send(Work(job, bytes(ForkingPickler.dumps(argument)), limits))
@@ -72,7 +72,7 @@ class Keeper:
             raise KeeperLostError(f"the process that runs instances (pid {self.pid}) ended") from error
 
     def close(self) -> None:
-        """End it and whatever it runs."""
+        """Ends the keeper and whatever it runs."""
         self._connection.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(10)

@@ -1,8 +1,8 @@
-"""The keeper's own process: forks one child an instance, watches it, and ends whatever is left of it.
+"""The keeper's own process: it forks one child per instance, watches it, and ends whatever is left of it.
 
-Started by `keeper.Keeper` as `python -m stbp_milp.batch.keeper_process DESCRIPTOR MODULE...`. The modules are imported
-once; children have them by the fork. The process has nothing else to do, so no job can hold it up, and it ends, with
-all its descendants, when the worker at the other end of the socket is gone.
+`keeper.Keeper` starts it as `python -m stbp_milp.batch.keeper_process DESCRIPTOR MODULE...`. The modules are imported
+once, and children inherit them by the fork. The process does nothing else, so no job can block it. It ends, with all
+its descendants, when the worker at the other end of the socket is gone.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from stbp_milp.batch.processes import adopt_orphans, die_with_parent, kill_desce
 from stbp_milp.batch.supervised import CANCEL, EVIDENCE_SECONDS, OUTPUT_CHARACTERS, Ended, Limits, Work
 
 _POLL = 0.1  # seconds
-_GROWTH = 4e9  # bytes a second that a process can touch; near the limit, memory is looked at more often
-_ALLOWANCE = 0.05  # of the limit: how far beyond it a process can get between two looks
-_PIPE = 1 << 16  # what a pipe holds, so that one read empties that of a child which ended
+_GROWTH = 4e9  # bytes per second that a process can touch; near the limit, memory is checked more often
+_ALLOWANCE = 0.05  # the share of the limit by which a process may exceed it between two checks
+_PIPE = 1 << 16  # the capacity of a pipe, so that one read empties the pipe of a child that ended
 
 logger = logging.getLogger(__name__)
 
 
 def main(descriptor: int, modules: list[str]) -> None:
-    """Serve the worker at the other end of the socket until it closes it."""
+    """Serves the worker at the other end of the socket until the worker closes it."""
     adopt_orphans()
     with _ending_with(descriptor):
         for module in modules:
@@ -46,7 +46,7 @@ def main(descriptor: int, modules: list[str]) -> None:
     while True:
         try:
             order = worker.recv()
-            if isinstance(order, Work):  # a late "cancel" of an instance that ended: nothing to do
+            if isinstance(order, Work):  # otherwise it is a late "cancel" of an instance that has ended
                 worker.send(_Run.start(order, worker).ended())
         except (EOFError, OSError):
             kill_descendants()
@@ -55,9 +55,9 @@ def main(descriptor: int, modules: list[str]) -> None:
 
 @contextmanager
 def _ending_with(descriptor: int) -> Iterator[None]:
-    """End this process when the other end of the socket closes; imports take seconds, and do not look."""
+    """Ends this process if the other end of the socket closes during the block, whose imports take seconds."""
     other_end = select.poll()
-    other_end.register(descriptor, 0)  # a hang-up is always reported
+    other_end.register(descriptor, 0)  # a hang-up is reported even without an event mask
     done = threading.Event()
 
     def watch() -> None:
@@ -71,12 +71,12 @@ def _ending_with(descriptor: int) -> Iterator[None]:
         yield
     finally:
         done.set()
-        watcher.join()  # children are forked without other threads
+        watcher.join()  # children must be forked while no other thread runs
 
 
 @dataclass(eq=False)
 class _Run:
-    """A child and the two pipes it writes to: what it tells, as lines of JSON, and what it prints."""
+    """A child and the two pipes it writes to: its reports as lines of JSON, and its printed output."""
 
     pid: int
     told: int
@@ -99,7 +99,7 @@ class _Run:
         keeper, began = os.getpid(), time.monotonic()
         pid = os.fork()
         if pid == 0:
-            # Who holds the socket, or the ends that are read, keeps others from noticing that someone died.
+            # A child that held the socket or the reading ends would hide the death of their owners.
             for end in (worker.fileno(), told, printed):
                 os.close(end)
             _child(work, keeper, tells, prints)
@@ -109,7 +109,7 @@ class _Run:
         return cls(pid, told, printed, work.limits, worker, began, deadline, [told, printed])
 
     def ended(self) -> Ended:
-        """Watch the child to its end, and leave nothing of it."""
+        """Watches the child until it ends, and leaves none of its processes behind."""
         ended_by, status = None, None
         while ended_by is None and status is None:
             ended_by = self._over()
@@ -128,7 +128,7 @@ class _Run:
         return Ended(how, seconds, self.peak, self.heard, text, clean)
 
     def _over(self) -> str | None:
-        """Why the child has to end now."""
+        """Returns why the child has to end now, or None."""
         if self.worker.poll():
             if self.worker.recv() == CANCEL:
                 return "cancelled"
@@ -139,13 +139,13 @@ class _Run:
         return "memory" if self.held > self.limits.memory_bytes else None
 
     def _pause(self) -> float:
-        """Seconds until the next look."""
+        """Returns the seconds until the next check."""
         limit = self.limits.memory_bytes
         room = ((1 + _ALLOWANCE) * limit - self.held) / _GROWTH
         return max(0.003, min(_POLL, room, self.deadline - time.monotonic()))
 
     def _listen(self, seconds: float) -> None:
-        """Take in what the child tells and prints, for so long or until something comes."""
+        """Reads what the child reports and prints; waits at most `seconds` for something to arrive."""
         ready, _, _ = select.select([*self.open, self.worker.fileno()], [], [], seconds)
         for end in self.open.copy():
             if end not in ready:
@@ -167,7 +167,7 @@ class _Run:
             self.deadline = max(self.deadline, time.monotonic() + EVIDENCE_SECONDS)
 
     def _status(self) -> int | None:
-        """The child's wait status, once it ended."""
+        """Returns the child's wait status, or None while it runs."""
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         if pid == 0:
             return None
@@ -183,7 +183,7 @@ def _in_words(status: int) -> str:
 
 
 def _child(work: Work, keeper: int, tells: int, prints: int) -> NoReturn:
-    """The child's life: its own session, no way to outlive the keeper, then the job."""
+    """Runs the job in a session of its own that cannot outlive the keeper, and exits."""
     code = 70
     try:
         os.setsid()
@@ -194,7 +194,7 @@ def _child(work: Work, keeper: int, tells: int, prints: int) -> NoReturn:
             os.dup2(prints, end)
         os.close(prints)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with suppress(OSError):  # where memory runs out on the whole machine, the instance goes first
+        with suppress(OSError):  # if the whole machine runs out of memory, the kernel kills the instance first
             Path("/proc/self/oom_score_adj").write_text("500")
         module, _, function = work.job.partition(":")
         job = getattr(importlib.import_module(module), function)

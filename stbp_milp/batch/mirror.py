@@ -1,7 +1,7 @@
-"""One SQLite file of all results, for queries and reports; written by the driver alone, from `records/`.
+"""One SQLite file with all results, for queries and reports; only the driver writes it, from `records/`.
 
-Whenever a driver begins it is made anew, so that no result counts that has no file. `results/README.md` documents its
-tables.
+Every driver builds it anew when it begins, so that no result counts whose file is missing. `results/README.md`
+documents its tables.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _COLUMNS = {
 }
 _INSTANCES = "position INTEGER PRIMARY KEY, model TEXT, specification TEXT, timeout REAL, key TEXT, expected TEXT"
 _AT_ONCE = 500
-_MOST_SAID = 10  # sentences about single files
+_MOST_SAID = 10  # warnings about single files
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Mirror:
         self._folder, path = folder, folder.path / FILE
         self._database = sqlite3.connect(path, timeout=10)
         try:
-            self._database.execute("PRAGMA synchronous = OFF")  # records/ is what must last
+            self._database.execute("PRAGMA synchronous = OFF")  # only records/ must survive a crash
             columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
             self._database.execute("DROP TABLE IF EXISTS results")
             self._database.execute(f"CREATE TABLE results ({columns})")
@@ -81,7 +81,7 @@ class Mirror:
         except sqlite3.Error as error:
             self._database.close()
             raise InputError(
-                f"{str(path)!r} cannot be written ({error}); it is made again from the records when it is deleted"
+                f"{str(path)!r} cannot be written ({error}); if you delete it, it is made again from the records"
             ) from error
 
     def __enter__(self) -> Self:
@@ -95,7 +95,7 @@ class Mirror:
         self._database.close()
 
     def begin(self, tasks: Sequence[Task]) -> None:
-        """The list, and all results of the folder that can be trusted; of the list, others are put aside.
+        """Writes the list and all results that can be trusted; untrusted results of listed instances are put aside.
 
         Raises:
             InputError: the file cannot be written, or a result cannot be put aside.
@@ -109,7 +109,7 @@ class Mirror:
             self._database.commit()
         except sqlite3.Error as error:
             raise InputError(
-                f"{FILE!r} cannot be written ({error}); free the disk of {str(self._folder.path)!r}"
+                f"{FILE!r} cannot be written ({error}); free space on the disk of {str(self._folder.path)!r}"
             ) from error
         listed = {task.key for task in tasks}
         there = sorted(self._folder.keys())
@@ -127,7 +127,7 @@ class Mirror:
         return self._folder.trusted(key, say=lambda sentence: said.update([sentence]))
 
     def _other(self, key: str) -> InstanceResult | None:
-        """The result of an instance that is not on the list: nothing is done about one that cannot be believed."""
+        """Returns the result of an instance that is not on the list; None if it cannot be trusted, but it stays."""
         try:
             result = self._folder.result(key)
         except InputError:
@@ -135,22 +135,22 @@ class Mirror:
         return None if result is None or fault_of(result) is not None else result
 
     def add(self, results: Iterable[InstanceResult]) -> None:
-        """New results; where they cannot be written, their files must do."""
+        """Adds new results; if they cannot be written, only their files hold them."""
         names = ", ".join("?" * len(_COLUMNS))
         try:
             self._database.executemany(f"INSERT OR REPLACE INTO results VALUES ({names})", map(_row, results))
             self._database.commit()
         except sqlite3.Error as error:
             self._database.rollback()
-            logger.warning("%s cannot be written (%s); it is made again when the batch goes on", FILE, error)
+            logger.warning("%s cannot be written (%s); it is made again when the batch continues", FILE, error)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Results that were put aside."""
+        """Removes results that were put aside."""
         self._database.executemany("DELETE FROM results WHERE key = ?", [(key,) for key in keys])
         self._database.commit()
 
     def words(self) -> dict[str, tuple[str, bool]]:
-        """Word, and whether it contradicts what a line of the list expects, by key; of those that have a result."""
+        """Returns, by key, the status of listed instances with a result, and whether it contradicts an expectation."""
         query = "SELECT key, word, instances.expected, reason FROM results JOIN instances USING (key)"
         found: dict[str, tuple[str, bool]] = {}
         with closing(self._database.execute(query)) as rows:
@@ -159,7 +159,7 @@ class Mirror:
         return found
 
     def reasons(self, word: str) -> list[tuple[str, str, str]]:
-        """Specification, model and reason of the instances of the list that ended so, in its order."""
+        """Returns specification, model and reason of the listed instances with this status, in list order."""
         query = (
             "SELECT instances.specification, instances.model, reason FROM instances JOIN results USING (key) "
             "WHERE word = ? ORDER BY position"
@@ -168,7 +168,7 @@ class Mirror:
 
 
 def in_file(path: Path, query: str) -> list[tuple[Any, ...]]:
-    """The rows of a query to a batch's SQLite file."""
+    """Returns the rows of a query to a batch's SQLite file."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         return database.execute(query).fetchall()
 

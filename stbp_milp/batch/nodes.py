@@ -1,6 +1,6 @@
-"""Where a batch runs: worker processes of this machine, a Dask scheduler that is there, or the jobs of a cluster.
+"""Where a batch runs: on worker processes of this machine, an existing Dask scheduler, or the jobs of a cluster.
 
-A worker runs one instance at a time. Locally everything listens on 127.0.0.1 alone.
+A worker runs one instance at a time. Local workers listen on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUEUES = {
 }
 _LOOPBACK = "127.0.0.1"
 _SETTINGS = {
-    # Instances have limits of their own, and marks that count dead workers; Dask's would only interfere.
+    # Instances have their own limits, and marks that count dead workers; Dask's mechanisms would only interfere.
     "distributed.scheduler.allowed-failures": 1_000_000,
     "distributed.scheduler.work-stealing": False,
     "distributed.worker.memory.target": False,
@@ -44,12 +44,12 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class QueueFile:
-    """What a cluster's file says.
+    """The contents of a cluster's file.
 
     Attributes:
-        jobs: to queue.
-        threads: of an instance: the cores of a job, shared by its workers.
-        options: of dask_jobqueue's class.
+        jobs: number of jobs to queue.
+        threads: number of threads per instance: the cores of a job, divided by its workers.
+        options: the options of dask_jobqueue's class.
     """
 
     jobs: int
@@ -59,7 +59,7 @@ class QueueFile:
 
 @contextmanager
 def local(jobs: int, resources: dict[str, float] | None = None) -> Iterator[Client]:
-    """As many worker processes here, numbered from 0; each has the resources."""
+    """Starts `jobs` worker processes on this machine, numbered from 0; each has the resources."""
     scratch = tempfile.TemporaryDirectory(prefix="stbp-milp-", ignore_cleanup_errors=True)
     with dask.config.set(_SETTINGS), scratch as folder:
         with _interrupts_ignored():
@@ -81,10 +81,10 @@ def local(jobs: int, resources: dict[str, float] | None = None) -> Iterator[Clie
 
 @contextmanager
 def existing(address: str) -> Iterator[Client]:
-    """The workers of a scheduler that runs already.
+    """Connects to a scheduler that is already running.
 
     Raises:
-        InputError: nothing answers there.
+        InputError: no scheduler answers at the address.
     """
     try:
         client = Client(address, timeout="10s")
@@ -99,7 +99,7 @@ def existing(address: str) -> Iterator[Client]:
 
 @contextmanager
 def queue(kind: str, file: QueueFile) -> Iterator[Client]:
-    """Jobs of a cluster's queue, through dask-jobqueue.
+    """Queues jobs on a cluster, through dask-jobqueue.
 
     Raises:
         InputError: dask-jobqueue is not installed, or does not take the file's options.
@@ -111,7 +111,7 @@ def queue(kind: str, file: QueueFile) -> Iterator[Client]:
             f"--{kind} needs dask-jobqueue, which is not installed; pip install 'stbp-milp[cluster]'"
         ) from error
     options = dict(file.options)
-    # One instance at a time in a worker, with its share of the job's cores.
+    # A worker runs one instance at a time, with its share of the job's cores.
     options["worker_extra_args"] = [*options.get("worker_extra_args", []), "--nthreads", "1", "--memory-limit", "0"]
     with dask.config.set(_SETTINGS):
         try:
@@ -125,7 +125,7 @@ def queue(kind: str, file: QueueFile) -> Iterator[Client]:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes that start meanwhile ignore Ctrl-C for good: it is for the driver, which ends them in order."""
+    """Makes processes started in the block ignore Ctrl-C: it is for the driver, which ends them in order."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -137,10 +137,10 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def read_queue_file(path: Path) -> QueueFile:
-    """A YAML file: `jobs`, and the options of dask_jobqueue's class, of which `cores` and `processes` are needed.
+    """Reads a YAML file with `jobs` and the options of dask_jobqueue's class, of which `cores` is required.
 
     Raises:
-        InputError: no such file, or something else in it.
+        InputError: there is no such file, or its contents are wrong.
     """
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -151,8 +151,8 @@ def read_queue_file(path: Path) -> QueueFile:
     jobs, cores, processes = options.pop("jobs", None), options.get("cores"), options.setdefault("processes", 1)
     if not all(type(number) is int and number > 0 for number in (jobs, cores, processes)):
         raise InputError(
-            f"{str(path)!r} needs whole numbers for jobs (how many to queue) and cores (of a job), and may have "
-            "processes (workers of a job, 1 without)"
+            f"{str(path)!r} needs whole numbers for jobs (how many to queue) and cores (per job), and may have "
+            "processes (workers per job, by default 1)"
         )
     options.setdefault("job_name", "stbp-milp")
     options.setdefault("memory", "4GB")

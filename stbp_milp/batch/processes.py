@@ -1,7 +1,7 @@
-"""Processes as Linux sees them: who descends from whom, what they hold, and how to end them all.
+"""Linux processes: finding all descendants, measuring their memory, and ending them.
 
 An instance may fork, change its process group or its session, or leave orphans. The keeper is their *subreaper*:
-an orphan becomes its child, so that every process of an instance stays a descendant of the keeper.
+orphans become its children, so every process of an instance stays a descendant of the keeper.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from contextlib import suppress
 import psutil
 
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-_KILL_SECONDS = 5.0  # a process in an uninterruptible system call outlives SIGKILL for a while
+_KILL_SECONDS = 5.0  # a process in an uninterruptible system call survives SIGKILL for a while
 
 
 def adopt_orphans() -> None:
-    """Orphans among this process's descendants become its children from now on."""
+    """Makes orphans among this process's descendants its children from now on."""
     _prctl(_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGKILL for this process as soon as the process `parent`, which forked it, ends."""
+    """Makes the kernel kill this process as soon as the process `parent`, which forked it, ends."""
     _prctl(_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)  # it ended before
+        os._exit(1)  # the parent has already ended
 
 
 def descendants() -> list[psutil.Process]:
-    """All processes that descend from this one, without those that ended and wait to be reaped."""
+    """Returns all processes that descend from this one, except zombies."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -41,7 +41,7 @@ def descendants() -> list[psutil.Process]:
 
 
 def resident_bytes() -> int:
-    """Memory that the descendants of this process hold (RSS; pages that they share count for each)."""
+    """Returns the bytes that the descendants of this process hold (RSS; shared pages count once per process)."""
     total = 0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -50,7 +50,7 @@ def resident_bytes() -> int:
 
 
 def kill_descendants() -> bool:
-    """SIGKILL to every descendant until there is none, also of what they fork meanwhile; False: some outlive it."""
+    """Kills all descendants, and whatever they fork meanwhile; returns False if some survive for 5 seconds."""
     end = time.monotonic() + _KILL_SECONDS
     while left := descendants():
         for process in left:
@@ -65,7 +65,7 @@ def kill_descendants() -> bool:
 
 
 def reap() -> None:
-    """Forget children that ended."""
+    """Reaps children that have ended."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

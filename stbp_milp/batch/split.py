@@ -1,9 +1,10 @@
-"""One instance over many workers: its set in parts, each a task of its own, and the whole's result from theirs.
+"""One instance on many workers: its set is cut into parts, and the result of the whole is combined from theirs.
 
-A part may be cut further, into the *subtrees* of some neurons: all ways to fix their phases. A counterexample of a part
-is one of the whole. The parts' certificates make the whole's: the parts cover the set, and the subtrees of a part its
-clips, so the least of their bounds is a bound of the whole. Parts that are not heard of prove nothing. Neurons are
-named by their place in the network as the code reads it, so subtrees from different versions of it prove nothing.
+A part may be cut further, into the *subtrees* of some neurons: all ways of fixing their phases. A counterexample of a
+part is one of the whole. The parts cover the set, and the subtrees of a part cover its clips, so the least of their
+bounds is a bound of the whole, and their certificates together are the certificate of the whole. Missing parts prove
+nothing. Neurons are named by their position in the network as this code reads it, so subtrees that different versions
+of the code answered prove nothing together.
 """
 
 from __future__ import annotations
@@ -18,22 +19,21 @@ from stbp_milp.plain import asked_model, digest_of
 from stbp_milp.results import InstanceResult
 
 _LEAVES_KEPT = 1_000
-_PARTIAL = ("part", "phases")  # fields of a record's set that say that it is not the whole one
-_NAMING = ("stbp-milp", "commit", "torch", "onnx")  # versions of what names neurons
+_PARTIAL = ("part", "phases")  # fields of a record's set that mark it as a part of the whole set
+_NAMING = ("stbp-milp", "commit", "torch", "onnx")  # versions that the names of neurons depend on
 _WORST_FIRST = ("error", "memout", "timeout", "unknown")
 
 
 def whole_of(task: Task, parts: Sequence[InstanceResult], count: int) -> InstanceResult:
-    """The result of an instance from those of its parts, some of which may be missing where one is falsified.
+    """Combines the results of an instance's parts; parts may be missing if one of them is falsified.
 
     Args:
-        task: the whole's.
-        parts: in any order, subtrees as well.
-        count: how many parts the set has.
+        task: the task of the whole instance.
+        parts: the results of parts and subtrees, in any order.
+        count: the number of parts of the set.
 
     Raises:
-        SoundnessError: the parts are not those of one question, or what was proved of one contradicts what another
-            saw.
+        SoundnessError: the parts do not belong to one question, or a proved bound contradicts an observed margin.
         InputError: subtrees were verified by different versions of the code.
     """
     if any((part.whole, part.count) != (task.key, count) for part in map(_part, parts)):
@@ -48,7 +48,7 @@ def whole_of(task: Task, parts: Sequence[InstanceResult], count: int) -> Instanc
     lower, upper = min(part.bounds()[0] for part in ordered), min(part.bounds()[1] for part in ordered)
     if contradict(lower, upper):
         raise SoundnessError(
-            f"the parts of instance {task.key} prove a margin of {lower:g}, but one of them saw {upper:g}; report this"
+            f"the parts of instance {task.key} prove a margin of {lower:g}, but one observed {upper:g}; report this"
         )
     open_parts = [part for word in _WORST_FIRST for part in ordered if part.word == word]
     if open_parts:
@@ -57,7 +57,7 @@ def whole_of(task: Task, parts: Sequence[InstanceResult], count: int) -> Instanc
 
 
 def _missing(task: Task, parts: Sequence[InstanceResult], count: int) -> list[str]:
-    """The parts of the set that the results do not cover.
+    """Returns the parts of the set that the results do not cover.
 
     Raises:
         SoundnessError: a part has two results, or subtrees of different neurons.
@@ -76,7 +76,7 @@ def _missing(task: Task, parts: Sequence[InstanceResult], count: int) -> list[st
 def _combined(
     task: Task, parts: Sequence[InstanceResult], complete: bool, decisive: InstanceResult, record: dict[str, Any] | None
 ) -> InstanceResult:
-    """What the parts have in common, and the word of the decisive one."""
+    """Returns a result with the totals of the parts and the status of the decisive one."""
     begins = [datetime.fromisoformat(part.began) for part in parts]
     ends = [began + timedelta(seconds=part.seconds) for began, part in zip(begins, parts, strict=True)]
     lower = min(part.bounds()[0] for part in parts) if complete else float("-inf")
@@ -111,7 +111,7 @@ def _combined(
 
 
 def _merged(parts: Sequence[InstanceResult]) -> dict[str, Any]:
-    """The fields of a record that speak of the whole, all parts being verified."""
+    """Returns the fields of the record that describe the whole instance, given that all parts are verified."""
     records = [part.record for part in parts]
     proofs = [record["certificate"] for record in records if record is not None and record["certificate"]]
     if len(proofs) != len(parts):
@@ -151,7 +151,7 @@ def _merged(parts: Sequence[InstanceResult]) -> dict[str, Any]:
 
 
 def _of_whole(record: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A part's record as one about the whole set."""
+    """Turns the record of a part into one about the whole set."""
     if record is None:
         return None
     whole = {**record, **fields, "set": _whole_set(record)}
@@ -160,7 +160,7 @@ def _of_whole(record: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> di
 
 
 def question_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What `records.query_key` hashes, of the whole set."""
+    """Returns what `records.query_key` hashes for the question about the whole set."""
     return {
         "model": asked_model(record["model"]["digest"], record["model"].get("layout")),
         "clip": record["clip"]["sha256"],
@@ -175,12 +175,12 @@ def _whole_set(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _asked(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Which part of the set a record is about."""
+    """Returns the fields that say which part of the set a record is about."""
     return {name: value for name, value in record["set"].items() if name in _PARTIAL}
 
 
 def _asked_of(part: Part) -> dict[str, Any]:
-    """What `_asked` says of the part's record."""
+    """Returns what `_asked` must return for the part's record."""
     asked: dict[str, Any] = {} if part.count == 1 else {"part": [part.index, part.count]}
     return asked | ({"phases": [list(phase) for phase in part.phases]} if part.phases else {})
 

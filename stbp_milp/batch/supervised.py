@@ -1,4 +1,4 @@
-"""What a worker and its keeper say to each other about one instance."""
+"""The messages between a worker and its keeper about one instance."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 Tell = Callable[[dict[str, Any]], None]
-"""How a job says what it knows before it ends: entries of `Ended.heard`, JSON values; later ones replace earlier ones.
+"""Reports what a job knows before it ends: JSON entries of `Ended.heard`; later ones replace earlier ones.
 
-After `tell({"settled": True})` the job has `EVIDENCE_SECONDS` more, to write down what it found.
+After `tell({"settled": True})` the job has at least `EVIDENCE_SECONDS` left for writing down what it found.
 """
 
 EVIDENCE_SECONDS = 30.0
@@ -19,13 +19,13 @@ CANCEL = "cancel"
 
 @dataclass(frozen=True)
 class Limits:
-    """What an instance may take.
+    """The limits of an instance.
 
     Attributes:
-        timeout: wall-clock seconds, in which the job should end by itself.
-        grace: seconds after which it is killed, when they are over.
-        memory_bytes: what its processes may hold together (RSS).
-        threads: of torch and the solvers.
+        timeout: wall-clock seconds within which the job should end by itself.
+        grace: seconds between the timeout and SIGKILL.
+        memory_bytes: bytes that all its processes together may hold (RSS).
+        threads: number of threads for torch and the solvers.
     """
 
     timeout: float
@@ -39,8 +39,9 @@ class Work:
     """An instance for the keeper.
 
     Attributes:
-        job: what the child runs, "module:function"; called with the argument and a `Tell`, it returns its answer.
-        argument: pickled, so that only the child imports what it needs.
+        job: the function that the child runs, "module:function"; it takes the argument and a `Tell`, and returns its
+            answer.
+        argument: the pickled argument, so that only the child imports what it needs.
     """
 
     job: str
@@ -50,15 +51,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Ended:
-    """How it ended.
+    """How an instance ended.
 
     Attributes:
-        ended_by: "itself", "timeout", "memory", "cancelled", "signal SIGABRT" or "exit 3".
-        seconds: wall clock, from the fork until nothing of it is left.
-        memory_bytes: the most that its processes held together, as far as polled.
-        heard: what it told; its answer is the entry "answer".
+        ended_by: "itself", "timeout", "memory", "cancelled", or for example "signal SIGABRT" or "exit 3".
+        seconds: wall-clock seconds from the fork until none of its processes is left.
+        memory_bytes: the largest memory that its processes were seen to hold together.
+        heard: what the job reported; its answer is the entry "answer".
         output: the end of what it printed.
-        clean: no process of it is left.
+        clean: is none of its processes left?
     """
 
     ended_by: str
@@ -70,6 +71,6 @@ class Ended:
 
     @property
     def answer(self) -> dict[str, Any] | None:
-        """What the job returned, if it came to an end."""
+        """Returns what the job returned, or None if it did not finish."""
         answer: dict[str, Any] | None = self.heard.get("answer")
         return answer

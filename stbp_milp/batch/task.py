@@ -1,7 +1,7 @@
-"""One instance on its way to a worker, and its key.
+"""An instance as it is sent to a worker, and its key.
 
-The *key* is sha256 over the content of everything that was asked and how: model, clip, set, property and
-configuration. It comes from the files' bytes alone, so that resuming a batch needs neither torch nor the models.
+The *key* is the sha256 of everything that defines the instance: model, clip, set, property and configuration. It is
+computed from the files' bytes alone, so that resuming a batch neither needs torch nor loads models.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from stbp_milp.plain import digest_of, from_json
 from stbp_milp.results import key_of, key_of_part
 from stbp_milp.versions import versions
 
-# In an ONNX file, where a tensor's values lie in another file (a StringStringEntryProto of fewer than 128 bytes).
+# Names, in an ONNX file, of the file that holds a tensor's values (a StringStringEntryProto of fewer than 128 bytes).
 _ELSEWHERE = re.compile(rb"\x0a\x08location\x12[\x01-\x7f]([^\x00-\x1f]{1,127})")
 _CLIP = re.compile(r"(?P<path>.+?\.np[yz])(?P<item>[:\[].*)?", re.IGNORECASE)
 
 
-_MOST_NAMED = 12  # missing files
+_MOST_NAMED = 12  # missing files that an error message names
 
 
 @dataclass(frozen=True)
 class Part:
-    """The index-th of `count` parts of the set of the instance `whole` (its key), or a subtree of that.
+    """Part `index` of the `count` parts of the set of the instance with the key `whole`, or a subtree of that part.
 
     Attributes:
-        phases: of the ReLUs that cut it, as in `Query`; every part has neurons of its own.
+        phases: the phases that define the subtree, as in `Query`; parts may be cut at different neurons.
     """
 
     index: int
@@ -46,10 +46,10 @@ class Part:
 
     @classmethod
     def of_words(cls, words: Mapping[str, Any] | None) -> Part:
-        """The inverse of `in_words`.
+        """Reads what `in_words` wrote.
 
         Raises:
-            SoundnessError: they are not those of a part.
+            SoundnessError: the entries do not describe a part.
         """
         try:
             phases = tuple((relu, neuron, sign) for relu, neuron, sign in (words or {}).get("phases", []))
@@ -63,21 +63,21 @@ class Part:
         return part
 
     def in_words(self) -> dict[str, Any]:
-        """For its result."""
+        """Returns the part as entries of its result."""
         words: dict[str, Any] = {"index": self.index, "of": self.count, "whole": self.whole}
         return words | {"phases": [list(phase) for phase in self.phases]} if self.phases else words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """An instance with all that a worker needs to know.
+    """An instance with everything that a worker needs to know.
 
     Attributes:
-        folder: the batch's, on a file system that driver and workers share.
+        folder: the batch's folder, on a file system that driver and workers share.
         model, specification: absolute paths.
-        listed: the same as the instance list has them, and their digests; for the result.
-        gpu: it is computed on the device of a worker, which offers the resource GPU.
-        run: which run of the driver it belongs to.
+        listed: the paths as the instance list gives them, and the files' digests; for the result.
+        gpu: does it run on the device of a worker that offers the resource GPU?
+        run: the run of the driver that it belongs to.
     """
 
     key: str
@@ -94,16 +94,17 @@ class Task:
     run: str = ""
 
     def of_part(self, index: int, count: int, phases: tuple[tuple[int, int, int], ...] = ()) -> Task:
-        """The task of one part, with a key of its own.
+        """Returns the task of one part, with its own key.
 
-        A neuron's position is that in the network as this code reads it, so another version's subtrees are others.
+        A neuron is named by its position in the network as this version reads it, so the keys of subtrees depend on the
+        versions.
         """
         more = {"phases": [list(phase) for phase in phases], "versions": versions()} if phases else {}
         key = key_of_part(self.key, index, count, **more)
         return replace(self, key=key, part=Part(index, count, self.key, phases))
 
     def subtrees(self, index: int, count: int, neurons: Sequence[Sequence[int]]) -> list[Task]:
-        """The tasks of one part cut by the phases of neurons (ReLU, flat index); without any, of the part itself."""
+        """Returns the tasks of one part, cut by the phases of neurons (ReLU, flat index) if there are any."""
         return [
             self.of_part(index, count, tuple((relu, at, sign) for (relu, at), sign in zip(neurons, signs, strict=True)))
             for signs in product((1, -1), repeat=len(neurons))
@@ -112,10 +113,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all instances of a batch share.
+    """The settings that all instances of a batch share.
 
     Attributes:
-        timeout: seconds, in place of the list's; None: the list's.
+        timeout: seconds, instead of those on the list; None: those on the list.
     """
 
     timeout: float | None = None
@@ -128,7 +129,7 @@ class Settings:
 
 
 def read_tasks(path: Path, folder: Path, settings: Settings) -> list[Task]:
-    """The tasks of an instance list, line by line; equal lines have equal keys.
+    """Reads the tasks of an instance list, one per line; equal lines have equal keys.
 
     Raises:
         InputError: the list or a file that it names cannot be read.
@@ -182,7 +183,7 @@ def _as_listed(path: Path, base: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _model_digest(path: Path) -> str:
-    """sha256 of the file, and of the files with its tensors if there are any."""
+    """Computes the sha256 of the file and of the files that hold its tensors, if there are any."""
     content = _read(path)
     digest = hashlib.sha256(content)
     if path.suffix == ".onnx":
@@ -194,10 +195,10 @@ def _model_digest(path: Path) -> str:
 
 
 def _question(path: Path) -> tuple[str, str | None]:
-    """sha256 of what a specification asks, with its clip; and the verdict that it expects.
+    """Computes the sha256 of what a specification asks, including its clip; returns it with the expected verdict.
 
-    Of our own specifications, order and layout of the entries, name and expected verdict do not count. What is no
-    specification is a question of its own, by its bytes: the worker says what is wrong with it.
+    In our own specifications, the order and layout of entries, the name and the expected verdict do not count. A file
+    that is not a valid specification counts by its bytes; the worker reports what is wrong with it.
     """
     content = _read(path)
     entries = _entries(content) if path.suffix == ".json" else None
@@ -213,7 +214,7 @@ def _question(path: Path) -> tuple[str, str | None]:
 
 
 def _entries(content: bytes) -> dict[str, Any] | None:
-    """Of a specification; None where the reader would refuse an entry that is no part of the question, or all of it."""
+    """Parses a specification; None if the reader would refuse it, or its name or expected verdict."""
     try:
         entries = from_json(content.decode("utf-8-sig"))
     except ValueError:
@@ -235,7 +236,7 @@ def _clip_place(clip: object) -> re.Match[str] | None:
 
 
 def _clip_file(specification: Path) -> Path | None:
-    """The file of the clip, where a specification of ours names one."""
+    """Returns the file of the clip that one of our own specifications names, or None."""
     try:
         entries = _entries(specification.read_bytes()) if specification.suffix == ".json" else None
     except OSError:
@@ -246,7 +247,7 @@ def _clip_file(specification: Path) -> Path | None:
 
 @lru_cache(maxsize=4096)
 def _file_digest(path: Path) -> str:
-    """sha256 of a clip's file; of one that is there but cannot be read, a word: the worker says what is wrong."""
+    """Computes the sha256 of a clip's file; a file without read permission is reported by the worker instead."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except PermissionError:

@@ -1,7 +1,7 @@
-"""What a Dask worker does with an instance: hand it to a keeper, and write its result into the batch's folder.
+"""What a Dask worker does with an instance: it passes it to a keeper and writes its result to the batch's folder.
 
-A worker may run several instances at a time, each with a keeper of its own: a keeper knows one instance only, and so
-what is left of it.
+A worker may run several instances at a time, each with its own keeper: a keeper runs only one instance, so all its
+descendants belong to that instance.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from stbp_milp.inputs import size_in_words
 from stbp_milp.results import InstanceResult
 from stbp_milp.versions import versions
 
-ATTEMPTS = 3  # an instance that kills its worker so often is an error
+ATTEMPTS = 3  # an instance that kills its worker this often ends with an error
 _NOTHING = {"lower": "-inf", "upper": "inf"}
 
 
 class Keepers(WorkerPlugin):
-    """The keepers of a worker, started when the first instance comes, and what was cancelled.
+    """The keepers of a worker, started on demand, and the set of cancelled instances.
 
     Args:
-        module: that holds the job, imported once by every keeper.
-        gpu: the child sees the device that has its worker's number.
+        module: the module that holds the job; every keeper imports it once.
+        gpu: does a child see only the device that has its worker's number?
     """
 
     idempotent = True
@@ -54,7 +54,7 @@ class Keepers(WorkerPlugin):
         adopt_orphans()
 
     def teardown(self, worker: Worker) -> None:
-        """An orderly end of the worker: nothing is held against the instances that it runs."""
+        """Ends the worker in order: the instances that it runs do not count as failed attempts."""
         with self.lock:
             self.ending = True
             for mark in self.marks:
@@ -67,10 +67,10 @@ class Keepers(WorkerPlugin):
         return not self.cancelled.isdisjoint({(task.run, whole), (task.run, None)})
 
     def run(self, job: str, task: Task, mark: Path) -> Ended:
-        """The task's job, to its end.
+        """Runs the task's job until it ends.
 
         Raises:
-            KeeperLostError: the keeper died over it.
+            KeeperLostError: the keeper died while it ran the job.
         """
         self.marks.add(mark)
         try:
@@ -94,7 +94,7 @@ class Keepers(WorkerPlugin):
             with self.lock:
                 self.all.remove(keeper)
                 keeper.close()
-                if not self.all:  # what the keeper had adopted is ours now
+                if not self.all:  # this process has inherited what the keeper had adopted
                     kill_descendants()
             raise
         with self.lock:
@@ -102,10 +102,10 @@ class Keepers(WorkerPlugin):
 
 
 def execute(task: Task, job: str, plugin: str) -> InstanceResult | None:
-    """Run a task on the worker that this is called on; None if it was cancelled.
+    """Runs a task on the worker that this is called on; returns None if it was cancelled.
 
     Raises:
-        KeeperLostError: the keeper died over it; the mark of the attempt stays.
+        KeeperLostError: the keeper died while it ran the task; the mark of the attempt stays.
         InputError: the result cannot be written.
     """
     worker = get_worker()
@@ -132,13 +132,13 @@ def execute(task: Task, job: str, plugin: str) -> InstanceResult | None:
 
 
 def plan(task: Task, job: str, plugin: str) -> dict[str, Any]:
-    """Into which parts a task can be cut: the answer of a job that leaves nothing behind."""
+    """Returns the parts into which a task can be cut, as answered by a job that writes no files."""
     ended = _keepers(get_worker(), plugin).run(job, task, Path("unmarked"))
     return ended.answer or {"word": _word(ended), "reason": _reason(ended, task.limits)}
 
 
 def cancel(plugin: str, run: str, whole: str | None, dask_worker: Worker | None = None) -> None:
-    """End what this worker runs of an instance, or all of a driver's run (None); called by `Client.run`."""
+    """Ends what this worker runs for an instance, or for a whole run of the driver (None); called by `Client.run`."""
     assert dask_worker is not None
     if plugin in dask_worker.plugins:
         _keepers(dask_worker, plugin).cancelled.add((run, whole))
@@ -151,7 +151,7 @@ def _keepers(worker: Worker, plugin: str) -> Keepers:
 
 
 def unfinished(task: Task, reason: str, ended_by: str, attempt: int, node: dict[str, str]) -> InstanceResult:
-    """The result of an instance that nothing was heard of."""
+    """Returns the result of an instance that gave no answer."""
     ended = Ended(ended_by, 0.0, 0, {"answer": {"word": "error", "reason": reason}}, "")
     return result_of(task, ended, attempt, node)
 
@@ -197,11 +197,11 @@ def _word(ended: Ended) -> str:
 
 
 def _reason(ended: Ended, limits: Limits) -> str:
-    """Why there is no answer."""
+    """Returns why there is no answer."""
     if ended.ended_by == "timeout":
-        return f"killed, as it did not end by itself in {limits.timeout:g} s"
+        return f"killed because it did not end by itself within {limits.timeout:g} s"
     if ended.ended_by == "memory":
-        return f"killed, as it held more than {size_in_words(limits.memory_bytes)}"
+        return f"killed because it held more than {size_in_words(limits.memory_bytes)}"
     if ended.ended_by == "signal SIGKILL":
         return "killed by another program, perhaps because the machine ran out of memory"
     if ended.ended_by.startswith("signal"):

@@ -1,7 +1,7 @@
 """Better duals by gradient ascent: of the property's forms, and of the neurons of a hidden layer.
 
-Adam (Kingma, Ba 2015) climbs in float32, which is as good a guide at half the cost; what it finds is bounded in
-float64, and the best bound seen counts. (alpha-CROWN, Xu et al. 2021; beta-CROWN, Wang et al. 2021.)
+Adam (Kingma, Ba 2015) climbs in float32, which is as good a guide at half the cost; the duals that it finds are then
+bounded in float64, and the best bound of all steps counts. (alpha-CROWN, Xu et al. 2021; beta-CROWN, Wang et al. 2021.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Convolution
 
 _MEAN, _SQUARE = 0.9, 0.999  # Adam's moments
-_CHANNELS = 16  # from which on oneDNN is faster with strides too
+_CHANNELS = 16  # with at least so many, oneDNN is faster for strided convolutions too
 
 
 Settled = Callable[[Tensor, Tensor], Tensor]
@@ -31,7 +31,7 @@ Settled = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class OptimiserOptions:
-    """Adam on slopes, multipliers and shares: steps, learning rates, and their decay a step."""
+    """Options of Adam on slopes, multipliers and shares: steps, learning rates, and their decay per step."""
 
     steps: int = 20
     slope_rate: float = 0.25
@@ -51,11 +51,11 @@ def optimise(
     expired: Callable[[], bool] = lambda: False,
     memory_bytes: int = 1 << 30,
 ) -> ObjectiveBound:
-    """The best bounds that gradient ascent finds, starting from `duals`.
+    """Computes the best bounds that gradient ascent finds, starting from `duals`.
 
     Args:
-        settled: bounds `(n, M)` of the items `(n,)` -> `(n,)` bool; settled items are not ascended any further.
-        memory_bytes: for the forms of the first bound.
+        settled: maps bounds `(n, M)` and items `(n,)` to `(n,)` bool; settled items are not optimised any further.
+        memory_bytes: memory for the forms of the first bound.
     """
     problem, start = bounded.problem, duals or Duals()
     best = bound_once(bounded, forms, start, memory_bytes=memory_bytes, expired=expired)
@@ -67,9 +67,9 @@ def optimise(
     first = starting_duals(bounded, forms.count, start)
     if not first.slopes and not first.multipliers:
         return best
-    # Written out, so that an item that no step improves keeps the duals its bound came from.
+    # The duals are written out, so that an item that no step improves keeps those of its first bound.
     best = replace(best, duals=first.select(everything))
-    with suppress(OutOfTimeError), fast_convolutions(problem.network):  # the best so far holds
+    with suppress(OutOfTimeError), fast_convolutions(problem.network):  # when time is over, the best bounds so far hold
         for done, found in _climbed(bounded, forms, settled, options, first, items, expired):
             again = bound_once(bounded.select(done), forms.select(done), found)
             best = best.updated(done, better(best.select(done), replace(again, duals=found)))
@@ -85,7 +85,7 @@ def _climbed(
     items: Tensor,
     expired: Callable[[], bool],
 ) -> Iterator[tuple[Tensor, Duals]]:
-    """Items and the best duals found for them, as the items leave the ascent: settled, or at its end."""
+    """Yields items with the best duals found for them when they leave the ascent: once settled, or at its end."""
 
     def task(items: Tensor) -> tuple[Bounded, Bracket, Forms]:
         own = bounded.select(items).single()
@@ -118,11 +118,12 @@ def _climbed(
 def climb_neurons(
     problem: Problem, earlier: Preactivations, start: NodeForms, steps: int, expired: Callable[[], bool]
 ) -> Tensor:
-    """The best lower bounds `(N, M)` of forms on deviations that ascent on own slopes finds.
+    """Computes the best lower bounds `(N, M)` of forms on deviations, with optimised slopes for each form.
 
     Args:
-        problem: where rounding counts, with the sizes of all nodes up to the forms'.
+        problem: if rounding is counted, it has the sizes of all nodes up to the node of the forms.
         earlier: bounds of the ReLUs below that node.
+        start: the forms.
     """
     light = Bounded(problem, earlier).single()
     bracket = Bracket.of(light.problem, light.bounds)
@@ -151,7 +152,7 @@ def climb_neurons(
 
 @contextmanager
 def fast_convolutions(network: Network) -> Iterator[None]:
-    """For float32 on a CPU: oneDNN's strided transposed convolutions of few channels are slower than torch's own."""
+    """Switches oneDNN off if it is slower: float32 strided transposed convolutions of few channels on a CPU."""
     before = torch._C._get_mkldnn_enabled()
     kernels = [node.layer for node in network.nodes if isinstance(node.layer, Convolution)]
     slow = any(max(kernel.stride) > 1 and min(kernel.weight.shape[:2]) < _CHANNELS for kernel in kernels)
@@ -164,7 +165,7 @@ def fast_convolutions(network: Network) -> Iterator[None]:
 
 @dataclass(eq=False)
 class Ascent:
-    """Adam on duals, item by item, so that items can leave."""
+    """The state of Adam on duals, kept per item, so that items can leave."""
 
     values: Duals
     options: OptimiserOptions
@@ -174,7 +175,7 @@ class Ascent:
 
     @classmethod
     def of(cls, values: Duals, options: OptimiserOptions) -> Ascent:
-        """Start at these duals."""
+        """Starts at these duals."""
         return cls(values.map(_leaf), options, values.map(torch.zeros_like), values.map(torch.zeros_like))
 
     def select(self, items: Tensor) -> Ascent:
@@ -183,7 +184,7 @@ class Ascent:
 
     @torch.no_grad()
     def step(self, total: Tensor, bracket: Bracket) -> None:
-        """One step that raises `total`, a sum over the items, and back into the ranges."""
+        """Takes one step that increases `total`, a sum over the items, and projects the duals onto their ranges."""
         kinds = self.values.kinds()
         leaves = [value for _, own in kinds for value in own.values()]
         gradients: Iterator[Tensor | None] = iter(torch.autograd.grad(total, leaves, allow_unused=True))

@@ -2,8 +2,8 @@
 
     <form, value(node)> >= <form, clean(node)> + <input_form, x - centre> + constant - error   for every x of the set,
 
-and the input's support function ends it: `min = ... - deviation(-input_form)`, exactly for that form and set. The error
-is what rounding can have done (`bounds.rounding`), for problems whose bounds are claimed.
+and the input's support function completes it: `min = ... - deviation(-input_form)`, exact for that form and set. The
+error bounds the effect of rounding (`bounds.rounding`); it is computed for problems whose bounds are claimed.
 Affine layers transpose the form; a ReLU multiplies it by its lower slope where positive, its upper slope where
 negative (CROWN, Zhang et al. 2018), and adds `-sign * multiplier * z` for split neurons (beta-CROWN, Wang et al. 2021).
 """
@@ -29,11 +29,12 @@ FORMS_ALIVE = 4  # copies of a batch of forms that a backward pass holds at once
 
 @dataclass(frozen=True, eq=False)
 class InputForm:
-    """`value >= constant + <form, x - centre> - error` on the set.
+    """A linear lower bound on the set: `value >= constant + <form, x - centre> - error`.
 
     Attributes:
-        form: `(N, M, *input_shape)`; constant: `(N, M)`.
-        error: `(N, M)`; None where rounding is not counted.
+        form: `(N, M, *input_shape)`.
+        constant: `(N, M)`.
+        error: `(N, M)`; None if rounding is not counted.
     """
 
     form: Tensor
@@ -41,7 +42,7 @@ class InputForm:
     error: Tensor | None = None
 
     def lower(self, inputs: InputSet) -> Tensor:
-        """The least value over each set, `(N, M)`; never NaN where rounding is counted."""
+        """Computes the lower bound over each set, `(N, M)`; it is never NaN if rounding is counted."""
         lower = self.constant - inputs.deviation(-self.form)
         if self.error is None:
             return lower
@@ -51,7 +52,7 @@ class InputForm:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One neuron of every form: its ReLU's node, its flat position, +1 active or -1 inactive; `(N, M)` each."""
+    """One split neuron per form: its ReLU's node, its flat position, and +1 (active) or -1; `(N, M)` each."""
 
     relu: Tensor
     neuron: Tensor
@@ -60,13 +61,12 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class NodeForms:
-    """M affine forms on a node for each of N items: where a backward pass starts.
+    """M affine forms on a node for each of N items, from which a backward pass starts.
 
     Attributes:
-        node: its position.
+        node: the position of the node.
         form: `(N, M, *shape of node)`.
-        constant: where the forms are on deviations: zeros, or what is added to them, `(N, M)`. None: the forms are on
-            values.
+        constant: `(N, M)` if the forms are on deviations: what is added to them. None if they are on values.
     """
 
     node: int
@@ -82,15 +82,16 @@ def input_form(
     record: dict[int, Tensor] | None = None,
     split: Split | None = None,
 ) -> InputForm:
-    """Push forms back to the input.
+    """Propagates forms back to the input.
 
     Args:
-        problem: where rounding counts, with sizes of all nodes up to the one where the forms start.
-        relaxations: one for every ReLU node before that one.
-        multipliers: for ReLU nodes with split neurons the signed multiplier `sign * beta`, `(N, M, *shape)`: the bound
+        problem: if rounding is counted, it has the sizes of all nodes up to the one where the forms start.
+        start: the forms.
+        relaxations: one for every ReLU node before that node.
+        multipliers: the signed multipliers `sign * beta` of ReLU nodes with split neurons, `(N, M, *shape)`: the bound
             holds where `sign * z >= 0`.
         record: if given, receives the form on every ReLU's output, for branching scores.
-        split: one neuron for every form whose phase is taken as known.
+        split: one neuron per form whose phase is taken as known.
     """
     network = problem.network
     node, form, constant = start.node, start.form, start.constant
@@ -126,7 +127,7 @@ def input_form(
 
 
 def _cost_of_start(problem: Problem, node: int, form: Tensor, of_values: bool) -> Tensor | None:
-    """What rounding can do to a form on a node, of values or deviations, `(N, M)`; None where it is not counted."""
+    """Bounds the effect of rounding on a form on values or deviations, `(N, M)`; None if it is not counted."""
     rounding = problem.rounding
     if rounding is None:
         return None
@@ -142,7 +143,7 @@ def _cost_of_node(
     multiplier: Tensor | None,
     first: bool,
 ) -> Tensor | float:
-    """What rounding can do to a form that passes a node, `(N, M)`; its size is counted already at the `first`."""
+    """Bounds the effect of rounding on a form that passes a node, `(N, M)`; the `first` one's size counts already."""
     rounding, layer = problem.rounding, problem.network.nodes[position].layer
     assert rounding is not None
     weights = []
@@ -157,19 +158,19 @@ def _cost_of_node(
 
 
 def _cost(form: Tensor, weight: Tensor) -> Tensor:
-    """`|form| . weight`, `(N, M)`, for weights `(N or 1, *shape)`."""
+    """Computes `|form| . weight`, `(N, M)`, for weights `(N or 1, *shape)`."""
     return inner(form.abs(), weight)
 
 
 def neuron_forms(problem: Problem, node: int, neurons: Tensor) -> NodeForms:
-    """Single neurons of a node, up and down, as forms on deviations: the M neurons, and then their negatives.
+    """Returns forms on deviations of single neurons of a node: the M neurons, followed by their negatives.
+
+    The forms of a linear layer's neurons are its rows, one layer further back, which saves the product with unit
+    vectors. Rows that were composed of several layers have a rounding error of their own: the constant `(N, M)`.
 
     Args:
-        problem: where rounding counts, with the sizes of all nodes up to `node`.
+        problem: if rounding is counted, it has the sizes of all nodes up to `node`.
         neurons: flat indices `(N, M)`.
-
-    Neurons of a matrix start as its rows, one layer further back: no product with unit vectors. Rows that were composed
-    of several layers' are off by their own rounding, which is the constant `(N, M)`.
     """
     network, rounding = problem.network, problem.rounding
     layer, shape = network.nodes[node].layer, network.nodes[node].shape
@@ -198,7 +199,7 @@ def _through(
     split: Split | None,
     input_shape: tuple[int, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The form on a ReLU's operand, the form on the input that planes carry, and the constant."""
+    """Returns the form on a ReLU's operand, the form that planes carry to the input, and the constant."""
     exact = onto_input = None
     constant = form.new_zeros(())
     if split is not None:
@@ -215,7 +216,7 @@ def _through(
 
 
 def _through_split(form: Tensor, split: Split, relu: int, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A form on a ReLU's output without the split neurons, their part of the form on the operand, and its gap."""
+    """Returns the form without the split neurons, the split neurons' exact form on the operand, and their constant."""
     flat, at = form.flatten(2), split.neuron.unsqueeze(-1)
     here = split.relu == relu
     at = torch.where(here.unsqueeze(-1), at, torch.zeros_like(at))
@@ -228,12 +229,12 @@ def _through_split(form: Tensor, split: Split, relu: int, clean: Tensor) -> tupl
 
 
 def _through_relu(form: Tensor, lines: Relaxation) -> tuple[Tensor, Tensor]:
-    """The form on the operand and the constant that the two lines contribute.
+    """Returns the form on the operand and the constant that the two lines contribute.
 
     The positive part of the form meets the lower line, the negative part the upper one.
     """
     positive = form.clamp(min=0)
-    if lines.lower_slope.shape[1] == 1 and form.shape[1] > 1:  # lines that all forms share: fewer passes over the forms
+    if lines.lower_slope.shape[1] == 1 and form.shape[1] > 1:  # shared lines: fewer passes over the forms
         slope, lower_gap = lines.lower_slope, lines.lower_slope.squeeze(1) * lines.clean - lines.output
         back = torch.addcmul(form * lines.upper_slope.unsqueeze(1), positive, slope - lines.upper_slope.unsqueeze(1))
         return back, inner(form, lines.upper_gap) + inner(positive, lower_gap - lines.upper_gap)

@@ -1,4 +1,4 @@
-"""What travels through the bounds: a problem with all that is known of its ReLUs, and the forms that are bounded."""
+"""The data of a bound: a problem with what is known of its ReLUs, and the forms to be bounded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
 
 Phases = Mapping[int, Tensor]
-"""By ReLU node: +1 where a split made the neuron active, -1 inactive, 0 undecided; `(N, *shape)`, the bounds' dtype."""
+"""Per ReLU node: +1 for neurons split to active, -1 to inactive, 0 for others; `(N, *shape)`, dtype of the bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +19,8 @@ class Bounded:
     """A problem, and what is known of its ReLUs.
 
     Attributes:
-        bounds: of the operands of all ReLUs.
-        phases: of those that splits have fixed; only layers that have any.
+        bounds: bounds of all pre-activations.
+        phases: the phases that splits have fixed, for layers that have any.
     """
 
     problem: Problem
@@ -28,12 +28,12 @@ class Bounded:
     phases: Phases = field(default_factory=dict)
 
     def select(self, items: Tensor) -> Bounded:
-        """Those of some items, in this order; an item may come several times."""
+        """Selects items, in this order; an item may occur several times."""
         phases = {relu: own[items] for relu, own in self.phases.items()}
         return Bounded(self.problem.select(items), select_preactivations(self.bounds, items), phases)
 
     def single(self) -> Bounded:
-        """The same in float32, a guide that counts no rounding."""
+        """Converts to float32, as a guide for the search: rounding is not counted."""
         bounds = {relu: own.to(torch.float32) for relu, own in self.bounds.items()}
         phases = {relu: own.to(torch.float32) for relu, own in self.phases.items()}
         return Bounded(self.problem.single(), bounds, phases)
@@ -53,19 +53,19 @@ class Forms:
 
     @property
     def count(self) -> int:
-        """M, the forms of an item."""
+        """M, the number of forms per item."""
         return self.rows.shape[-2]
 
     def each(self, items: int) -> Forms:
-        """The same with N written out."""
+        """Writes out the axis N."""
         return Forms(self.rows.expand(items, *self.rows.shape[-2:]), self.offset.expand(items, self.offset.shape[-1]))
 
     def select(self, items: Tensor) -> Forms:
-        """Those of some items, where N is written out."""
+        """Selects items; N must be written out."""
         return Forms(self.rows[items], self.offset[items])
 
     def columns(self, at: Tensor) -> Forms:
-        """Some of the M forms of every item, where N is written out."""
+        """Selects some of the M forms of every item; N must be written out."""
         return Forms(self.rows[:, at], self.offset[:, at])
 
     def to(self, dtype: torch.dtype) -> Forms:

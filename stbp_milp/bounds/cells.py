@@ -1,7 +1,8 @@
-"""Members on crops: which of them share one, and the cropped network on their boxes.
+"""Members on crops: grouping of members that share a crop, and the cropped network on their boxes.
 
-Members whose places lie in the same *cell* of a grid share the crop of all voxels that any of them moves: its layers,
-its clean values, and the batch. Coarse cells make larger crops, fine cells more of them; what costs least is estimated.
+Members whose positions lie in the same *cell* of a grid share the crop of all voxels that any of them moves: its
+layers, its clean values and the batch. Coarse cells make larger crops, fine cells more of them; the cheapest grid is
+found by an estimate.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from stbp_milp.network.layers import Convolution, Linear
 from stbp_milp.sets import Patch, PerturbationSet, VoxelBox
 
 _FRAME_GRAINS, _PLACE_GRAINS = (1, 2, 4), (1, 2, 4, 8, 16)
-_USUAL_GRAIN = (1, 4)  # the first that is estimated: what is left where there is no time to compare
-_ESTIMATED = 16  # crops whose cost stands for that of all
-# In multiplications: some hundred small tensor operations on a crop, and reading one weight for a batch.
+_USUAL_GRAIN = (1, 4)  # estimated first: the grid that is taken if there is no time to compare
+_ESTIMATED = 16  # number of crops from which the cost of all is estimated
+# In multiplications: the fixed cost of a crop (some hundred small tensor operations), and of reading one weight.
 _PER_CROP = 1e8
 _PER_WEIGHT = 20.0
 
@@ -35,9 +36,9 @@ class Cell:
     """Members that share a crop.
 
     Attributes:
-        members: (n,) int64, which.
-        voxels: the box of the clip that holds all that any of them moves, and all that layers which read the clip
-            beside others need of it.
+        members: indices of the members, (n,) int64.
+        voxels: the box of the clip that holds all voxels that any member moves, and all that layers need which read the
+            clip together with other nodes.
     """
 
     members: Tensor
@@ -45,7 +46,7 @@ class Cell:
 
 
 def cells(network: Network, members: PerturbationSet, expired: Callable[[], bool] = lambda: False) -> list[Cell]:
-    """Members (sets with one member each) in the cells that are cheapest to bound.
+    """Groups members (parts with one member each) into the cells that are cheapest to bound.
 
     Args:
         expired: ends the comparison of grids early, with the cheapest so far.
@@ -76,25 +77,25 @@ def cells(network: Network, members: PerturbationSet, expired: Callable[[], bool
 
 
 def _grown(network: Network, voxels: Region) -> Region:
-    """The smallest box around these voxels that is the input's whole part in its own footprint."""
+    """Returns the smallest box around these voxels whose footprint needs no voxel outside of it."""
     while (grown := footprint(network, voxels)[0]) != voxels:
         voxels = grown
     return voxels
 
 
 def member_work(network: Network, members: PerturbationSet) -> float:
-    """Multiplications of a pass through the crop of one member, the one in the middle."""
+    """Returns the multiplications of a pass through the crop of one member, the middle one."""
     middle = torch.tensor([members.parts // 2], device=members.choice.device)
     ranges = voxel_ranges(members.select(middle)).cpu().numpy()
     return crop_work(network, footprint(network, _box(ranges, network.input_shape[0], members.choice.voxels)))
 
 
 def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> Problem:
-    """The cropped network on the boxes of members.
+    """Returns the cropped network on the boxes of the members.
 
     Args:
         problem: the whole network around the members' clip.
-        voxels: a cell's: a box of the clip that holds all that any of them moves.
+        voxels: the voxels of a cell: a box of the clip that holds all voxels that any member moves.
     """
     regions = footprint(problem.network, voxels)
     voxels = regions[0]
@@ -105,14 +106,14 @@ def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> 
     centre = clean[0].expand(len(moves), *clean[0].shape[1:])
     boxes = VoxelBox(centre, torch.where(moves, lower, centre), torch.where(moves, upper, centre))
     rounding = problem.rounding
-    if rounding is not None:  # a crop's sums have no more terms, and its values are the whole network's
+    if rounding is not None:  # a crop's sums have no more terms than the whole network's, and its values are the same
         errors = tuple(region.of(error) for region, error in zip(regions, rounding.errors, strict=True))
         rounding = Rounding(rounding.gamma, errors)
     return Problem(cropped(problem.network, regions), boxes, clean, rounding=rounding)
 
 
 def cell_neurons(network: Network, voxels: Region) -> dict[int, Tensor]:
-    """By ReLU: where the neurons of its crop lie in the whole one, flat indices `(n,)`."""
+    """Returns, per ReLU, the flat indices `(n,)` of the crop's neurons in the whole network."""
     regions = footprint(network, voxels)
     shapes = {relu: network.nodes[relu].shape for relu in network.relus}
     return {
@@ -122,18 +123,18 @@ def cell_neurons(network: Network, voxels: Region) -> dict[int, Tensor]:
 
 
 def crops_at_once(crop: Network, whole: Network) -> int:
-    """How many crops together take no more memory than the whole network, which there is room for; 1 at least."""
+    """Returns how many crops together take no more memory than the whole network, which fits; 1 at least."""
     sizes = [sum(math.prod(node.shape) for node in network.nodes) for network in (crop, whole)]
     return max(1, sizes[1] // sizes[0])
 
 
 def voxel_indices(voxels: Region, device: torch.device) -> Tensor:
-    """Where a crop's inputs lie in the clip: flat indices `(n,)`."""
+    """Returns the flat indices `(n,)` of a crop's inputs in the clip."""
     return voxels.of(torch.arange(math.prod(voxels.view), device=device).view(1, *voxels.view)).flatten()
 
 
 def voxel_ranges(members: PerturbationSet) -> Tensor:
-    """The smallest box of voxels around what every part can move: `(N, 3, 2)`, from first to last plus one."""
+    """Returns, per part, the smallest box of voxels around what it can move: `(N, 3, 2)`, first and last plus one."""
     choice = members.choice
     if isinstance(choice, Patch):
         return torch.stack([choice.first, choice.last + torch.tensor(choice.size, device=choice.device)], -1)
@@ -151,7 +152,7 @@ def voxel_ranges(members: PerturbationSet) -> Tensor:
 
 
 def _by_place(ranges: np.ndarray, grain: tuple[int, int, int]) -> list[np.ndarray]:
-    """Members of one size whose first voxels lie in one cell, cell by cell."""
+    """Groups members of equal size whose first voxels lie in the same cell."""
     starts, sizes = ranges[..., 0] // np.array(grain), ranges[..., 1] - ranges[..., 0]
     keys = np.concatenate([starts, sizes], 1)
     bases = np.cumprod([1, *(keys.max(0) + 1)[:-1]])

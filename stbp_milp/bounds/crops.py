@@ -1,10 +1,11 @@
-"""A layer's crop: the neurons that a small change of the clip can reach, as a box of positions with all channels.
+"""Crops of layers: the neurons that a small change of the clip can reach, as a box of positions with all channels.
 
-For networks too large to be written down as matrices (`footprint` is for the others). A change that stays inside a box
-of voxels reaches, layer by layer, a box of neurons. Outside of it every *deviation* from the clean values is zero; so,
-in deviations, a convolution over a crop is the same convolution with zeros around, whatever lies there in truth, and
-the whole network becomes an ordinary network of small layers. Bounds work in deviations: all they need besides are the
-crops of the clean values. Its layers applied to values (biases, and zeros where neighbours are) mean nothing.
+Crops serve networks that are too large to be written down as matrices (`footprint` serves the others). A change inside
+a box of voxels reaches, layer by layer, a box of neurons. Outside that box every *deviation* from the clean values is
+zero. In deviations, a convolution over a crop is therefore the same convolution with zeros around it, whatever the true
+values there are, and the whole network becomes an ordinary network of small layers. Bounds work in deviations; apart
+from these layers they only need the crops of the clean values. Applying a crop's layers to values (with biases, and
+zeros instead of neighbours) is meaningless.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from stbp_milp.network.layers import (
 from stbp_milp.network.operations import products
 
 Elementwise = Scale | Add | ReLU | Maximum
-"""The layers whose elements each read the same element of every operand."""
+"""The layers in which every element reads the same element of every operand."""
 
 Range = tuple[int, int]
 """`[start, stop)`."""
@@ -46,8 +47,8 @@ class Region:
     """A box of a node's elements.
 
     Attributes:
-        view: the node's shape; of a flat node, the shape it had before it was flattened.
-        ranges: along every axis of the view; the first axis (channels) is always whole.
+        view: the node's shape; for a flat node, the shape before it was flattened.
+        ranges: the range along every axis of the view; the first axis (channels) is always whole.
     """
 
     view: tuple[int, ...]
@@ -66,35 +67,35 @@ class Region:
         return tuple(stop - start for start, stop in self.ranges)
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
-        """The crop's shape, where the node's is `whole`."""
+        """Returns the crop's shape, given the node's shape `whole`."""
         return self.lengths if len(whole) == len(self.view) else (math.prod(self.lengths),)
 
     def of(self, values: Tensor) -> Tensor:
-        """The crop of a node's values `(N, *shape)`; where it can be, a view that takes no memory."""
+        """Returns the crop of a node's values `(N, *shape)`, as a view without a copy if possible."""
         part = values.reshape(values.shape[0], *self.view)
         for axis, (start, stop) in enumerate(self.ranges, start=1):
             part = part.narrow(axis, start, stop - start)
         return part.reshape(values.shape[0], *self.shape(tuple(values.shape[1:])))
 
     def union(self, other: Region, shape: tuple[int, ...]) -> Region:
-        """The smallest region with both; `shape` is the node's."""
+        """Returns the smallest region that contains both; `shape` is the node's shape."""
         if self.view != other.view:
             return Region.whole(shape)
         ends = zip(self.ranges, other.ranges, strict=True)
         return Region(self.view, tuple((min(a, c), max(b, d)) for (a, b), (c, d) in ends)).normal(shape)
 
     def normal(self, shape: tuple[int, ...]) -> Region:
-        """The same region, in the node's own shape where it is the whole node."""
+        """Returns the same region; if it is the whole node, in the node's own shape."""
         return Region.whole(shape) if self.is_whole else self
 
 
 def footprint(network: Network, voxels: Region) -> tuple[Region, ...]:
-    """For every node the region that a change of these voxels can reach, grown to what its readers need.
+    """Returns, for every node, the region that a change of these voxels can reach, enlarged by what its readers need.
 
-    Operands of a sum, and of all elementwise layers, get one region; a crop along an index gets all it reads.
+    All operands of an elementwise layer get the same region; the operand of a selection gets all that is read.
 
     Raises:
-        NotImplementedError: a layer has no rule; taken for elementwise, it could reach more than its region.
+        NotImplementedError: a layer has no rule; a default rule could miss neurons that it reaches.
     """
     nodes = network.nodes
     regions = [voxels]
@@ -116,7 +117,7 @@ def footprint(network: Network, voxels: Region) -> tuple[Region, ...]:
 
 
 def cropped(network: Network, regions: Sequence[Region]) -> Network:
-    """The network in deviations from the clean values, every node restricted to its region."""
+    """Returns the network in deviations from the clean values, with every node restricted to its region."""
     nodes = []
     for position, node in enumerate(network.nodes):
         operands = [regions[i] for i in node.inputs]
@@ -128,10 +129,10 @@ def cropped(network: Network, regions: Sequence[Region]) -> Network:
 
 
 def crop_work(network: Network, regions: Sequence[Region]) -> float:
-    """Multiplications of a pass through the cropped network."""
+    """Returns the multiplications of a pass through the cropped network."""
     total = 0.0
     for node, region in zip(network.nodes, regions, strict=True):
-        if isinstance(node.layer, Linear):  # of its weights, those of the operand's region
+        if isinstance(node.layer, Linear):  # only the weights of the operand's region
             total += node.layer.weight.shape[0] * math.prod(regions[node.inputs[0]].lengths)
         else:
             total += products(node.layer, region.shape(node.shape))
@@ -150,7 +151,7 @@ def _joined(regions: Sequence[Region], shape: tuple[int, ...]) -> Region:
 
 @singledispatch
 def _reached(layer: object, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
-    """The region of the layer's value, of `shape`, that a change of the operand's `region` reaches."""
+    """Returns the region of the layer's value (of `shape`) that a change in the operand's `region` reaches."""
     raise NotImplementedError(f"crops: no rule for what a change reaches through layer {type(layer).__name__}")
 
 
@@ -216,13 +217,13 @@ def _along(layer: Concatenate, region: Region, own: tuple[int, ...], other: tupl
 
 
 def _inside(start: int, stop: int, size: int) -> Range:
-    """A range of a layer with `size` positions; one position where nothing is reached, so that no layer is empty."""
+    """Clips a range to `size` positions; if nothing is reached it keeps one position, so that no layer is empty."""
     start = min(max(start, 0), size - 1)
     return start, max(start + 1, min(stop, size))
 
 
 def _reaches(layer: Convolution) -> list[int]:
-    """From the first tap to the last, both included, along every axis."""
+    """Returns the length from the first to the last tap, both included, along every axis."""
     return [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.weight.shape[2:], strict=True)]
 
 
@@ -231,7 +232,7 @@ def _reaches(layer: Convolution) -> list[int]:
 
 @singledispatch
 def _wanted(layer: object, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
-    """The region of the operand that the layer must have to compute its `own`."""
+    """Returns the region of the operand that the layer needs to compute its `own` region."""
     raise NotImplementedError(f"crops: no rule for what layer {type(layer).__name__} needs of its operand")
 
 
@@ -284,7 +285,7 @@ def _(layer: Concatenate, own: Region, operand: Region, operand_shape: tuple[int
 
 @singledispatch
 def _restricted(layer: object, own: Region, operands: Sequence[Region], shape: tuple[int, ...]) -> Layer:
-    """The layer from its operands' regions to its own, in deviations."""
+    """Returns the layer, in deviations, from its operands' regions to its own."""
     raise NotImplementedError(f"crops: no rule to restrict layer {type(layer).__name__} to a region")
 
 
@@ -304,7 +305,7 @@ def _(layer: Convolution, own: Region, operands: Sequence[Region], shape: tuple[
 
 
 def _crop_padding(layer: Convolution, own: Region, operand: Region) -> Iterator[tuple[int, int]]:
-    """Zeros before and after the operand's crop; negative where the outputs read less than it."""
+    """Yields the zeros before and after the operand's crop; negative numbers if the outputs read less than the crop."""
     for (first, end), (start, stop), (before, _), stride, reach in zip(
         own.ranges[1:], operand.ranges[1:], layer.padding, layer.stride, _reaches(layer), strict=True
     ):

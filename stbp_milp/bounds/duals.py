@@ -1,7 +1,7 @@
-"""The numbers that a backward bound is free to choose, and the relaxations they make.
+"""The free parameters of a backward bound, and the relaxations that they define.
 
 Any slopes in [0, 1], any multipliers >= 0 and any shares in [0, 1] give a sound bound; gradient ascent looks for good
-ones. What does not depend on them is computed once for an ascent: the *bracket*.
+ones. Whatever does not depend on them, the *bracket*, is computed once per ascent.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope
 
 @dataclass(frozen=True, eq=False)
 class Duals:
-    """Where the optimisation of a bound stands.
+    """The dual variables of a bound, per ReLU node.
 
     Attributes:
-        slopes: lower slopes, by ReLU node, `(N, M, *shape)` in [0, 1].
-        multipliers: of the split neurons, `(N, M, *shape)`, >= 0.
-        shares: of the terms of neurons with an ideal relaxation, `(N, M, U, K)` in [0, 1].
+        slopes: lower slopes, `(N, M, *shape)` in [0, 1].
+        multipliers: multipliers of split neurons, `(N, M, *shape)`, >= 0.
+        shares: shares of the terms of neurons with an ideal relaxation, `(N, M, U, K)` in [0, 1].
     """
 
     slopes: dict[int, Tensor] = field(default_factory=dict)
@@ -34,14 +34,14 @@ class Duals:
     shares: dict[int, Tensor] = field(default_factory=dict)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Duals:
-        """The function of every tensor."""
+        """Applies the function to every tensor."""
         return Duals(*({k: function(v) for k, v in d.items()} for d in (self.slopes, self.multipliers, self.shares)))
 
     def kinds(self) -> tuple[tuple[str, dict[int, Tensor]], ...]:
         return ("slope", self.slopes), ("multiplier", self.multipliers), ("share", self.shares)
 
     def merge(self, other: Duals, function: Callable[[Tensor | None, Tensor], Tensor]) -> Duals:
-        """The function of every tensor of `other` and the one of this in its place, if any; the others as they are."""
+        """Replaces every tensor that `other` has by the function of this one (None if missing) and the other one."""
         own = (self.slopes, self.multipliers, self.shares)
         news = (other.slopes, other.multipliers, other.shares)
         return Duals(*(a | {k: function(a.get(k), v) for k, v in b.items()} for a, b in zip(own, news, strict=True)))
@@ -50,18 +50,18 @@ class Duals:
         return self.map(lambda values: values[index])
 
     def rows(self, index: Tensor) -> Duals:
-        """Those of some forms."""
+        """Selects some of the forms."""
         return self.map(lambda values: values[:, index])
 
 
 @dataclass(frozen=True, eq=False)
 class Bracket:
-    """The relaxations of a problem's ReLUs but for their duals; of those whose bounds are given.
+    """The relaxations of a problem's ReLUs without their duals, for ReLUs whose bounds are given.
 
     Attributes:
-        lines: with adaptive lower slopes.
-        ranges: of the slopes, two `(N, 1, *shape)`.
-        terms: of the planes.
+        lines: the relaxations with adaptive lower slopes.
+        ranges: the ranges of the slopes, two `(N, 1, *shape)`.
+        terms: the terms of the planes.
     """
 
     lines: dict[int, Relaxation]
@@ -84,11 +84,11 @@ class Bracket:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the bounds; duals come in any."""
+        """The type of the bounds; duals may have another."""
         return next((least.dtype for least, _ in self.ranges.values()), torch.float64)
 
     def between(self, duals: Duals) -> dict[int, Relaxation]:
-        """The relaxations with these slopes and shares, which are in their ranges."""
+        """Returns the relaxations with these slopes and shares, which must lie in their ranges."""
         lines = dict(self.lines)
         for relu, slope in duals.slopes.items():
             lines[relu] = replace(lines[relu], lower_slope=slope)
@@ -97,7 +97,7 @@ class Bracket:
         return lines
 
     def project(self, duals: Duals) -> Duals:
-        """The duals in their ranges."""
+        """Projects the duals onto their ranges."""
         return Duals(
             {relu: slope.to(self.dtype).clamp(*self.ranges[relu]) for relu, slope in duals.slopes.items()},
             {relu: multiplier.to(self.dtype).clamp(min=0) for relu, multiplier in duals.multipliers.items()},
@@ -106,7 +106,7 @@ class Bracket:
 
 
 def starting_duals(bounded: Bounded, m: int, start: Duals) -> Duals:
-    """Duals for all that an ascent moves, `m` forms an item: those of `start` where it has them."""
+    """Returns initial values of all duals of an ascent with `m` forms per item, taken from `start` if it has them."""
     problem, bounds = bounded.problem, bounded.bounds
     n = problem.parts
     slopes = {

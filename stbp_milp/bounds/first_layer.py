@@ -25,19 +25,20 @@ from stbp_milp.network.layers import Convolution, Input, Scale
 from stbp_milp.sets import Blocks, Choice, MovingPatch, Patch, PerturbationSet
 
 CHUNK_BYTES = 512 << 20
-_INSERTION_LIMIT = 8  # more of the largest than this are found by sorting
+_INSERTION_LIMIT = 8  # more than this many largest gains are found by sorting
 
 
 def first_layer(
     network: Network, perturbation: PerturbationSet, node: int, gamma: float, chunk_bytes: int = CHUNK_BYTES
 ) -> Interval | None:
-    """Exact bounds of the deviations of `node`, `(N, *shape)`; None unless it is scalings around a Conv3d on the clip.
+    """Computes exact bounds of the deviations of `node`, `(N, *shape)`.
 
-    All gains are sums of numbers that are not negative, so rounding is relative.
+    Returns None unless the node is a Conv3d on the clip, possibly with scalings before and after it. All gains are sums
+    of numbers that are not negative, so the rounding error is relative.
 
     Args:
-        gamma: of `bounds.rounding`.
-        chunk_bytes: what the tap gains of one group of filters may take.
+        gamma: the constant of `bounds.rounding`.
+        chunk_bytes: memory for the tap gains of one group of filters.
     """
     chain = _chain(network, node)
     if chain is None:
@@ -61,7 +62,7 @@ def first_layer(
 
 
 def _chain(network: Network, node: int) -> tuple[list[Scale], Convolution, list[Scale]] | None:
-    """The layers between the input and `node`: scalings, one Conv3d with one group, scalings."""
+    """Returns the layers from the input to `node` if they are scalings, one Conv3d with one group, and scalings."""
     before: list[Scale] = []
     after: list[Scale] = []
     convolution: Convolution | None = None
@@ -81,22 +82,22 @@ def _chain(network: Network, node: int) -> tuple[list[Scale], Convolution, list[
 
 @dataclass(frozen=True, eq=False)
 class _Geometry:
-    """Where the taps of a kernel lie on the clip; a dilated kernel counts with zeros between its taps."""
+    """The positions of a kernel's taps on the clip; a dilated kernel has zeros between its taps."""
 
     kernel: tuple[int, int, int]
-    first_tap: tuple[Tensor, Tensor, Tensor]  # per axis the voxel under tap 0 of every output position
+    first_tap: tuple[Tensor, Tensor, Tensor]  # per axis, the voxel under tap 0 of every output position
 
     def voxel(self, axis: int) -> Tensor:
-        """`(K, out)`: the voxel under every tap and output position of an axis; outside the clip it is padding."""
+        """Returns the voxel under every tap and output position of an axis, `(K, out)`; outside the clip is padding."""
         return self.first_tap[axis] + torch.arange(self.kernel[axis], device=self.first_tap[axis].device)[:, None]
 
 
 def excess(
     convolution: Convolution, up: Tensor, down: Tensor, choice: Choice, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[Tensor, Tensor]:
-    """How far every neuron can rise above and fall below its clean value, two `(N, O, To, Ho, Wo)`.
+    """Computes how far every neuron can rise above and fall below its clean value, two `(N, O, To, Ho, Wo)`.
 
-    Differentiable in the weights, and `torch.func.vmap` takes it over clips: certified training bounds batches so.
+    It is differentiable in the weights and works with `torch.func.vmap` over clips, as certified training needs.
 
     Args:
         up, down: how far every voxel can rise and fall, `(C, T, H, W)`, not negative.
@@ -148,7 +149,7 @@ def _frames_only(choice: Choice) -> bool:
 
 
 def _tap_gains(weight: Tensor, reach: Tensor, stride: tuple[int, ...], choice: Choice) -> Tensor:
-    """Gain of every tap at every output position, `(O, KT, KH, KW, To, Ho, Wo)`; of whole frames, KH = KW = 1."""
+    """Computes every tap's gain at every output position, `(O, KT, KH, KW, To, Ho, Wo)`; KH = KW = 1 for frames."""
     kt, kh, kw = weight.shape[2:]
     if _frames_only(choice):
         frames = [
@@ -171,7 +172,7 @@ def _tap_gains(weight: Tensor, reach: Tensor, stride: tuple[int, ...], choice: C
 
 @singledispatch
 def _best(choice: Choice, gains: Tensor, geometry: _Geometry) -> Tensor:
-    """The best cover's gain for every neuron, `(N, O, To, Ho, Wo)`."""
+    """Computes the best cover's gain for every neuron, `(N, O, To, Ho, Wo)`."""
     raise NotImplementedError(f"first_layer: no closed form for {type(choice).__name__}")
 
 
@@ -201,10 +202,10 @@ def _(choice: Blocks, gains: Tensor, geometry: _Geometry) -> Tensor:
 
 
 def _largest(gains: Tensor, count: int) -> list[Tensor]:
-    """The largest, second largest ... of `(N, O, groups, blocks, *positions)` along the blocks, `count` of them.
+    """Returns the `count` largest of `(N, O, groups, blocks, *positions)` along the blocks, in descending order.
 
-    By insertion: block by block into a sorted list of whole tensors, which streams through memory where a sort along
-    a strided axis does not (2 to 3 times faster at 5 of 27).
+    Blocks are inserted one by one into a sorted list of whole tensors. This streams through memory, unlike a sort along
+    a strided axis, and is 2 to 3 times faster for the 5 largest of 27.
     """
     if count > _INSERTION_LIMIT:
         return list(gains.sort(dim=3, descending=True).values.narrow(3, 0, count).unbind(3))
@@ -282,8 +283,10 @@ def _(choice: MovingPatch, gains: Tensor, geometry: _Geometry) -> Tensor:
 
 
 def _shift_range(length: int, kernel: int, free: bool) -> range:
-    """Shifts that can be best. Where every place is allowed, a window that hangs over the taps (or over the border
-    of the clip, where taps lie on padding) is never better than one pushed inside: gains are not negative.
+    """Returns the shifts that can be best.
+
+    If every position is allowed, a window that extends beyond the taps (or beyond the border of the clip, where taps
+    lie on padding) is never better than one moved inside, because gains are not negative.
     """
     if free:
         return range(0, max(kernel - length, 0) + 1)
@@ -293,9 +296,9 @@ def _shift_range(length: int, kernel: int, free: bool) -> range:
 def _shifts(
     length: int, kernel: int, geometry: _Geometry, axis: int, first: Tensor, last: Tensor, voxels: int
 ) -> Iterator[tuple[int, int, Tensor | None]]:
-    """Taps `[low, high)` under a window of `length` voxels for every useful shift, and where the part allows it.
+    """Yields, for every useful shift, the taps `[low, high)` under a window of `length` voxels and where it is allowed.
 
-    The mask is `(N, out)`; None where every part allows every place.
+    The mask is `(N, out)`; None if every part allows every position.
     """
     free = bool((first == 0).all() and (last == voxels - length).all())
     for shift in _shift_range(length, kernel, free):
@@ -308,7 +311,7 @@ def _shifts(
 
 
 def _under_taps(blocks: Tensor, geometry: _Geometry, taps: tuple[int, int, int]) -> Tensor:
-    """Which blocks lie under every tap: `(N, T, H, W)` bool becomes `(N, KT, KH, KW, To, Ho, Wo)`, False on padding.
+    """Gathers the blocks under every tap: `(N, T, H, W)` bool to `(N, KT, KH, KW, To, Ho, Wo)`, False on padding.
 
     With H = W = 1 blocks are whole frames.
     """

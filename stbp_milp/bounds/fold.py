@@ -1,8 +1,8 @@
-"""A network of undecided neurons only.
+"""Folding: a network that consists of unstable neurons only.
 
-Where bounds decide a ReLU it is linear, so it can be multiplied into the matrices around it. What is left, for a set
-whose bounds are known, reads the input and the undecided neurons below: some hundred numbers instead of some
-thousand, and dense products instead of convolutions.
+A ReLU that is decided by its bounds is linear and can be multiplied into the matrices around it. What is left, for a
+set whose bounds are known, reads the input and the unstable neurons below: some hundred numbers instead of some
+thousand, with dense products instead of convolutions.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from stbp_milp.network.normal_form import AffineMap
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """The network of undecided neurons on the problem's sets.
+    """The network of unstable neurons on the problem's sets.
 
     Attributes:
-        neurons: of every ReLU of the old network that has any: its node in the new one, and which neurons are left.
-        ideal: which of the old network's ideal neurons are left, by the old ReLU.
+        neurons: per ReLU of the old network with neurons left: its node in the new network, and those neurons.
+        ideal: per ReLU of the old network, which of its ideal neurons are left.
     """
 
     problem: Problem
@@ -40,14 +40,14 @@ class Folded:
     ideal: dict[int, Tensor]
 
     def bounds(self, old: Preactivations) -> dict[int, Interval]:
-        """Bounds of the old network's ReLUs, of those that are left."""
+        """Selects the bounds of the neurons that are left."""
         return {
             node: Interval(old[relu].lower.flatten(1)[:, at], old[relu].upper.flatten(1)[:, at])
             for relu, (node, at) in self.neurons.items()
         }
 
     def duals(self, old: Duals) -> Duals:
-        """Duals without multipliers, of the neurons that are left."""
+        """Selects the duals of the neurons that are left, without multipliers."""
         slopes = {n: old.slopes[r].flatten(2)[..., at] for r, (n, at) in self.neurons.items() if r in old.slopes}
         shares = {self.neurons[r][0]: old.shares[r][:, :, kept] for r, kept in self.ideal.items() if r in old.shares}
         return Duals(slopes, {}, shares)
@@ -60,14 +60,14 @@ def fold(
     most_entries: int,
     expired: Callable[[], bool] = lambda: False,
 ) -> Folded | None:
-    """Fold what is decided in every item; None where the matrices would have more than `most_entries`.
+    """Folds neurons that are decided in every item; returns None if the matrices would exceed `most_entries`.
 
     Args:
-        maps: normal form of the problem's network.
-        bounds: of the operand of every ReLU, each `(N, *shape)`, on the problem's sets.
+        maps: the normal form of the problem's network.
+        bounds: bounds of all pre-activations, each `(N, *shape)`, on the problem's sets.
 
     Raises:
-        OutOfTimeError: the time was over before the end.
+        OutOfTimeError: time ran out before the end.
     """
     left = _undecided(maps, bounds)
     inputs, outputs = problem.clean[0][0].numel(), maps[-1].bias.size
@@ -90,7 +90,7 @@ def fold(
 
 
 def _undecided(maps: Sequence[AffineMap], bounds: Preactivations) -> dict[int, np.ndarray]:
-    """Flat positions, by ReLU, of the neurons that are undecided in some item, or decided differently in two."""
+    """Returns, per ReLU, flat positions of neurons that some item leaves undecided or that items decide differently."""
     left = {}
     for relu in (affine.relu for affine in maps if affine.relu is not None):
         both = (bounds[relu].lower < 0).any(0) & (bounds[relu].upper > 0).any(0)
@@ -103,7 +103,7 @@ def _undecided(maps: Sequence[AffineMap], bounds: Preactivations) -> dict[int, n
 def _ideal(
     problem: Problem, neurons: dict[int, tuple[int, Tensor]]
 ) -> tuple[dict[int, IdealNeurons], dict[int, Tensor]]:
-    """The ideal neurons that are left, by the new ReLU, and which of the old ones they are, by the old ReLU."""
+    """Returns the ideal neurons that are left, per new ReLU, and which of the old ones they are, per old ReLU."""
     ideal, kept = {}, {}
     for relu, old in problem.ideal.items():
         if relu in neurons:
@@ -118,12 +118,12 @@ class _Folding:
     """The sources of the old network as affine functions of the input and of the neurons that are left.
 
     Attributes:
-        left: which neurons are left, by ReLU.
-        order: places of the sources in the new network, the input's and those of the ReLUs that have neurons left.
-        known: of every source, its matrices by the source that they read.
-        sources: clean values of what is left.
-        reach: what the terms of every source add up to in magnitude on the sets.
-        sizes: the same of every operand.
+        left: the neurons that are left, per ReLU.
+        order: positions of the sources in the new network: of the input and of the ReLUs that have neurons left.
+        known: the matrices of every source, by the source that they read.
+        sources: clean values of the neurons that are left.
+        reach: the sum of the magnitudes of every source's terms on the sets.
+        sizes: the same for every operand.
         dense: the maps of the new network.
     """
 
@@ -139,7 +139,7 @@ class _Folding:
 
     @classmethod
     def of(cls, problem: Problem, bounds: Preactivations, left: dict[int, np.ndarray]) -> _Folding:
-        """Where only the input is known."""
+        """Starts with only the input known."""
         return cls(
             problem=problem,
             bounds=bounds,
@@ -151,7 +151,7 @@ class _Folding:
         )
 
     def pass_through(self, affine: AffineMap, expired: Callable[[], bool]) -> None:
-        """Add what the map leaves to the new network, and its ReLU's output to what is known."""
+        """Adds the rows that are left to the new network, and the output of the map's ReLU to what is known."""
         terms = self._terms(affine, expired)
         self.sizes[affine.relu] = affine.sizes(self.reach)
         clean = _flat(self.problem.clean[self.problem.network.operand(affine.relu)][:1])
@@ -175,7 +175,7 @@ class _Folding:
             self.known[relu][relu] = sp.csr_matrix(ones, shape=(clean.size, len(at)))
 
     def _terms(self, affine: AffineMap, expired: Callable[[], bool]) -> dict[int, sp.csr_matrix]:
-        """The map's operand as a function of the input and of what is left: matrices by source."""
+        """Returns the map's value as a function of the input and of what is left: matrices by source."""
         terms: dict[int, sp.csr_matrix] = {}
         for source, weight in affine.weights.items():
             for basis, matrix in self.known[source].items():
@@ -187,7 +187,7 @@ class _Folding:
     def known_values(
         self, network: Network, neurons: dict[int, tuple[int, Tensor]], outputs: np.ndarray
     ) -> tuple[dict[int, Values], dict[int, Tensor]]:
-        """Clean values with their errors, and sizes of the composed rows, by the new network's nodes."""
+        """Returns clean values with their errors, and sizes of the composed rows, by node of the new network."""
         rounding = self.problem.rounding
         assert rounding is not None
         values: dict[int, Values] = {0: (self.problem.clean[0], rounding.errors[0])}
@@ -205,14 +205,14 @@ class _Folding:
 
 
 def _largest(values: Tensor) -> np.ndarray:
-    """The largest magnitude of every neuron in any item, flat."""
+    """Returns the largest magnitude of every neuron in any item, flat."""
     return np.asarray(values.abs().amax(0).flatten().cpu().numpy())
 
 
 def _dense(
     terms: dict[int, sp.csr_matrix], clean: np.ndarray, sources: dict[int, np.ndarray], order: dict[int, int]
 ) -> DenseMap:
-    """With the bias that gives the clean value at the clean values of its sources."""
+    """Makes a dense map whose bias reproduces the clean value at the clean values of its sources."""
     weights = {order[basis]: torch.from_numpy(matrix.toarray()) for basis, matrix in terms.items()}
     bias = clean - sum(matrix @ sources[basis] for basis, matrix in terms.items())
     return DenseMap(weights, torch.from_numpy(bias))

@@ -1,9 +1,9 @@
-"""Members' own small networks: only the neurons that they can change.
+"""Restricted networks of members, which consist of the neurons that they can change.
 
-A member moves few voxels; the neurons they reach, layer by layer, are its *footprint*. All others keep their clean
-value, so the network restricted to the footprint, with the rest folded into the bias, is the same function on the
-member's box. Neighbours have nearly the same footprint: members are bounded in *groups* that share one restricted
-network of dense matrices, the one of all neurons that any of them reaches.
+A member moves few voxels; the neurons that these reach, layer by layer, are its *footprint*. All others keep their
+clean values, so the network restricted to the footprint, with the rest folded into the bias, is the same function on
+the member's box. Neighbouring members have nearly the same footprint, so members are bounded in *groups* that share one
+restricted network of dense matrices, with all neurons that any of them reaches.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from stbp_milp.network.normal_form import AffineMap
 from stbp_milp.sets import Choice, InputSet, Patch, PerturbationSet, VoxelBox
 
 DENSE_ENTRIES = 32_000_000  # a map's matrix is gathered from its dense form up to this size (256 MB)
-_DENSE_SHARE = 0.2  # of the memory that is left, that one of them may take
-_COPIES = 3  # of a layer's footprints, while kinds are told apart
-# Measured on two networks, in multiplications: what a group costs besides its members' (some hundred small tensor
-# operations), what writing down an entry of its matrices costs, and the share of neurons that needs a backward pass.
+_DENSE_SHARE = 0.2  # the share of the remaining memory that one dense matrix may take
+_COPIES = 3  # copies of a layer's footprints that exist while equal ones are found
+# Measured on two networks, in multiplications: the fixed cost of a group (some hundred small tensor operations), the
+# cost of writing down one entry of its matrices, and the share of neurons that need a backward pass.
 _PER_GROUP = 1e8
 _PER_ENTRY = 10.0
 _UNDECIDED = 0.3
-_PRODUCT = 5_000_000  # multiplications of sparse matrices between two looks at the clock
+_PRODUCT = 5_000_000  # multiplications of sparse matrices between two checks of the clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +41,10 @@ class MemberGroup:
     """Members that share a restricted network.
 
     Attributes:
-        members: (n,) int64, which.
-        neurons: of the input (key 0) and of every ReLU that any of them reaches: sorted flat indices.
-        entries: of the network's matrices.
-        moves: which of the input's neurons a member moves, `(n, inputs)` bool.
+        members: indices of the members, (n,) int64.
+        neurons: sorted flat indices of the reached neurons, of the input (key 0) and of every ReLU.
+        entries: number of entries of the network's matrices.
+        moves: which of the inputs a member moves, `(n, inputs)` bool.
     """
 
     members: Tensor
@@ -56,16 +56,16 @@ class MemberGroup:
 def grouped(
     maps: Sequence[AffineMap], members: InputSet, largest: int, expired: Callable[[], bool] = lambda: False
 ) -> list[MemberGroup]:
-    """Members in groups that are cheap to bound.
+    """Puts members into groups that are cheap to bound.
 
-    A tree of neighbours is grown over the members; it is cut where bounding the members of a node on one network is
+    The members are the leaves of a tree of neighbours. It is cut where bounding the members of a node on one network is
     estimated to cost less than bounding those of its children on two.
 
     Args:
-        largest: entries that the matrices of a group of several members may have.
+        largest: the largest number of matrix entries that a group of several members may have.
 
     Raises:
-        OutOfTimeError: the time was over before the end.
+        OutOfTimeError: time ran out before the end.
     """
     moved = _moved(members)
     nodes, children = _tree(moved, members.centre.shape[1:], expired)
@@ -95,7 +95,7 @@ def grouped(
         reach = {}
         for source, columns in reached.items():
             index = columns.indices[columns.indptr[node] : columns.indptr[node + 1]].astype(np.int64)
-            # A layer that no member reaches keeps one neuron, so that nothing has to deal with empty layers.
+            # A layer that no member reaches keeps one neuron, so that no layer is empty.
             reach[source] = index if len(index) else np.zeros(1, dtype=np.int64)
         moves = by_member[nodes[node]][:, reach[0]].toarray() > 0
         neurons = {source: torch.from_numpy(index).to(device) for source, index in reach.items()}
@@ -122,11 +122,11 @@ class Restrictor:
 
         self._sources = {s: flat(s) for s in (0, *(t.relu for t in maps if t.relu is not None))}
         self._operands = [flat(problem.network.operand(affine.relu)) for affine in maps]
-        # Rows and columns are gathered from dense matrices where those are small.
+        # Rows and columns are gathered from dense matrices if those are small.
         self._dense: dict[int, Tensor] = {}
 
     def __call__(self, group: MemberGroup) -> Problem:
-        """The restricted network on the boxes of the group's members."""
+        """Returns the restricted network on the boxes of the group's members."""
         order = {0: 0} | {affine.relu: i + 1 for i, affine in enumerate(self._maps) if affine.relu is not None}
         dense: list[DenseMap] = []
         operands: list[Values] = []
@@ -153,7 +153,7 @@ class Restrictor:
         return Problem(network, boxes, clean, rounding=rounding)
 
     def _gather(self, matrix: sp.csr_matrix, rows: Tensor | None, columns: Tensor) -> Tensor:
-        """`matrix[rows][:, columns]`, dense; None: all rows."""
+        """Returns `matrix[rows][:, columns]`, dense; None: all rows."""
         size = int(np.prod(matrix.shape))
         if id(matrix) in self._dense or (size <= DENSE_ENTRIES and 8 * size < _DENSE_SHARE * room()):
             if id(matrix) not in self._dense:
@@ -173,7 +173,7 @@ class Restrictor:
 
 
 def _moved(members: InputSet) -> sp.csr_matrix:
-    """Which voxels a member moves, `(input size, N)` with ones."""
+    """Returns which voxels every member moves, as a sparse matrix of ones `(input size, N)`."""
     size = members.centre[0].numel()
     blocks = []
     for items in torch.split(torch.arange(members.parts, device=members.centre.device), max(1, (1 << 25) // size)):
@@ -195,15 +195,15 @@ def _moved(members: InputSet) -> sp.csr_matrix:
 
 
 def _covered(choice: Choice) -> tuple[Tensor, Tensor]:
-    """Which voxels (flat, T*H*W) some member of every part covers: parts and voxels, two `(n,)`."""
+    """Returns the pairs of a part and a voxel (flat, T*H*W) that some member of it covers, two `(n,)`."""
     if not isinstance(choice, Patch) or not torch.equal(choice.first, choice.last):
         part, voxel = choice.union().flatten(1).nonzero(as_tuple=True)
         return part, voxel
-    # One place a part: no mask of the whole clip is needed, so the cost does not grow with the clip.
+    # One position per part: no mask of the whole clip is needed, so the cost does not grow with the clip.
     _, height, width = choice.voxels
     steps = torch.tensor([height * width, width, 1], device=choice.device)
     axes = (torch.arange(n, device=choice.device) for n in choice.size)
-    offsets = (torch.cartesian_prod(*axes).reshape(-1, 3) * steps).sum(1)  # CUDA multiplies no matrices of integers
+    offsets = (torch.cartesian_prod(*axes).reshape(-1, 3) * steps).sum(1)  # CUDA cannot multiply integer matrices
     voxel = (choice.first * steps).sum(1, keepdim=True) + offsets
     return torch.arange(choice.parts, device=choice.device).repeat_interleave(len(offsets)), voxel.flatten()
 
@@ -211,7 +211,7 @@ def _covered(choice: Choice) -> tuple[Tensor, Tensor]:
 def _tree(
     moved: sp.csr_matrix, shape: Sequence[int], expired: Callable[[], bool]
 ) -> tuple[list[np.ndarray], list[list[int]]]:
-    """Members halved along the axis in which they are furthest apart: the members and the children of every node."""
+    """Halves members along the axis in which they are furthest apart; returns every node's members and children."""
     where = np.stack(np.unravel_index(np.arange(moved.shape[0]), shape), 1).astype(float)
     counts = np.maximum(moved.T @ np.ones(moved.shape[0]), 1)
     middle = (moved.T @ where) / counts[:, None]  # (N, axes): the middle of every member
@@ -229,9 +229,9 @@ def _tree(
 
 
 def _reached(maps: Sequence[AffineMap], moved: sp.csc_matrix, expired: Callable[[], bool]) -> dict[int, sp.csc_matrix]:
-    """The neurons of every source that columns of voxels reach, column by column `(size, columns)`."""
+    """Returns, per source, the neurons that every column of voxels reaches, `(size, columns)`."""
     result = {0: _sorted(moved)}
-    # Many columns reach the same neurons: every *kind* of footprint is followed once.
+    # Many columns reach the same neurons, so every *kind* of footprint is propagated only once.
     kinds: dict[int, tuple[sp.csc_matrix, np.ndarray]] = {0: (result[0], np.arange(moved.shape[1]))}
     for affine in maps:
         if affine.relu is None:
@@ -254,9 +254,9 @@ def _reached(maps: Sequence[AffineMap], moved: sp.csc_matrix, expired: Callable[
 
 
 def _slices(affine: AffineMap, columns: Sequence[sp.csc_matrix]) -> Iterator[list[tuple[sp.csc_matrix, sp.csc_matrix]]]:
-    """Patterns of the map's matrices with columns for them, a slice after the other, each a moderate product."""
+    """Yields slices of columns with the patterns of the map's matrices, such that each product is of moderate size."""
     patterns = [_pattern(weight).tocsc() for weight in affine.weights.values()]
-    # An entry of a column costs the entries of the pattern's column that it meets.
+    # The cost of an entry is the number of entries in the pattern's column that it multiplies.
     done = sum(
         np.concatenate([[0], np.cumsum(np.diff(p.indptr)[c.indices])])[c.indptr[1:]]
         for p, c in zip(patterns, columns, strict=True)
@@ -271,7 +271,7 @@ def _bytes(columns: sp.csc_matrix) -> int:
 
 
 def _different(columns: sp.csc_matrix, expired: Callable[[], bool]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each different column occurs first, and which of them every column is."""
+    """Returns the first occurrence of each distinct column, and for every column its number among those."""
     seen: dict[bytes, int] = {}
     first, of_column = [], np.empty(columns.shape[1], dtype=np.int64)
     for i in range(columns.shape[1]):
@@ -285,7 +285,7 @@ def _different(columns: sp.csc_matrix, expired: Callable[[], bool]) -> tuple[np.
 
 
 def _costs(maps: Sequence[AffineMap], sizes: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Entries of the restricted matrices, and multiplications to bound one member, from the sizes of footprints."""
+    """Estimates, from footprint sizes, the entries of restricted matrices and the work of bounding one member."""
     entries = np.zeros(len(sizes[0]))
     work = np.zeros(len(sizes[0]))
     for affine in maps:
@@ -300,7 +300,7 @@ def _costs(maps: Sequence[AffineMap], sizes: Mapping[int, np.ndarray]) -> tuple[
 
 
 def whole_entries(maps: Sequence[AffineMap]) -> int:
-    """Multiplications of a form through the whole network."""
+    """Returns the multiplications of passing one form through the whole network."""
     return sum(weight.nnz for affine in maps for weight in affine.weights.values())
 
 
@@ -308,7 +308,7 @@ def whole_entries(maps: Sequence[AffineMap]) -> int:
 
 
 def _boxes(members: InputSet, group: MemberGroup) -> VoxelBox:
-    """The boxes of the group's members on the voxels that any of them moves."""
+    """Returns the boxes of the group's members on the voxels that any of them moves."""
     voxels, moves = group.neurons[0], group.moves
     if isinstance(members, PerturbationSet):
         clip, lower, upper = (x.flatten()[voxels] for x in (members.clip, members.lower, members.upper))

@@ -1,14 +1,15 @@
-"""Forward affine bounds: every node's deviation as an affine function of the few voxels that move, and a remainder.
+"""Forward affine bounds: every node's deviation as an affine function of the few moved voxels, plus a remainder.
 
     f_k(x) - f_k(c) = sum_m G_km (x_m - c_m) + r_k,   r_k in an interval.
 
-One forward pass a moved voxel bounds *all* neurons of a network, where a backward pass bounds one; and what intervals
-lose, that one voxel's effects cancel, is kept through any number of layers as long as ReLUs are decided. An undecided
-ReLU is its chord, and the rest of the triangle goes to the remainder, which grows like intervals do (the zonotopes of
-Singh et al. 2018, with one interval for all error terms). Over the box around the set: which voxels move together is
-not used.
+One forward pass per moved voxel bounds *all* neurons of a network, whereas a backward pass bounds one. Unlike
+intervals, the forms keep track of effects of one voxel that cancel, through any number of layers as long as ReLUs are
+decided. An undecided ReLU is replaced by its chord, and the rest of the triangle goes into the remainder, which grows
+like intervals do (the zonotopes of Singh et al. 2018, with one interval for all error terms). The bounds hold over the
+box around the set; they do not use which voxels move together.
 
-Rounded outwards: computed columns err by at most `gamma |L| |G|`, which the remainder takes up (`bounds.rounding`).
+Results are rounded outwards: computed columns err by at most `gamma |L| |G|`, which the remainder absorbs
+(`bounds.rounding`).
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class _Form:
 
 
 class ForwardForms:
-    """Forms of the nodes of a problem's network, computed as far as they are asked for. Mutable.
+    """Forms of the nodes of a problem's network, computed on demand. Mutable.
 
     Args:
-        problem: N sets; voxels that move in any of them have a column.
+        problem: a problem with N sets; every voxel that moves in any of them has a column.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -56,7 +57,7 @@ class ForwardForms:
         self._next = 1
 
     def deviations(self, node: int, bounds: Preactivations) -> Interval:
-        """Of a node at or after the last one asked for, given bounds of all ReLUs below it."""
+        """Computes a node's deviations, given bounds of all ReLUs below; nodes must be asked for in order."""
         nodes = self._problem.network.nodes
         while self._next <= node:
             position = self._next
@@ -81,7 +82,7 @@ class ForwardForms:
             if reads(node.layer, i):
                 columns = columns + _each(node.layer, i, form.columns)
         assert isinstance(columns, Tensor)
-        # As a linear map a maximum is a sum; its own interval rule would be another function of the operands.
+        # As a linear map a maximum is a sum; its interval rule would be another function of the operands.
         layer, own = (Add((1.0, 1.0)), operands[1:]) if isinstance(node.layer, Maximum) else (node.layer, operands)
         rest = interval(layer, [form.rest for form in own], [], gamma)
         sizes = [Interval(-size, size) for size in map(self._size, (form.columns for form in own))]
@@ -91,7 +92,7 @@ class ForwardForms:
         return _Form(columns, rest.widened(rounded))
 
     def _through_relu(self, form: _Form, operand: int, bounds: Interval) -> _Form:
-        """The chord's slope, and what lies between the chord and the ReLU, less both at the clean input."""
+        """Applies the chord's slope; the remainder gets what lies between chord and ReLU, less its clean value."""
         clean, gamma = self._problem.at(operand), self._problem.gamma
         lower, upper, undecided = bounds.lower, bounds.upper, bounds.undecided
         active, inactive = ~undecided & (lower >= 0), ~undecided & (lower < 0)
@@ -99,7 +100,7 @@ class ForwardForms:
         above = (-slope * lower).masked_fill(~undecided, 0.0)  # relu(z) is in slope z + [0, -slope l]
         at_clean = slope * clean.value - clean.value.clamp(min=0)
         error = clean.error + 2 * gamma * (clean.value.abs() + lower.abs() + upper.abs())
-        # Where the clean input is decided likewise, the ReLU's deviation is its operand's, or none.
+        # If the clean input has the same phase, the ReLU's deviation is that of its operand, or zero.
         exact = (active & (clean.value >= clean.error)) | (inactive & (clean.value <= -clean.error))
         at_clean, error = at_clean.masked_fill(exact, 0.0), error.masked_fill(exact, 0.0)
         error = error + 2 * gamma * slope * self._size(form.columns)
@@ -110,7 +111,7 @@ class ForwardForms:
         )
 
     def _size(self, columns: Tensor) -> Tensor:
-        """`sum_m |G_m| reach_m`, `(N, *shape)`."""
+        """Computes `sum_m |G_m| reach_m`, `(N, *shape)`."""
         return self._along(self._reach, columns.abs()).sum(1)
 
     @staticmethod
@@ -119,18 +120,18 @@ class ForwardForms:
 
 
 def moved_voxels(problem: Problem) -> Tensor:
-    """Flat positions of the inputs that move in some set, int64."""
+    """Returns the flat positions of the inputs that move in some set, int64."""
     lower, upper = problem.inputs.hull()
     return (upper > lower).flatten(1).any(0).nonzero().flatten()
 
 
 def _each(layer: object, operand: int, columns: Tensor) -> Tensor:
-    """The layer's linear part on every column."""
+    """Applies the layer's linear part to every column."""
     out = linear(layer, operand, columns.flatten(0, 1))
     return out.view(*columns.shape[:2], *out.shape[1:])
 
 
 def memory(problem: Problem, columns: int) -> int:
-    """Bytes that the forms of two large neighbouring layers take, with what is computed on them."""
+    """Estimates the bytes of the forms of the two largest layers, including temporary results."""
     sizes: Sequence[int] = sorted(int(torch.Size(node.shape).numel()) for node in problem.network.nodes)
     return 2 * sum(sizes[-2:]) * columns * problem.parts * problem.clean[0].element_size()

@@ -28,7 +28,7 @@ from stbp_milp.network.graph import Network
 from stbp_milp.network.normal_form import normal_form
 from stbp_milp.sets import VoxelBox
 
-_MOST_TERMS = 200_000  # of all neurons of a layer together; beyond, shares of every term cost too much
+_MOST_TERMS = 200_000  # of all neurons of a layer together; with more, a share per term costs too much
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +36,10 @@ class IdealNeurons:
     """Neurons of one ReLU that are affine functions of the input, term by term, over N boxes.
 
     Attributes:
-        neurons: which, flat positions `(U,)`.
-        index: the input entries they read, flat, `(U, K)`; padded.
-        weight: of those entries, `(U, K)`; padded with 0.
-        low, high: the terms' ranges, `(N or 1, U, K)`.
+        neurons: flat positions of the neurons, `(U,)`.
+        index: flat indices of the input entries that they read, `(U, K)`; padded.
+        weight: the weights of those entries, `(U, K)`; padded with 0.
+        low, high: the ranges of the terms, `(N or 1, U, K)`.
     """
 
     neurons: Tensor
@@ -57,18 +57,18 @@ class IdealNeurons:
         return IdealNeurons(self.neurons, self.index, weight, low, high)
 
     def rows(self, at: Tensor, neurons: Tensor) -> IdealNeurons:
-        """Some of the neurons, under other positions."""
+        """Selects some of the neurons and gives them other positions."""
         return IdealNeurons(neurons, self.index[at], self.weight[at], self.low[:, at], self.high[:, at])
 
     def select(self, items: Tensor) -> IdealNeurons:
-        """Those of the boxes at `items`; shared where there is one box."""
+        """Selects the boxes at `items`; a single box is shared."""
         if self.low.shape[0] == 1:
             return self
         return replace(self, low=self.low[items], high=self.high[items])
 
 
 def ideal_neurons(network: Network, box: VoxelBox, bounds: Mapping[int, Interval]) -> dict[int, IdealNeurons]:
-    """For every ReLU that reads an affine function of the input: its neurons that some item leaves undecided."""
+    """Returns the unstable neurons of every ReLU that reads an affine function of the input (unstable in some item)."""
     depth = network.affine_depth()
     found = {}
     for relu, interval in bounds.items():
@@ -90,7 +90,7 @@ def ideal_neurons(network: Network, box: VoxelBox, bounds: Mapping[int, Interval
 
 
 def _padded(rows: sp.csr_matrix, widest: int) -> tuple[Tensor, Tensor]:
-    """Column indices and values of every row, `(rows, widest)`, padded with 0."""
+    """Returns column indices and values of every row, `(rows, widest)`, padded with 0."""
     counts = np.diff(rows.indptr)
     index, weight = np.zeros((len(counts), widest), dtype=np.int64), np.zeros((len(counts), widest))
     row = np.repeat(np.arange(len(counts)), counts)
@@ -100,7 +100,7 @@ def _padded(rows: sp.csr_matrix, widest: int) -> tuple[Tensor, Tensor]:
 
 
 def chord_shares(ideal: IdealNeurons, bounds: Interval) -> Tensor:
-    """The shares that give the triangle's chord, `(N, 1, U, K)`."""
+    """Returns the shares that give the triangle's chord, `(N, 1, U, K)`."""
     lower, upper = (x.flatten(1)[:, ideal.neurons] for x in (bounds.lower, bounds.upper))
     chord = upper / (upper - lower).clamp(min=1e-12)
     return chord.clamp(0.0, 1.0)[:, None, :, None].expand(-1, 1, *ideal.index.shape)
@@ -108,14 +108,14 @@ def chord_shares(ideal: IdealNeurons, bounds: Interval) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class PlaneTerms:
-    """What planes have in common whatever the shares are.
+    """The part of the planes that does not depend on the shares.
 
     Attributes:
         ideal: the neurons.
         free: `z_c + sum_i high_i`, `(N, U)`.
         output: clean outputs, `(N or 1, U)`.
-        least, most: between which a neuron's shares may be chosen, `(N, U)`: [0, 1], or its own slope if decided.
-        exact: the gap of decided neurons and where they are, `(N, U)` each; None where all are undecided.
+        least, most: the range of a neuron's shares, `(N, U)`: [0, 1], or only its own slope if it is decided.
+        exact: the gap of decided neurons and where they are, `(N, U)` each; None if all are undecided.
     """
 
     ideal: IdealNeurons
@@ -127,7 +127,7 @@ class PlaneTerms:
 
     @classmethod
     def of(cls, ideal: IdealNeurons, bounds: Interval, clean: Tensor) -> PlaneTerms:
-        """`bounds` of the ReLU's operand, `(N, *shape)`, and its clean value, `(N or 1, *shape)`."""
+        """Computes the terms from the pre-activation's bounds, `(N, *shape)`, and clean value, `(N or 1, *shape)`."""
         at = ideal.neurons
         own = Interval(bounds.lower.flatten(1)[:, at], bounds.upper.flatten(1)[:, at])
         z, (least, most) = clean.flatten(1)[:, at], slope_range(own)
@@ -136,11 +136,11 @@ class PlaneTerms:
         return cls(ideal, z + ideal.high.sum(-1), z.clamp(min=0), least, most, exact)
 
     def project(self, shares: Tensor) -> Tensor:
-        """Shares `(N, M, U, K)` in their range."""
+        """Projects shares `(N, M, U, K)` onto their range."""
         return shares.clamp(self.least[:, None, :, None], self.most[:, None, :, None])
 
     def gap(self, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """The planes at the centre less the clean output, `(N, M, U)`; and where the binary is at 1, bool."""
+        """Computes the planes at the centre less the clean output, `(N, M, U)`, and where the binary is 1, bool."""
         ideal = self.ideal
         rest = self.free.unsqueeze(1) - (shares * (ideal.high - ideal.low).unsqueeze(1)).sum(-1)
         gap = rest.clamp(min=0) - (shares * ideal.low.unsqueeze(1)).sum(-1) - self.output.unsqueeze(1)
@@ -158,7 +158,7 @@ class Planes:
 
 
 def through_planes(form: Tensor, own: Planes, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """The part of a form `(N, M, *shape)` on a ReLU's output that the planes carry to the input.
+    """Carries to the input the part of a form `(N, M, *shape)` on a ReLU's output that planes bound.
 
     Returns what is left of the form for the lines, the form on the input `(N, M, *input_shape)` and the constant.
     """
@@ -170,9 +170,9 @@ def through_planes(form: Tensor, own: Planes, input_shape: tuple[int, ...]) -> t
 
 
 class _Carry(torch.autograd.Function):
-    """Forms on the neurons `(N, M, U)` to forms on the input `(N, M, size)` and constants `(N, M)`.
+    """Maps forms on the neurons `(N, M, U)` to forms on the input `(N, M, size)` and constants `(N, M)`.
 
-    Written out with its gradient: autograd's own would keep and pass over four tensors `(N, M, U, K)`.
+    The gradient is written out, because autograd would keep four tensors `(N, M, U, K)`.
     """
 
     @staticmethod

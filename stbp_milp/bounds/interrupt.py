@@ -1,9 +1,9 @@
-"""Work on tensors that ends when the time is over, or the memory is used up, wherever it is.
+"""Interruption of work on tensors when the time is over or the memory limit is reached.
 
-A pass over a large network is a few dozen tensor operations deep inside of functions that know no limits. Within
-`interruptible` every one of them is preceded by a look at the clock and at what the process holds, so that nothing
-exceeds the limits by more than its largest operation. What the step has computed until then is lost: whoever enters it
-keeps what was known before.
+A pass over a large network is a few dozen tensor operations deep inside functions that know no limits. Inside
+`interruptible`, the clock and the memory of the process are checked before every operation, so that a step exceeds the
+limits by no more than its largest operation. An interrupted step loses what it has computed; its caller keeps what was
+known before.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class _Asking(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is not torch._C._set_grad_enabled:  # contexts restore what they changed, whatever the time
+        if func is not torch._C._set_grad_enabled:  # contexts must restore what they changed even when time is over
             ask(self._expired)
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def interruptible(expired: Callable[[], bool]) -> Iterator[None]:
-    """Within: no operation on tensors begins once the time is over, or the process holds more than its limit.
+    """Checks both limits before every tensor operation inside the block.
 
-    It costs about 2 microseconds an operation, and 4 with a limit of memory.
+    This costs about 2 microseconds per operation, and 4 with a memory limit.
 
     Raises:
-        OutOfTimeError: the time was over before the end.
+        OutOfTimeError: time ran out before the end.
         MemoryError: see `memory.limited`.
     """
     with _Asking(expired):
@@ -51,7 +51,7 @@ def interruptible(expired: Callable[[], bool]) -> Iterator[None]:
 
 
 def ask(expired: Callable[[], bool]) -> None:
-    """For loops over other things than tensors.
+    """Checks both limits; for loops that do not work on tensors.
 
     Raises:
         OutOfTimeError: the time is over.

@@ -1,10 +1,11 @@
-"""Interval arithmetic: the box around a node's deviations from the clean values, from those of its operands.
+"""Interval arithmetic: bounds of a node's deviations from its clean values, given those of its operands.
 
-In *deviations* `f_k(x) - f_k(c)`, as backward passes: a layer's bias and what surrounds a crop of it do not matter, and
-a neuron that cannot move has the deviation 0, exactly and at every depth, whatever rounding did to its clean value.
+Like backward passes, it works in *deviations* `f_k(x) - f_k(c)`: a layer's bias and whatever surrounds a crop do not
+matter, and a neuron that cannot move has the deviation 0, exactly and at every depth, whatever rounding did to its
+clean value.
 
-Rounded outwards: an affine rule computes `L m +- |L| r` from middles m and radii r with an error of at most
-`gamma |L| (|m| + r)`, which the radius takes up (`bounds.rounding`).
+Results are rounded outwards: an affine rule computes `L m +- |L| r` from middles m and radii r with an error of at most
+`gamma |L| (|m| + r)`, which the radius absorbs (`bounds.rounding`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Interval:
         return (self.lower < 0) & (self.upper > 0)
 
     def meet(self, other: Interval) -> Interval:
-        """What both say."""
+        """Returns the intersection of both intervals."""
         return Interval(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
 
     def select(self, index: Tensor) -> Interval:
@@ -48,41 +49,41 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Clean:
-    """A node's computed clean value and how far it can be off, each `(N or 1, *shape)`.
+    """A node's computed clean value and a bound of its error, each `(N or 1, *shape)`.
 
-    The error has room for four roundings of the value, so sums with it need no bound of their own.
+    The error bound includes four roundings of the value, so sums with the value need no bound of their own.
     """
 
     value: Tensor
     error: Tensor
 
     def values(self, deviations: Interval) -> Interval:
-        """The node's values, of its deviations."""
+        """Converts bounds of the node's deviations to bounds of its values."""
         unit = 2 * torch.finfo(self.value.dtype).eps
         below, above = self.error + unit * deviations.lower.abs(), self.error + unit * deviations.upper.abs()
         return Interval(self.value + deviations.lower - below, self.value + deviations.upper + above)
 
     def deviations(self, values: Interval) -> Interval:
-        """The node's deviations, of its values."""
+        """Converts bounds of the node's values to bounds of its deviations."""
         unit = 2 * torch.finfo(self.value.dtype).eps
         below, above = self.error + unit * values.lower.abs(), self.error + unit * values.upper.abs()
         return Interval(values.lower - self.value - below, values.upper - self.value + above)
 
 
 def slope_range(bounds: Interval) -> tuple[Tensor, Tensor]:
-    """Between which numbers a neuron's lower slope may be chosen, two `(N, *shape)`: [0, 1], or its own if decided."""
+    """Returns the range of every neuron's lower slope, two `(N, *shape)`: [0, 1], or only its own slope if decided."""
     undecided, active = bounds.undecided, bounds.lower >= 0
     return (~undecided & active).to(bounds.lower.dtype), (undecided | active).to(bounds.lower.dtype)
 
 
 @singledispatch
 def interval(layer: object, operands: Sequence[Interval], clean: Sequence[Clean], gamma: float) -> Interval:
-    """The box of the layer's deviations.
+    """Computes bounds of the layer's deviations.
 
     Args:
-        operands: the boxes of their deviations, each `(N, *shape)`.
-        clean: their clean values.
-        gamma: of `bounds.rounding`.
+        operands: bounds of the operands' deviations, each `(N, *shape)`.
+        clean: the operands' clean values.
+        gamma: the constant of `bounds.rounding`.
     """
     centre: Tensor | float = 0.0
     radius: Tensor | float = 0.0
@@ -97,8 +98,8 @@ def interval(layer: object, operands: Sequence[Interval], clean: Sequence[Clean]
             else:
                 radius = radius + linear(layer, i, reach.add_(rounded), absolute=True)
     radius = (1 + 4 * gamma) * radius
-    assert isinstance(centre, Tensor)  # no layer reads nothing
-    # What overflows is not known: a bound is never NaN, which would compare as decided.
+    assert isinstance(centre, Tensor)  # every layer reads something
+    # Overflow means that nothing is known: a bound must never be NaN, which would compare as decided.
     unknown = (centre.abs() + radius).isfinite().logical_not_()
     lower, upper = centre - radius, centre + radius
     return Interval(lower.masked_fill_(unknown, -torch.inf), upper.masked_fill_(unknown, torch.inf))
@@ -135,7 +136,7 @@ def _(
 
 @interval.register
 def _(layer: Maximum, operands: Sequence[Interval], clean: Sequence[Clean], gamma: float) -> Interval:
-    """No further than either operand moves; and the larger of their values, less the larger of their clean ones."""
+    """Bounds the move by those of both operands, and by the larger value less the larger clean value."""
     first, second = operands[:2]
     a, b = (at.values(box) for at, box in zip(clean, operands[:2], strict=False))
     larger = Clean(torch.maximum(clean[0].value, clean[1].value), torch.maximum(clean[0].error, clean[1].error))

@@ -1,4 +1,4 @@
-"""Intervals to the end: the weakest bound, of STBP as published above its first layer, that certified training uses."""
+"""Interval bounds of the output: the bound of published STBP above its first layer, used in certified training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from stbp_milp.network.operations import apply
 
 
 def interval_bound(problem: Problem, rows: Tensor, offset: Tensor) -> Tensor:
-    """Lower bounds `(N, M)` of `rows @ output + offset`: the first layer as it can be had, intervals above.
+    """Computes lower bounds `(N, M)` of `rows @ output + offset`: the best bounds of the first layer, intervals above.
 
-    A last linear layer is composed with the rows, as certified training does; otherwise the rows are bounded over the
-    box of the outputs, which is the same for a single output.
+    A last linear layer is composed with the rows, as in certified training; otherwise the rows are bounded over the box
+    of the outputs, which is the same for a single output.
 
     Args:
         rows: `(M, K)`; offset: `(M,)`.

@@ -22,9 +22,9 @@ class ObjectiveBound:
 
     Attributes:
         lower: `(N, M)`.
-        form: the linear form on the input that gave each bound, `(N, M, *input_shape)`: its minimiser is a candidate.
+        form: the linear form on the input that gave each bound, `(N, M, *input_shape)`; its minimiser is a candidate.
         relu_forms: the form on every ReLU's output, for branching scores, `(N, M, *shape)`; empty unless asked for.
-        duals: slopes and multipliers of the bounds.
+        duals: the dual variables of the bounds.
     """
 
     lower: Tensor
@@ -37,17 +37,17 @@ class ObjectiveBound:
         return ObjectiveBound(self.lower[items], self.form[items], forms, self.duals.select(items))
 
     def detached(self) -> ObjectiveBound:
-        """Without a record of how it came about."""
+        """Returns the bound without its autograd history."""
         return ObjectiveBound(
             self.lower.detach(), self.form.detach(), {}, self.duals.map(lambda values: values.detach().clone())
         )
 
     def updated(self, items: Tensor, other: ObjectiveBound) -> ObjectiveBound:
-        """This bound with the items at `items` replaced by `other`'s, whose lower bounds are never worse."""
+        """Returns this bound with the items at `items` taken from `other`; their lower bounds never get worse."""
         count = self.lower.shape[0]
 
         def place(old: Tensor | None, new: Tensor) -> Tensor:
-            # A layer without undecided neurons has no slopes on one side: slopes of decided neurons do not matter.
+            # One side has no slopes for a layer without undecided neurons, where slopes do not matter.
             return (new.new_zeros(count, *new.shape[1:]) if old is None else old).index_copy(0, items, new)
 
         return ObjectiveBound(
@@ -68,12 +68,12 @@ def bound_once(
     memory_bytes: int = 1 << 30,
     expired: Callable[[], bool] = lambda: False,
 ) -> ObjectiveBound:
-    """One backward pass for the forms, with adaptive slopes unless duals are given.
+    """Bounds the forms by one backward pass, with adaptive slopes unless duals are given.
 
     Args:
         record: keep the forms on ReLUs, for branching scores.
-        memory_bytes: what the forms may take; without a record, more forms than that go one part after the other.
-        expired: parts that time does not reach have no bound (minus infinity).
+        memory_bytes: memory for the forms; unless they are recorded, forms beyond it are bounded in several parts.
+        expired: parts that are not reached in time have no bound (minus infinity).
     """
     duals, bounded = duals or Duals(), _sized(bounded)
     problem = bounded.problem
@@ -99,13 +99,13 @@ def bound_once(
 
 @torch.no_grad()
 def bound_splits(bounded: Bounded, forms: Forms, duals: Duals, relu: Tensor, neuron: Tensor) -> Tensor:
-    """What a form's bound becomes when one neuron's phase is known, with the same duals: `(2, N, C)`.
+    """Bounds the forms after splitting one neuron, with the same duals: `(2, N, C)`.
+
+    The first half of the result holds the bounds for an active neuron, the second those for an inactive one.
 
     Args:
-        forms: one for each item, `(N, 1, K)`.
-        relu, neuron: candidates, `(N, C)`: node position and flat position of the neuron.
-
-    The first half of the result is for the neuron active, the second for it inactive.
+        forms: one form per item, `(N, 1, K)`.
+        relu, neuron: the candidates, `(N, C)`: node position and flat position of the neuron.
     """
     count = relu.shape[1]
     bounded = _sized(bounded)
@@ -130,7 +130,7 @@ def _prepared(bounded: Bounded, duals: Duals) -> tuple[dict[int, Relaxation], Du
 
 
 def forms_at_once(problem: Problem, memory_bytes: int) -> int:
-    """How many forms a backward pass affords: it holds a few copies of each on the largest layer."""
+    """Returns how many forms a backward pass can hold, with a few copies of each on the largest layer."""
     largest = max(math.prod(node.shape) for node in problem.network.nodes)
     return max(1, memory_bytes // (FORMS_ALIVE * largest * problem.clean[0].element_size()))
 
@@ -144,7 +144,7 @@ def one_pass(
     record: dict[int, Tensor] | None = None,
     split: Split | None = None,
 ) -> ObjectiveBound:
-    """The bound that these relaxations and multipliers give; where rounding counts, with all sizes known."""
+    """Computes the bound for given relaxations and multipliers; if rounding is counted, all sizes must be known."""
     multipliers = {relu: own * phases[relu].unsqueeze(1) for relu, own in duals.multipliers.items() if relu in phases}
     rows = forms.rows if forms.rows.dim() == 3 else forms.rows.expand(problem.parts, *forms.rows.shape)
     start = NodeForms(len(problem.network.nodes) - 1, rows)
@@ -157,7 +157,7 @@ def one_pass(
 
 @torch.no_grad()
 def better(old: ObjectiveBound, new: ObjectiveBound) -> ObjectiveBound:
-    """Item by item and row by row the better of two bounds over the same duals, with its form and duals."""
+    """Returns, per item and row, the better of two bounds, with its form and duals."""
     wins = new.lower > old.lower
     if not bool(wins.any()):
         return old

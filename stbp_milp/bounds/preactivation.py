@@ -1,7 +1,7 @@
-"""Bounds of every ReLU's operand, layer by layer: the closed form first, then intervals, then backward passes.
+"""Pre-activation bounds, layer by layer: the closed form first, then intervals, then backward passes.
 
-A quick bound comes before an expensive one: only neurons that intervals leave undecided get a backward pass, in
-chunks under a memory budget.
+Cheap bounds come before expensive ones: only neurons that intervals leave undecided get a backward pass, in chunks
+that fit a memory budget.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from stbp_milp.sets import PerturbationSet, VoxelBox
 
 @dataclass(frozen=True)
 class BoundingOptions:
-    """How operands of ReLUs are bounded.
+    """How pre-activations are bounded.
 
     Attributes:
         deep: "backward" for a backward pass on undecided neurons, "interval" for intervals only.
-        memory_bytes: what the forms of one chunk may take.
-        slope_steps: gradient steps on the slopes below every undecided neuron, each with slopes of its own
-            (alpha-CROWN on hidden layers); 0 keeps the adaptive ones.
-        work: multiplications that backward passes to one layer may cost an item; a layer whose undecided neurons
-            would cost more keeps its intervals.
+        memory_bytes: memory for the forms of one chunk.
+        slope_steps: gradient steps on the slopes below undecided neurons, where every neuron has its own slopes
+            (alpha-CROWN on hidden layers); 0 keeps the adaptive slopes.
+        work: the largest number of multiplications per item for backward passes to one layer; a layer whose undecided
+            neurons would cost more keeps its intervals.
     """
 
     deep: Literal["backward", "interval"] = "backward"
@@ -56,18 +56,19 @@ def preactivations(
     expired: Callable[[], bool] = lambda: False,
     same_sets: bool = False,
 ) -> dict[int, Interval]:
-    """Bounds of the operand of every ReLU.
+    """Computes bounds of all pre-activations.
 
     Args:
         known: bounds that hold already (a parent's, with the phases of split neurons); the result is never weaker.
-        fresh_from: ReLUs at node positions below it keep their known bounds as they are.
+        fresh_from: ReLUs at node positions below this one keep their known bounds.
         expired: ends backward passes and gradient steps early, with the best bounds so far.
-        same_sets: the known bounds are of these very sets, so those of affine functions of the input are exact.
+        same_sets: were the known bounds computed for these very sets? Those of affine functions of the input are then
+            exact.
     """
     network = problem.network
     last_use = {i: position for position, node in enumerate(network.nodes) for i in node.inputs}
     layers = _Layers(problem, options, expired)
-    moved: dict[int, Interval] = {0: _hull(problem)}  # deviations of nodes that are still read
+    moved: dict[int, Interval] = {0: _hull(problem)}  # deviations of nodes that later nodes still read
     for position, node in enumerate(network.nodes[1:], start=1):
         if isinstance(node.layer, ReLU):
             operand = node.inputs[0]
@@ -90,7 +91,7 @@ def preactivations(
 
 
 class _Layers:
-    """What bounding one ReLU's operand after the other has built up. Mutable, for one pass through a network."""
+    """The state of bounding one layer after the other. Mutable, for one pass through a network."""
 
     def __init__(self, problem: Problem, options: BoundingOptions, expired: Callable[[], bool]) -> None:
         self._problem, self._options, self._expired = problem, options, expired
@@ -102,12 +103,12 @@ class _Layers:
 
     @cached_property
     def _columns(self) -> float:
-        """What forward forms of the problem take; infinitely many where there is no room for them."""
+        """The number of columns of forward forms; infinite if they do not fit into memory."""
         columns = len(moved_voxels(self._problem))
         return columns if forward_memory(self._problem, columns) <= self._options.memory_bytes else math.inf
 
     def bounded(self, operand: int, moved: Interval, known: Interval | None) -> tuple[Interval, Interval]:
-        """The values and the deviations of a ReLU's operand, given its deviations by intervals and what is known."""
+        """Bounds a pre-activation's values and deviations, given interval bounds of its deviations and known bounds."""
         problem, options = self._problem, self._options
         clean = problem.at(operand)
 
@@ -119,7 +120,7 @@ class _Layers:
             closer = _exact(problem, operand, moved, options, self._below[operand])
             moved = moved if closer is None else moved.meet(closer)
         elif options.deep == "backward" and not self._expired():
-            if _most_undecided(values()) > 2 * self._columns:  # all neurons at the cost of a few
+            if _most_undecided(values()) > 2 * self._columns:  # bounds all neurons at the cost of a few
                 self._forward = self._forward or ForwardForms(problem)
                 moved = moved.meet(self._forward.deviations(operand, self.bounds))
             own = values()
@@ -136,26 +137,26 @@ class _Layers:
 
 
 def _hull(problem: Problem) -> Interval:
-    """The box of the inputs' deviations; its sides are differences, so rounding is relative."""
+    """Returns the box of the inputs' deviations; its sides are differences, so the rounding error is relative."""
     lower, upper = problem.inputs.hull()
     centre = problem.inputs.centre
     return Interval((1 + 2 * problem.gamma) * (lower - centre), (1 + 2 * problem.gamma) * (upper - centre))
 
 
 def empty(bounds: Preactivations, parts: int) -> Tensor:
-    """`(N,)` bool: the bounds of some neuron contradict its phase, so no input of the item's set remains.
+    """Tells which items, `(N,)` bool, are empty: some neuron's lower bound exceeds its upper bound.
 
-    Both bounds hold in spite of rounding, so where they cross there is nothing between them. Without a phase that was
-    fixed, a crossing is a contradiction between bounding methods.
+    Both bounds hold despite rounding, so if they cross no input of the item's set is left. If no phase was fixed,
+    crossing bounds are a contradiction between bounding methods.
     """
     crossed = [(b.lower > b.upper).flatten(1).any(1) for b in bounds.values()]
     return torch.stack(crossed).any(0) if crossed else torch.zeros(parts, dtype=torch.bool)
 
 
 def _exact(problem: Problem, operand: int, own: Interval, options: BoundingOptions, below: int) -> Interval | None:
-    """Deviations of an affine function of the input: the closed form, or every row's support.
+    """Bounds deviations of an affine function of the input exactly: by the closed form, or by every row's support.
 
-    None where intervals are exact, and where the supports would cost more than `work`.
+    Returns None if intervals are exact already, or if the supports would cost more than `work`.
     """
     if isinstance(problem.inputs, VoxelBox) and _one_mixing_layer(problem.network, operand):
         return None  # one linear form over a box
@@ -190,7 +191,7 @@ def _backward(
     options: BoundingOptions,
     expired: Callable[[], bool],
 ) -> Interval | None:
-    """Deviations of a node, the `wanted` neurons `(N, *shape)` bounded by backward passes, the others by nothing."""
+    """Bounds deviations of the `wanted` neurons `(N, *shape)` by backward passes; all others stay unbounded."""
     flat = wanted.flatten(1)
     counts = flat.sum(1)
     most = int(counts.max())
@@ -200,20 +201,20 @@ def _backward(
     upper = torch.full_like(lower, torch.inf)
     largest = max(node_size(problem.network, i) for i in range(operand + 1))
     per_row = FORMS_ALIVE * largest
-    if options.slope_steps and earlier:  # slopes, their gradients and Adam's two moments, and the graph
+    if options.slope_steps and earlier:  # memory for slopes, their gradients, Adam's two moments, and the graph
         shares = sum(ideal.terms for ideal in problem.ideal.values())
         per_row += 4 * sum(node_size(problem.network, relu) for relu in earlier) + 2 * per_row + 10 * shares
     affordable = max(1, options.memory_bytes // (2 * per_row * lower.element_size()))
     items_at_once = max(1, min(problem.parts, affordable // most))
     rows_at_once = min(most, affordable)
-    # The wanted neurons of every item come first in its order; items with fewer pad with neurons that are not.
+    # Every item's wanted neurons come first in its order; items with fewer are padded with others.
     order = flat.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
     for items in torch.split(torch.arange(problem.parts, device=problem.device), items_at_once):
         part = problem if items_at_once >= problem.parts else problem.select(items)
         lines = relaxations if items_at_once >= problem.parts else {k: r.select(items) for k, r in relaxations.items()}
         for neurons in torch.split(order[items, : int(counts[items].max())], rows_at_once, dim=1):
             if expired():
-                break  # intervals hold for the rest
+                break  # the rest keep their intervals
             start = neuron_forms(part, operand, neurons)
             value = input_form(part, lines, start).lower(part.inputs)
             if options.slope_steps and earlier and not expired():

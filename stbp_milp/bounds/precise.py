@@ -1,7 +1,7 @@
-"""The value of every node at one input, as good as correctly rounded at any depth: multi-word arithmetic on float64.
+"""The value of every node at one input, nearly correctly rounded at any depth, by multi-word arithmetic on float64.
 
-The rounding errors of an ordinary forward pass grow, as far as one can prove beforehand, with the product of the
-layers' norms; after twenty layers nothing is left to prove with. Here a number is a sum of *words*,
+The provable error bounds of an ordinary forward pass grow with the product of the layers' norms; after twenty layers
+they are useless. Here a number is a sum of *words*,
 `sum_k words[k] 2^(bits k)`, where `words[k]` is a float64 tensor of integers of at most `2^(bits - 1)` in magnitude. A
 weight is cut into words as well, and a convolution of words by words is exact: all its terms and partial sums are
 integers below 2^53, in whatever order they are added. (This holds for direct and im2col convolutions, the only ones
@@ -41,7 +41,7 @@ from stbp_milp.network.layers import (
 from stbp_milp.network.operations import apply, linear
 
 FIRST_WORDS = 2  # The first run mostly measures how far errors grow.
-_TOLERANCE = 2.0**-52  # of the largest of: the value, and the two below
+_TOLERANCE = 2.0**-52  # relative to the largest of the value and the two below
 _LARGEST = 2.0**-20  # times the node's largest value
 _TERMS = 2.0**-60  # times the largest sum of the terms' magnitudes, for nodes whose terms cancel everywhere
 _UPWARDS = 1.0 + 2.0**-16  # more than the rounding of a sum of 2^30 error bounds
@@ -55,7 +55,7 @@ Words = dict[int, Tensor]  # exponent -> integers of at most 2^(bits - 1), each 
 def precise_values(
     network: Network, x: Tensor, most_work: float = 2.0**35
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
-    """The values of all nodes at the input x, and for each of them a bound of |value - exact value|.
+    """Computes the values of all nodes at the input x, and a bound of |value - exact value| for each.
 
     The exact value is that of the function over the real numbers with the weights, offsets and factors that the
     layers hold. A bound is at most about 2^-52 times the value's magnitude, or, where that is more, times 2^-20 of the
@@ -109,7 +109,7 @@ class _Budget:
 
 @dataclass(frozen=True)
 class _Arithmetic:
-    """How numbers are cut: bits of a word, words of a number. The bits are such that every sum stays below 2^53."""
+    """How numbers are split: bits per word and words per number, such that every sum stays below 2^53."""
 
     bits: int
     most_words: int
@@ -118,7 +118,7 @@ class _Arithmetic:
 
 @dataclass(frozen=True, eq=False)
 class _Number:
-    """A node's value: `sum_k words[k] 2^(bits k)`, off by at most `error`; and its rounding to float64."""
+    """A node's value `sum_k words[k] 2^(bits k)`, with an error of at most `error`, and its rounding to float64."""
 
     words: Words
     error: Tensor  # (1, *shape), of the words
@@ -247,7 +247,7 @@ def _(layer: Reshape | Permute | Select | Concatenate, operands: Sequence[_Numbe
 
 @_step.register
 def _(layer: ReLU, operands: Sequence[_Number], arithmetic: _Arithmetic) -> _Number:
-    """ReLU moves no two numbers apart, so that the error bound holds on; a value surely below 0 becomes exactly 0."""
+    """A ReLU never increases distances, so the error bound still holds; a value surely below 0 becomes exactly 0."""
     x = operands[0]
     sign = torch.zeros_like(x.value)
     for k in sorted(x.words):

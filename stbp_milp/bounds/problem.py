@@ -1,4 +1,4 @@
-"""What is bounded: a network on a batch of input sets, and what is known of its ReLUs there."""
+"""The problem that is bounded: a network on a batch of input sets, with its clean values and rounding errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stbp_milp.network.operations import linear, reads
 from stbp_milp.sets import InputSet, VoxelBox
 
 Preactivations = Mapping[int, Interval]
-"""Bounds of the operand of every ReLU, by the ReLU's node position; each `(N, *shape)`."""
+"""Bounds of all pre-activations, by the ReLU's node position; each `(N, *shape)`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +27,10 @@ class Problem:
     """A network on N input sets around clean inputs.
 
     Attributes:
-        inputs: N sets.
-        clean: the value of every node at the centre, each `(N or 1, *shape)`; of a crop, those in the whole network.
-        ideal: of first-layer ReLUs, the neurons with an ideal relaxation, where the inputs are boxes.
-        rounding: what rounding can do to bounds; None where bounds are a guide only, which nobody claims.
+        inputs: the N sets.
+        clean: the value of every node at the centre, each `(N or 1, *shape)`; for a crop, as in the whole network.
+        ideal: the neurons with an ideal relaxation, for first-layer ReLUs on boxes.
+        rounding: how rounding can affect bounds; None if bounds only guide the search and are not claimed.
     """
 
     network: Network
@@ -41,24 +41,24 @@ class Problem:
 
     @classmethod
     def of(cls, network: Network, inputs: InputSet, precise_work: float = PRECISE_WORK) -> Problem:
-        """A network on these sets; `precise_work` as in `rounded`."""
+        """Makes the problem of a network on these sets; `precise_work` as in `rounded`."""
         with torch.no_grad():
             clean, rounding = rounded(network, inputs.centre, precise_work)
             return cls(network, inputs, clean, rounding=rounding)
 
     @property
     def gamma(self) -> float:
-        """Of `bounds.rounding`."""
+        """The constant of `bounds.rounding`; 0 if rounding is not counted."""
         return 0.0 if self.rounding is None else self.rounding.gamma
 
     def at(self, node: int) -> Clean:
-        """A node's clean value."""
+        """Returns a node's clean value with its error bound."""
         value = self.clean[node]
         return Clean(value, value.new_zeros(()) if self.rounding is None else self.rounding.errors[node])
 
     @torch.no_grad()
     def sized(self, bounds: Preactivations, upto: int) -> Self:
-        """With sizes of the nodes up to `upto`, but for those above a ReLU without bounds; those known already stay."""
+        """Adds the sizes of nodes up to `upto`, except above ReLUs without bounds; known sizes are kept."""
         if self.rounding is None or upto in self.rounding.sizes:
             return self
         sizes = dict(self.rounding.sizes)
@@ -71,7 +71,7 @@ class Problem:
         return replace(self, rounding=replace(self.rounding, sizes=sizes))
 
     def relaxation(self, relu: int, bounds: Interval) -> Relaxation:
-        """A ReLU's two lines; where rounding counts, sizes up to its operand are known."""
+        """Returns a ReLU's relaxation; if rounding is counted, the sizes up to its operand must be known."""
         operand = self.network.nodes[relu].inputs[0]
         clean = self.clean[operand]
         lines = relax(bounds, clean)
@@ -82,9 +82,9 @@ class Problem:
 
     @torch.no_grad()
     def values(self, points: Tensor) -> list[Tensor]:
-        """The value of every node, each `(N, *shape)`, for one point of every item `(N, *input_shape)`.
+        """Computes the value of every node, each `(N, *shape)`, at one point per item `(N, *input_shape)`.
 
-        In deviations from the clean values, so it holds on crops as well, where `network.values` does not.
+        It works in deviations from the clean values, so unlike `network.values` it is also valid on crops.
         """
         values = [points]
         for node, clean in zip(self.network.nodes[1:], self.clean[1:], strict=True):
@@ -104,11 +104,11 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """Where everything is computed."""
+        """The device on which everything is computed."""
         return self.clean[0].device
 
     def select(self, index: Tensor) -> Self:
-        """The items at `index` (int64 `(n,)`)."""
+        """Selects the items at `index` (int64 `(n,)`)."""
         if self.parts == 1 and len(index) == 1:
             return self
         clean = tuple(value if value.shape[0] == 1 else value[index] for value in self.clean)
@@ -117,12 +117,12 @@ class Problem:
         return replace(self, inputs=self.inputs.select(index), clean=clean, ideal=ideal, rounding=rounding)
 
     def with_inputs(self, inputs: InputSet) -> Self:
-        """Other sets around the same clean inputs."""
+        """Returns the problem with other sets around the same clean inputs."""
         rounding = None if self.rounding is None else replace(self.rounding, sizes={})
         return replace(self, inputs=inputs, rounding=rounding)
 
     def single(self) -> Self:
-        """The same in float32, as a guide."""
+        """Converts to float32, as a guide for the search: rounding is not counted."""
         return replace(
             self,
             rounding=None,
@@ -133,19 +133,19 @@ class Problem:
         )
 
     def idealised(self, bounds: Preactivations) -> Self:
-        """With ideal relaxations of the first-layer neurons that `bounds` leave undecided, where inputs are boxes."""
+        """Adds ideal relaxations of the first-layer neurons that `bounds` leave undecided, if the inputs are boxes."""
         if not isinstance(self.inputs, VoxelBox):
             return self
         return replace(self, ideal=ideal_neurons(self.network, self.inputs, bounds))
 
 
 def select_preactivations(bounds: Preactivations, index: Tensor) -> dict[int, Interval]:
-    """Those of the items at `index`; shared, not copied, where that is the only one."""
+    """Selects the bounds of the items at `index`; if there is only one item, they are shared and not copied."""
     alone = len(index) == 1 and all(b.lower.shape[0] == 1 for b in bounds.values())
     return {relu: b if alone else b.select(index) for relu, b in bounds.items()}
 
 
 def unstable_count(bounds: Preactivations, parts: int) -> Tensor:
-    """Undecided ReLUs of every one of `parts` batch items, `(N,)`."""
+    """Counts the undecided ReLUs of each of the `parts` items, `(N,)`."""
     counts = [b.undecided.flatten(1).sum(1) for b in bounds.values()]
     return torch.stack(counts).sum(0) if counts else torch.zeros(parts, dtype=torch.int64)

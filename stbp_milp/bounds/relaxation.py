@@ -3,8 +3,8 @@
 For `l <= z <= u` and unstable (`l < 0 < u`): `alpha z <= relu(z) <= s z + t` with any alpha in [0, 1],
 `s = u / (u - l)`, `t = -l s` (Zhang et al. 2018, CROWN). Stable neurons are lines themselves.
 
-Backward passes work in *deviations* from the clean values z_c, relu(z_c): there affine layers have no constant, and
-a line contributes the *gap* `slope z_c + intercept - relu(z_c)`, which is zero for a stable neuron.
+Backward passes work in *deviations* from the clean values z_c and relu(z_c), where affine layers have no constant and a
+line contributes the *gap* `slope z_c + intercept - relu(z_c)`, which is zero for a stable neuron.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from stbp_milp.bounds.interval import Interval, slope_range
 
 @dataclass(frozen=True, eq=False)
 class Relaxation:
-    """Two lines in deviations.
+    """The two lines of a ReLU, in deviations.
 
     Attributes:
-        lower_slope: of the lower line `lower_slope z`, `(N, M or 1, *shape)`.
-        upper_slope: `(N, *shape)`.
+        lower_slope: the slope of the lower line `lower_slope z`, `(N, M or 1, *shape)`.
+        upper_slope: the slope of the upper line, `(N, *shape)`.
         upper_gap: the upper line at the clean value, less the clean output, `(N, *shape)`.
         clean, output: the clean operand and output, `(N or 1, *shape)`.
-        planes: of some neurons, upper bounds over the input that take the place of their upper lines.
-        error: what rounding costs a unit of a form on the ReLU, `(N, *shape)`; None where it is not counted.
+        planes: upper bounds over the input that replace the upper lines of some neurons.
+        error: the rounding error per unit of a form on the ReLU, `(N, *shape)`; None if it is not counted.
     """
 
     lower_slope: Tensor
@@ -40,7 +40,7 @@ class Relaxation:
     error: Tensor | None = None
 
     def select(self, items: Tensor) -> Relaxation:
-        """Those of some items; planes belong to a bracket, which is made for its items."""
+        """Selects items; there must be no planes, because those belong to a bracket that is made for its own items."""
         assert self.planes is None
         clean, output = (x if x.shape[0] == 1 else x[items] for x in (self.clean, self.output))
         error = None if self.error is None else self.error[items]
@@ -49,12 +49,12 @@ class Relaxation:
 
 
 def adaptive_slope(bounds: Interval) -> Tensor:
-    """The lower slope with the smaller area: 1 where `u > -l`, else 0 (Singh et al. 2019, DeepPoly)."""
+    """Returns the lower slope of smaller area: 1 where `u > -l`, else 0 (Singh et al. 2019, DeepPoly)."""
     return (bounds.upper > -bounds.lower).to(bounds.lower.dtype)
 
 
 def relax(bounds: Interval, clean: Tensor) -> Relaxation:
-    """The relaxation of a ReLU whose operand is in `bounds`, with adaptive lower slopes.
+    """Returns the relaxation of a ReLU whose operand lies in `bounds`, with adaptive lower slopes.
 
     `clean` is the operand's clean value, `(N or 1, *shape)`.
     """

@@ -1,4 +1,4 @@
-"""What rounding can have done to a bound: computed for every bound that is claimed, and subtracted from it.
+"""The effect of rounding on bounds: an error bound that is computed for every claimed bound and subtracted from it.
 
 The verified function `f` is the network over the real numbers, with the weights, factors and offsets that its layers
 hold. Its bounds are computed in floating point. A computed inner product of n terms errs by at most
@@ -73,9 +73,9 @@ from stbp_milp.network.layers import (
 from stbp_milp.network.operations import apply, linear, reads
 from stbp_milp.sets import InputSet
 
-SAFETY = 4.0  # times gamma, in the theorem
-_FEW = 64  # operations besides inner products
-_GOOD = 2.0**-34  # relative errors of clean values, beyond which they are computed in several words
+SAFETY = 4.0  # the factor of gamma in the theorem
+_FEW = 64  # operations other than inner products
+_GOOD = 2.0**-34  # clean values with larger relative errors are computed in several words
 PRECISE_WORK = 2.0**33  # multiplications that this may take
 
 Values = tuple[Tensor, Tensor]
@@ -87,10 +87,10 @@ class Rounding:
     """What the theorem needs of a problem.
 
     Attributes:
-        gamma: of the number of terms.
-        errors: bounds of |computed clean value - exact clean value|, of every node, `(N or 1, *shape)`.
-        composed: by node, what a layer composed of others was rounded relative to, `(1, *shape)`.
-        sizes: by node, `(1, *shape)`, of as many nodes as bounds are known for.
+        gamma: the constant gamma for the number of terms.
+        errors: bounds of |computed clean value - exact clean value| of every node, `(N or 1, *shape)`.
+        composed: per node composed of several layers, the size relative to which it was rounded, `(1, *shape)`.
+        sizes: the sizes of the nodes for which they are known, `(1, *shape)`.
     """
 
     gamma: float
@@ -102,14 +102,14 @@ class Rounding:
         return replace(self, errors=tuple(e if e.shape[0] == 1 else e[items] for e in self.errors))
 
     def weight(self, node: int) -> Tensor:
-        """`4 gamma S` of a node, `(1, *shape)`."""
+        """Returns `4 gamma S` of a node, `(1, *shape)`."""
         return SAFETY * self.gamma * self.sizes[node]
 
     def of_relu(self, operand: int, clean: Tensor, bounds: Interval, planes: Tensor | None = None) -> Tensor:
-        """What a unit of a form on a ReLU costs besides, `(N, *shape)`.
+        """Computes the additional error per unit of a form on a ReLU, `(N, *shape)`.
 
-        Nothing where the ReLU is decided, for the clean input too: then its deviation is its operand's, or none. But
-        neurons with planes (flat positions) pass their form to the input by rows of their own.
+        It is zero if bounds and clean value decide the ReLU alike: its deviation is then that of its operand, or zero.
+        Neurons with planes (flat positions) are an exception: they pass their form to the input by rows of their own.
         """
         error = self.errors[operand]
         reach = bounds.upper.abs().maximum(bounds.lower.abs()).mul_(2 * SAFETY * self.gamma)
@@ -119,15 +119,15 @@ class Rounding:
         return (error + self.weight(operand) + reach).masked_fill_(exact, 0.0)
 
     def of_multiplier(self, operand: int) -> Tensor:
-        """What a unit of a split neuron's multiplier costs, `(N or 1, *shape)`."""
+        """Computes the error per unit of a split neuron's multiplier, `(N or 1, *shape)`."""
         return self.errors[operand] + self.weight(operand)
 
 
 def rounded(network: Network, centre: Tensor, most_work: float = PRECISE_WORK) -> tuple[tuple[Tensor, ...], Rounding]:
-    """Clean values of all nodes at `centre` `(N, *input_shape)`, and how far they can be off.
+    """Computes clean values of all nodes at `centre` `(N, *input_shape)`, and bounds of their errors.
 
     Args:
-        most_work: multiplications that better values may take, where those of a forward pass are too bad.
+        most_work: multiplications that more precise values may take if those of a forward pass are too inaccurate.
     """
     own = gamma(network, centre.dtype)
     clean, errors = values_with_errors(network, own, {0: (centre, torch.zeros_like(centre))})
@@ -144,10 +144,10 @@ def rounded(network: Network, centre: Tensor, most_work: float = PRECISE_WORK) -
 def derived(
     network: Network, whole: Rounding, known: Mapping[int, Values], composed: Mapping[int, Tensor] | None = None
 ) -> tuple[tuple[Tensor, ...], Rounding]:
-    """Clean values and errors of a network that was made of parts of another, whose values are known where it matters.
+    """Computes clean values and errors of a network that was derived from another, given the values that matter.
 
     Args:
-        known: the clean values of some nodes and their errors; of the input, of all operands of ReLUs, and of the last.
+        known: clean values and errors of the input, of all pre-activations and of the last node.
     """
     own = whole.gamma + gamma(network, known[0][0].dtype)  # the matrices are products of the whole network's
     clean, errors = values_with_errors(network, own, known)
@@ -157,9 +157,9 @@ def derived(
 def values_with_errors(
     network: Network, gamma: float, known: Mapping[int, Values]
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The values of a forward pass, each `(N, *shape)`, and bounds of their errors; `known` ones as they are.
+    """Computes the values of a forward pass, each `(N, *shape)`, and bounds of their errors; `known` ones are kept.
 
-    `E_k = sum_i |L_i| (E_i + gamma |c_i|) + gamma |b|` (twice that), and room for four roundings of the value.
+    `E_k = (1 + 2 gamma) (sum_i |L_i| (E_i + 2 gamma |c_i|) + 2 gamma |b|)`, plus room for four roundings of the value.
     """
     values: list[Tensor] = []
     errors: list[Tensor] = []
@@ -190,11 +190,11 @@ def size(
     inputs: InputSet,
     upper: Tensor | None,
 ) -> Tensor:
-    """The size of one node, `(1, *shape)`.
+    """Computes the size of one node, `(1, *shape)`.
 
     Args:
         known: the sizes of its operands.
-        upper: of a ReLU, the upper bounds of its operand, `(N, *shape)`.
+        upper: for a ReLU, the upper bounds of its operand, `(N, *shape)`.
     """
     node = network.nodes[position]
     least = (clean[position].abs() + rounding.errors[position]).amax(0, keepdim=True)
@@ -216,19 +216,19 @@ def size(
 
 
 def absolute(layer: object, operand: int, x: Tensor) -> Tensor:
-    """`|L| x`, with the sizes of entries before they cancelled."""
+    """Computes `|L| x`, with the entries' sizes before cancellation."""
     if isinstance(layer, Linear):
         return F.linear(x, absolute_weight(layer))
     return linear(layer, operand, x, absolute=True)
 
 
 def absolute_weight(layer: Linear) -> Tensor:
-    """`|W|`, with the sizes of entries before they cancelled."""
+    """Returns `|W|`, with the entries' sizes before cancellation."""
     return layer.weight.abs() if layer.magnitude is None else layer.magnitude
 
 
 def constant_size(network: Network, position: int, like: Tensor) -> Tensor:
-    """`|b|` of an affine node, `(1, *shape)`, on the device and in the type of `like`."""
+    """Returns `|b|` of an affine node, `(1, *shape)`; where it is zero, with the device and type of `like`."""
     layer, shape = network.nodes[position].layer, network.nodes[position].shape
     if isinstance(layer, Convolution | Linear):
         return layer.bias.abs().view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
@@ -240,7 +240,7 @@ def constant_size(network: Network, position: int, like: Tensor) -> Tensor:
 
 
 def gamma(network: Network, dtype: torch.dtype) -> float:
-    """`n u / (1 - n u)` for the terms of all layers, of the input and a few more; infinite where there are too many."""
+    """Computes `n u / (1 - n u)` for the terms of all layers, the input and a few more; infinite for too many terms."""
     unit = torch.finfo(dtype).eps / 2
     count = _FEW + math.prod(network.input_shape) + sum(terms(node.layer) for node in network.nodes)
     return count * unit / (1 - count * unit) if 2 * count * unit < 1 else math.inf
@@ -251,7 +251,7 @@ def _with_room(value: Tensor, error: Tensor) -> Tensor:
 
 
 def _after_relu(values: Sequence[Tensor], errors: Sequence[Tensor], operand: int) -> Tensor:
-    """A ReLU that is inactive whatever its operand's error has no error."""
+    """Returns the errors of a ReLU: zero if it is inactive whatever the error of its operand."""
     return errors[operand].masked_fill(values[operand] + errors[operand] <= 0, 0.0)
 
 
@@ -264,7 +264,7 @@ def _is_bad(value: Tensor, error: Tensor) -> bool:
 
 @singledispatch
 def terms(layer: object) -> int:
-    """Terms of the layer's longest inner product, forward or transposed."""
+    """Returns the number of terms of the layer's longest inner product, forward or transposed."""
     raise NotImplementedError(f"terms: no rule for layer {type(layer).__name__}")
 
 
@@ -294,7 +294,7 @@ def _(layer: Scale) -> int:
 
 @terms.register
 def _(layer: Select) -> int:
-    """An entry that is read often has as many terms in the transpose."""
+    """In the transpose, an entry has as many terms as it is read."""
     read = layer.index[layer.index >= 0]
     return 1 + int(torch.bincount(read).max()) if len(read) else 1
 

@@ -1,4 +1,4 @@
-"""Branch and bound on perturbation sets and ReLUs: what a node is, what to split, how children are bounded."""
+"""Branch and bound on perturbation sets and ReLUs: the subproblems, what to split, and how children are bounded."""
 
 from stbp_milp.branching.bounder import Bounder, BranchingOptions, Witness
 from stbp_milp.branching.expand import Expander

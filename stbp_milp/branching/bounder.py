@@ -1,6 +1,6 @@
-"""Bounding batches of pieces: what first pieces and children have in common.
+"""Bounding of batches of pieces, shared by first pieces and children.
 
-Bounds come with their minimisers, which are tried as counterexamples on the way.
+Every bound has a minimiser, which is tried as a counterexample.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from stbp_milp.errors import OutOfTimeError
 from stbp_milp.search import Deadline, Rate
 from stbp_milp.sets import PerturbationSet
 
-_PER_LAYER = 1e6  # multiplications that the small tensor operations of a layer take the time of
-_LAST_PASSES = 3.0  # an ascent's last step and the bound of what it found take about so many passes
-_TRIED = 4  # batches of clips that are tried after a step
+_PER_LAYER = 1e6  # the small tensor operations of a layer take as long as so many multiplications
+_LAST_PASSES = 3.0  # an ascent's last step and the bound of its result take about so many passes
+_TRIED = 4  # the number of batches of clips that are tried after a step
 
 
 class Witness(Protocol):
@@ -37,10 +37,10 @@ class Witness(Protocol):
 
     @property
     def found(self) -> bool:
-        """Has a candidate broken the property?"""
+        """Has some candidate broken the property?"""
 
     def __call__(self, clips: Tensor, stage: str) -> None:
-        """Try candidates `(B, C, T, H, W)`."""
+        """Tries the candidates `(B, C, T, H, W)`."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,20 @@ class BranchingOptions:
     """How pieces are bounded and split.
 
     Attributes:
-        bounding: of hidden layers.
-        root, child: slopes and multipliers of first pieces and of children.
-        tighten_steps, tighten_share: slope steps on hidden layers of first pieces, and the part of the remaining
-            time they may take.
-        width: candidates looked ahead at before a ReLU is split.
+        bounding: how hidden layers are bounded.
+        root, child: how slopes and multipliers of first pieces and of children are optimised.
+        tighten_steps, tighten_share: slope steps on hidden layers of first pieces, and the share of the remaining time
+            that they may take.
+        width: number of candidates in a look-ahead before a ReLU is split.
         few_members: sets with at most so many members are split before any ReLU.
         program_limit: pieces with at most so many undecided ReLUs go to the MILP.
-        program_seconds: its time limit on one piece.
-        family_memory: bytes that matrices of restricted networks may take, each one and all that the search keeps.
+        program_seconds: the MILP's time limit per piece.
+        family_memory: bytes that matrices of restricted networks may take, each and all that the search keeps together.
         open_memory: bytes that open pieces may take.
-        at_once: forms, or clips, that may go through the whole network together: no operation on them takes long.
+        at_once: number of forms or clips that may pass through the whole network together, so that no operation on them
+            takes long.
         minimisers: are minimisers of bounds tried as counterexamples?
-        dense_pays: products of dense matrices are about so much faster, per multiplication, than small convolutions.
+        dense_pays: the speed of dense matrix products relative to small convolutions, per multiplication.
     """
 
     bounding: BoundingOptions = field(default_factory=BoundingOptions)
@@ -85,12 +86,12 @@ class Bounder:
 
     Attributes:
         whole: the whole network on the whole set.
-        forms: the property's clauses, by the property's own index.
-        clauses: those that are still open: first pieces are made of them.
-        target: a piece is closed when its bound exceeds it.
-        interrupt: do steps end in the middle when the time is over (`interruptible`)? Else they are short.
-        counts: what was done how often.
-        passes: what multiplications in backward passes take.
+        forms: the forms of the property's clauses, in the property's order.
+        clauses: the clauses that are still open; first pieces are made for these.
+        target: a piece is closed when its bound exceeds the target.
+        interrupt: are steps interrupted when time runs out (`interruptible`)? Otherwise they are short.
+        counts: numbers of subproblems, splits and the like.
+        passes: the measured time per multiplication in backward passes.
     """
 
     whole: Family
@@ -105,37 +106,37 @@ class Bounder:
     passes: Rate = field(default_factory=Rate)
 
     def on(self, clauses: Sequence[int], options: BranchingOptions | None = None) -> Bounder:
-        """The same for other clauses, and with other options, where they are given."""
+        """Returns a bounder for other clauses, and with other options if given."""
         return replace(self, clauses=clauses, options=options or self.options)
 
     @property
     def over(self) -> bool:
-        """Is there nothing left to do, or no time to do it?"""
+        """Is there a counterexample, or no time left?"""
         return self.witness.found or self.deadline.expired()
 
     @property
     def open_forms(self) -> Forms:
-        """The open clauses, in their order, for all items alike."""
+        """The forms of the open clauses, in order, shared by all items."""
         return self.forms.select(torch.tensor(self.clauses, device=self.forms.rows.device))
 
     def form_of(self, clause: Tensor) -> Forms:
-        """One form for each item, that of its clause `(N,)`."""
+        """Returns one form per item, that of its clause `(N,)`."""
         return Forms(self.forms.rows[clause].unsqueeze(1), self.forms.offset[clause].unsqueeze(1))
 
     def guarded(self) -> AbstractContextManager[None]:
-        """Around computations on the network: where those may take long, they end when the time is over."""
+        """Returns a context in which computations are interrupted when time runs out, if they may take long."""
         return interruptible(self.deadline.expired) if self.interrupt else nullcontext()
 
     def work(self, problem: Problem, forms: float) -> float:
-        """Multiplications of a backward pass with so many forms; small tensor operations count too."""
+        """Estimates the multiplications of a backward pass with so many forms, small tensor operations included."""
         return forms * problem.network.multiplications()[-1] + _PER_LAYER * len(problem.network.nodes)
 
     def ascent_end(self, problem: Problem, forms: int) -> Callable[[], bool]:
-        """When an ascent of so many forms has to stop: a step and the bound of what it found take their time too."""
+        """Returns when an ascent of so many forms must stop, with time left for its last step and the final bound."""
         return self.deadline.before(_LAST_PASSES * self.passes.expected(self.work(problem, forms))).expired
 
     def bound(self, batch: Batch) -> ObjectiveBound:
-        """One pass over the batch, with the duals it has."""
+        """Bounds the batch by one pass with the duals that it has."""
         forms = self.form_of(batch.clause).to(batch.lower.dtype)
         with self.guarded(), self.passes.measured(self.work(batch.problem, batch.problem.parts)):
             return bound_once(batch.bounded, forms, batch.duals, record=True)
@@ -149,7 +150,7 @@ class Bounder:
         method: str,
         optimiser: OptimiserOptions | None = None,
     ) -> list[Piece]:
-        """The batch as pieces, bounded anew; `batch.lower` holds their parents' bounds."""
+        """Bounds the batch and returns its items as pieces; `batch.lower` holds the bounds of their parents."""
         known = batch.bounded
         nothing_left = torch.zeros_like(batch.lower, dtype=torch.bool)
         if known.phases:
@@ -191,8 +192,8 @@ class Bounder:
         method: str,
         keep: bool = True,
     ) -> list[Piece]:
-        """The items of a bounded batch as pieces; `keep` False: none of them will be expanded."""
-        # Of a closed piece nothing more will be asked than where it lies.
+        """Returns the items of a bounded batch as pieces; if `keep` is False, none of them will be expanded."""
+        # All that is still needed of a closed piece is which part of the set it covers.
         light = replace(family, problem=self.whole.problem)
         inputs = batch.problem.inputs
         unstable = unstable_count(batch.bounded.bounds, inputs.parts).tolist() if keep else [0] * inputs.parts
@@ -225,14 +226,14 @@ class Bounder:
     def try_minimisers(
         self, family: Family, problem: Problem, found: ObjectiveBound, lower: Tensor, stage: str
     ) -> None:
-        """The clip that minimises a bound's linear form is a candidate: try it for the pieces furthest from proof."""
+        """Tries the minimisers of the bounds' linear forms as counterexamples, for the pieces furthest from a proof."""
         still = (lower <= self.target).nonzero().flatten()
         still = still[lower[still].argsort()[: min(64, _TRIED * self.options.at_once)]]
         if not self.options.minimisers or not len(still) or self.over:
             return
         with suppress(OutOfTimeError), self.guarded():
             points = problem.inputs.select(still).maximiser(-found.form[still]).squeeze(1)
-            if isinstance(family.view, CroppedView):  # a crop runs in a fraction of the whole's time
+            if isinstance(family.view, CroppedView):  # running a crop takes a fraction of the time of the whole network
                 forms, outputs = self.open_forms, problem.select(still).values(points)[-1]
                 points = points[(outputs @ forms.rows.T + forms.offset <= 0).any(1)]
             self.witness(family.view.clips(points), stage)

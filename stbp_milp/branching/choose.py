@@ -1,8 +1,8 @@
-"""Which ReLU to split: a score from the bound's own relaxation, then a look ahead at the best few.
+"""The choice of the ReLU to split: a score from the bound's own relaxation, then a look-ahead at the best candidates.
 
-The score is what a neuron's triangle can have cost the bound (in the spirit of BaBSR, Bunel et al. 2020); the few
-best candidates are split for trial with the parent's slopes, and the one with the largest product of gains wins
-(filtered smart branching, De Palma et al. 2021).
+The score is the loss that a neuron's triangle can have caused in the bound (in the spirit of BaBSR, Bunel et al. 2020).
+The few best candidates are split tentatively with the parent's slopes, and the one with the largest product of gains
+wins (filtered smart branching, De Palma et al. 2021).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from stbp_milp.bounds.problem import Preactivations
 from stbp_milp.branching.piece import Batch
 
 FormOf = Callable[[Tensor], Forms]
-"""The form of each item by its clause, `(N,)`."""
+"""Returns the form of each item, given its clause, `(N,)`."""
 
 
 def scores(bounds: Preactivations, found: ObjectiveBound) -> dict[int, Tensor]:
-    """How much each undecided neuron's relaxation can have cost the (one) form, `(N, *shape)`; 0 if decided."""
+    """Computes how much every neuron's relaxation can have cost its item's form, `(N, *shape)`; 0 if decided."""
     result = {}
     for relu, interval in bounds.items():
         if relu not in found.relu_forms:
@@ -42,7 +42,7 @@ def scores(bounds: Preactivations, found: ObjectiveBound) -> dict[int, Tensor]:
 
 
 def candidates(score: dict[int, Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best `count` neurons of every item: ReLU position, flat neuron index, score; each `(N, count)`."""
+    """Returns the best `count` neurons per item: ReLU position, flat neuron index and score, each `(N, count)`."""
     neurons = torch.cat([torch.arange(s[0].numel(), device=s.device) for s in score.values()])
     relus = torch.cat([neurons.new_full((s[0].numel(),), relu) for relu, s in score.items()])
     values, at = torch.cat([s.flatten(1) for s in score.values()], 1).topk(count, dim=1)
@@ -50,7 +50,7 @@ def candidates(score: dict[int, Tensor], count: int) -> tuple[Tensor, Tensor, Te
 
 
 def split_phase(batch: Batch, relu: Tensor, neuron: Tensor, sign: float) -> Batch:
-    """The batch with one neuron of every item made active (+1) or inactive (-1)."""
+    """Returns the batch with one neuron of every item fixed to active (+1) or inactive (-1)."""
     bounds, phases = dict(batch.bounded.bounds), dict(batch.bounded.phases)
     for position in torch.unique(relu).tolist():
         rows = (relu == position).nonzero().flatten()
@@ -70,12 +70,12 @@ def split_phase(batch: Batch, relu: Tensor, neuron: Tensor, sign: float) -> Batc
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A neuron to split for every item, `(N,)` each.
+    """The neuron to split for every item, `(N,)` each.
 
     Attributes:
-        relu, neuron: which; meaningless where `exists` is False.
-        exists: is any undecided neuron seen by the form?
-        lower: the bound of the worse child, as far as looked ahead; the parent's without a look ahead.
+        relu, neuron: the neuron; meaningless where `exists` is False.
+        exists: does the form depend on any undecided neuron?
+        lower: the bound of the worse child in the look-ahead; the parent's bound without a look-ahead.
     """
 
     relu: Tensor
@@ -85,10 +85,10 @@ class Choice:
 
 
 def choose(batch: Batch, found: ObjectiveBound, form_of: FormOf, width: int, at_once: int = 1 << 30) -> Choice:
-    """The best neuron to split.
+    """Chooses the best neuron to split for every item.
 
     Args:
-        width: candidates to look ahead at; 1 takes the best score.
+        width: number of candidates of the look-ahead; 1 takes the best score.
         at_once: as for `looked_ahead`.
     """
     score = scores(batch.bounded.bounds, found)
@@ -113,10 +113,10 @@ def choose(batch: Batch, found: ObjectiveBound, form_of: FormOf, width: int, at_
 def looked_ahead(
     batch: Batch, form_of: FormOf, relu: Tensor, neuron: Tensor, at_once: int = 1 << 30
 ) -> tuple[Tensor, Tensor]:
-    """Bounds of both children of a split at every candidate, each `(N, count)`.
+    """Bounds both children of a split at every candidate, each `(N, count)`.
 
     Args:
-        at_once: forms that may go through the network together.
+        at_once: number of forms that may pass through the network together.
     """
     forms = form_of(batch.clause).to(batch.lower.dtype)
     columns = max(1, at_once // (2 * batch.problem.parts))
@@ -129,9 +129,9 @@ def looked_ahead(
 
 
 def merit(sides: tuple[Tensor, Tensor], found: ObjectiveBound) -> Tensor:
-    """What splits are worth, `(N, count)`; both children must be closed, so it is the product of the gains.
+    """Computes the merit of splits, `(N, count)`: the product of both gains, as both children must be closed.
 
-    (Achterberg, Koch, Martin 2005, Branching rules revisited.)
+    Source: Achterberg, Koch, Martin 2005, Branching rules revisited.
     """
     first, second = ((side - found.lower[:, :1]).clamp(min=1e-6) for side in sides)
     return first * second

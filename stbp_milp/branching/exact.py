@@ -1,4 +1,4 @@
-"""One piece as a mixed-integer program, with the bounds already known."""
+"""Solving one piece as a mixed-integer program, with the bounds that are already known."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class ProgramOptions:
     """How programs are solved.
 
     Attributes:
-        solver: "auto" takes Gurobi where its licence allows, then SCIP, then HiGHS.
-        tighten_share: part of the time that LP-based tightening may take.
+        solver: the solver; "auto" takes Gurobi if its licence allows, then SCIP, then HiGHS.
+        tighten_share: the share of the time that LP-based tightening may take.
         cut_rounds: rounds of ideal single-neuron cuts at the root. A round costs a small linear program and often
-            proves the sign by itself; the solver gets the cuts of the first round (more of them slow its nodes down).
-        start: does the solver get a first point, found by descent?
+            proves the sign by itself; the solver gets only the cuts of the first round, as more would slow it down.
+        start: whether the solver gets a first point, found by descent.
     """
 
     solver: Preference = "auto"
@@ -43,13 +43,13 @@ class ProgramOptions:
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """What a program says of a piece.
+    """What a program established about a piece.
 
     Attributes:
-        lower: proved, solver tolerances included; infinity where the phases leave no input.
-        candidate: `(*input_shape)`, or None.
+        lower: proved lower bound, less the solver's tolerances; infinity if the phases leave no input.
+        candidate: an input `(*input_shape)` that may break the property, or None.
         open_for: why the sign may still be open.
-        report: what the solver said, or None where it was not asked.
+        report: what the solver reported, or None if it was not asked.
     """
 
     lower: float
@@ -66,9 +66,9 @@ def solve_piece(
     options: ProgramOptions,
     deadline: Deadline,
 ) -> Solved:
-    """Tighten, then minimise the piece's clause, the largest of `rows (R, K) @ output + offset (R,)`.
+    """Tightens bounds, then minimises the piece's clause, the largest of `rows (R, K) @ output + offset (R,)`.
 
-    Where the program's numbers are so large that their rounding reaches a solver's tolerances, no solver is asked.
+    If the program's numbers are so large that their rounding reaches a solver's tolerances, no solver is called.
     """
     batch = stack([piece])
     whole = isinstance(piece.family.view, WholeView)
@@ -110,7 +110,7 @@ def solve_piece(
 
 
 def _accuracy(problem: Problem, maps: Sequence[AffineMap], whole: bool) -> Accuracy:
-    """Biases of networks that were made of parts of another hold clean values, and are off by their errors."""
+    """Returns the accuracy of the maps: biases of derived networks contain clean values, with their errors."""
     if whole or problem.rounding is None:
         return Accuracy(problem.gamma)
     errors = {
@@ -123,7 +123,7 @@ def _accuracy(problem: Problem, maps: Sequence[AffineMap], whole: bool) -> Accur
         affine.relu: errors[affine.relu] + sum(affine.magnitude(source) @ sources[source] for source in affine.weights)
         for affine in maps
     }
-    if problem.rounding.composed:  # what was composed of several layers is off by its own rounding as well
+    if problem.rounding.composed:  # maps composed of several layers have a rounding error of their own
         for affine in maps:
             size = problem.rounding.composed.get(problem.network.operand(affine.relu))
             own[affine.relu] = own[affine.relu] + (0.0 if size is None else 4 * problem.gamma * _flat(size))
@@ -131,7 +131,7 @@ def _accuracy(problem: Problem, maps: Sequence[AffineMap], whole: bool) -> Accur
 
 
 def _descend(problem: Problem, row: Tensor, steps: int = 10) -> Tensor:
-    """A point of the (one) set with a small `row @ output`: corner to corner along the gradient."""
+    """Finds a point of the (only) set with a small `row @ output` by moving to the maximiser along the gradient."""
     point = problem.inputs.centre[:1]
     best, least = point[0], float("inf")
     for _ in range(steps):

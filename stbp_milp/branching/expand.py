@@ -1,4 +1,4 @@
-"""Expanding pieces: split by the set or by a ReLU, bound the children, ask the MILP about what is small."""
+"""Expansion of pieces: splits by the set or by a ReLU, bounds of the children, and the MILP for small pieces."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from stbp_milp.errors import OutOfTimeError
 from stbp_milp.search import Deadline, Expansion
 from stbp_milp.sets import PerturbationSet
 
-_LOOK_AHEAD_SHARE = 0.1  # of the time left, that one look ahead may take
+_LOOK_AHEAD_SHARE = 0.1  # the share of the remaining time that one look-ahead may take
 
 Program = Callable[[Piece, Deadline], float]
-"""Solve one piece exactly: a proved lower bound of its clause. Candidates go to the witness."""
+"""Solves one piece exactly and returns a proved lower bound of its clause; candidates go to the witness."""
 
 Timed = Callable[[str], AbstractContextManager[None]]
-"""Around the work of a stage with this name."""
+"""Returns a context that measures the time of the stage with this name."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -38,9 +38,9 @@ class Expander:
     """Splits pieces of one query.
 
     Attributes:
-        roots: bounds members of a set that splits have left alone.
-        program: the MILP; None where no solver may be asked, or the network is too large to be written down.
-        realised: how earlier splits came out.
+        roots: bounds pieces that splits of a set have reduced to one member.
+        program: the MILP; None if no solver may be used, or if the network is too large to be written down.
+        realised: the actual gains of earlier splits.
     """
 
     bounder: Bounder
@@ -52,10 +52,10 @@ class Expander:
     # --- expansion ------------------------------------------------------------------------------------------
 
     def __call__(self, pieces: list[Piece]) -> Expansion[Piece]:
-        """Children of the pieces (all of one family); pieces that time does not reach come back as they are."""
+        """Returns children of the pieces (all of one family), and unchanged those pieces that time does not reach."""
         try:
             return self._expanded(pieces)
-        finally:  # whatever became of them, no split of theirs is still to come out
+        finally:  # whatever happened, no split of theirs is pending any more
             self.realised.forget(piece.serial for piece in pieces)
 
     def _expanded(self, pieces: list[Piece]) -> Expansion[Piece]:
@@ -82,10 +82,10 @@ class Expander:
         return Expansion(children, given_up, self.bounder.witness.found)
 
     def _sides(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
-        """Which pieces to split by the set, which by a ReLU.
+        """Decides which pieces to split by the set and which by a ReLU.
 
-        Few members: the set first, its members are then boxes. Many: what a look ahead finds better, by the measure
-        of how earlier splits came out.
+        A set with few members is split first, because its members are then boxes. For a set with many members a
+        look-ahead compares both splits, corrected by the actual gains of earlier ones.
         """
         by_set = [p for p in pieces if 1 < p.members <= self.bounder.options.few_members]
         many = [p for p in pieces if p.members > max(1, self.bounder.options.few_members)]
@@ -109,7 +109,7 @@ class Expander:
 
     @staticmethod
     def _parts(batch: Batch, found: ObjectiveBound) -> tuple[PerturbationSet, Tensor]:
-        """The parts that the sets of the batch split into, and their parents."""
+        """Splits the sets of the batch; returns the parts and their parents."""
         inputs = batch.problem.inputs
         assert isinstance(inputs, PerturbationSet)
         return inputs.split(-found.form[:, 0])
@@ -133,7 +133,7 @@ class Expander:
         return [c for c in children if c not in single] + self.roots.promoted(single)
 
     def _solve_small(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
-        """Ask the MILP about pieces with few undecided ReLUs; what it does not settle goes on, with its bound."""
+        """Solves pieces with few undecided ReLUs by the MILP; returns settled pieces, and the others with its bound."""
         solved: list[Piece] = []
         remaining: list[Piece] = []
         for piece in pieces:
@@ -148,7 +148,7 @@ class Expander:
         return solved, remaining
 
     def _split_relus(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
-        """Children of the pieces, and the pieces that have no ReLU to split."""
+        """Returns children of the pieces, and the pieces that have no ReLU left to split."""
         batch = stack(pieces)
         light = batch.single()
         with fast_convolutions(light.problem.network):
@@ -161,7 +161,7 @@ class Expander:
         batch, relu, neuron = batch.select(at), choice.relu[at], choice.neuron[at]
         both = joined(split_phase(batch, relu, neuron, 1.0), split_phase(batch, relu, neuron, -1.0))
         bounds = both.bounded.bounds
-        if not both.problem.ideal:  # otherwise bounds of hidden layers are better already than one pass makes them
+        if not both.problem.ideal:  # otherwise bounds of hidden layers are already better than those of one pass
             # Layers up to the first split neuron keep their bounds.
             with self.bounder.guarded():
                 first = int(relu.min()) + 1
@@ -176,7 +176,7 @@ class Expander:
         return children + closed, stuck
 
     def _came_out(self, parents: Sequence[Piece], children: Sequence[Piece]) -> None:
-        """What splits gained; `parents` of the children, one by one."""
+        """Records the gains of splits; `parents` holds the parent of every child."""
         worst: dict[Hashable, float] = {}
         for parent, child in zip(parents, children, strict=True):
             own = gain(parent.lower, child.lower, self.bounder.target)
@@ -184,7 +184,7 @@ class Expander:
         self.realised.came_out(worst)
 
     def _choose(self, batch: Batch, found: ObjectiveBound) -> Choice:
-        """The neurons to split; candidates are looked ahead at as far as time allows it."""
+        """Chooses the neurons to split, with a look-ahead as wide as time allows."""
         most = _LOOK_AHEAD_SHARE * self.bounder.deadline.remaining()
         width = self.bounder.options.width
         while (
@@ -196,11 +196,11 @@ class Expander:
             return choose(batch, found, self.bounder.form_of, width, self.bounder.options.at_once)
 
     def _half(self) -> Callable[[], bool]:
-        """For hidden layers: the other half of the time that is left is for what their bounds are for."""
+        """Returns the limit for bounds of hidden layers: half of the remaining time; the rest is for the output."""
         return self.bounder.deadline.within(0.5 * self.bounder.deadline.remaining()).expired
 
     def _finish(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
-        """Pieces without a ReLU left to split are linear: the program settles them, or many steps on multipliers."""
+        """Settles pieces with no ReLU left to split, which are linear, by the program or many steps on multipliers."""
         closed: list[Piece] = []
         stuck: list[Piece] = []
         for piece in pieces:
@@ -222,7 +222,7 @@ class Expander:
 
 
 def joined(first: Batch, second: Batch) -> Batch:
-    """Two batches over the same problem, one after the other."""
+    """Concatenates two batches over the same problem."""
     twice = torch.arange(first.clause.shape[0], device=first.clause.device).repeat(2)
     one, other = first.bounded, second.bounded
     bounds = {

@@ -1,6 +1,6 @@
-"""Members on networks of their own: of the neurons that they reach, as matrices, or crops of every layer.
+"""Members on smaller networks of their own: matrices of the neurons that they reach, or crops of every layer.
 
-Matrices where the whole network is small enough to be written down so; crops where it is not.
+Matrices are used if the whole network is small enough to be written down as matrices, crops otherwise.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from stbp_milp.network.normal_form import AffineMap, normal_form
 from stbp_milp.search import Deadline
 from stbp_milp.sets import PerturbationSet, VoxelBox
 
-_WHOLE_AT_ONCE = 8  # members bounded together on the whole network: between two looks at the clock
-_AT_ONCE = 64  # and on a smaller one
-_GRIDS_SHARE = 0.05  # of the time left, that the comparison of grids for crops may take
-_GROUPING_RATE = 8e8  # multiplications of members' crops that putting them in groups takes a second for
-_OPEN_BYTES = 64  # for a neuron of every piece that a batch of members may become
+_WHOLE_AT_ONCE = 8  # members bounded together on the whole network, between two checks of the clock
+_AT_ONCE = 64  # the same on smaller networks
+_GRIDS_SHARE = 0.05  # the share of the remaining time that the comparison of grids for crops may take
+_GROUPING_RATE = 8e8  # grouping takes one second per so many multiplications of the members' crops
+_OPEN_BYTES = 64  # bytes per neuron of every piece that a batch of members may become
 
 
 class Divided(Protocol):
-    """Members, divided into families that share a network."""
+    """Members, divided into families that each share a network."""
 
     @property
     def small(self) -> bool:
-        """Are those networks smaller than the whole one, so that many members can be bounded one by one?"""
+        """Are these networks smaller than the whole one, so that many members can be bounded one by one?"""
 
     def families(self, keep: bool) -> Iterator[tuple[Tensor, Family]]:
-        """Which members, and their family.
+        """Yields families with the indices of their members.
 
         Args:
-            keep: the networks stay alive; those that memory has no room for are left out, for the whole network.
+            keep: do the networks stay alive? Members whose networks do not fit into memory then use the whole network.
         """
 
     def at_once(self, family: Family, keep: bool) -> int:
-        """How many members of a family are bounded together."""
+        """Returns how many members of a family are bounded together."""
 
     def again(self, members: PerturbationSet, until: Deadline) -> Divided:
-        """Some of the same members, divided anew.
+        """Divides some of the same members anew.
 
         Raises:
             OutOfTimeError: there was no time for it.
@@ -60,25 +60,25 @@ class Divided(Protocol):
 
 
 class Partition(Protocol):
-    """A way of putting members on networks of their own."""
+    """A way of putting members on smaller networks."""
 
     def by(self, bounder: Bounder) -> Partition:
-        """The same for another bounder of the same query."""
+        """Returns the same partition for another bounder of the same query."""
 
     def divided(self, members: PerturbationSet, until: Deadline) -> Divided:
-        """The members (a set of one member each) in families.
+        """Divides the members (parts with one member each) into families.
 
         Raises:
             OutOfTimeError: there was no time for it.
         """
 
     def folded(self, pieces: list[Piece]) -> list[Piece]:
-        """The pieces; open ones on networks of what is undecided, where those are small."""
+        """Returns the pieces, with open ones on folded networks if those are small."""
 
 
 @dataclass(frozen=True, eq=False)
 class OnMatrices:
-    """For a network whose normal form is known."""
+    """The partition for a network whose normal form is known."""
 
     bounder: Bounder
     maps: Sequence[AffineMap]
@@ -125,7 +125,7 @@ class OnMatrices:
 
 @dataclass(frozen=True, eq=False)
 class OnCrops:
-    """For a network that is too large to be written down as matrices."""
+    """The partition for a network that is too large to be written down as matrices."""
 
     bounder: Bounder
 
@@ -159,7 +159,7 @@ class _OnWhole:
 
 @dataclass(frozen=True, eq=False)
 class _Restricted:
-    """Groups of members on what they reach, as matrices."""
+    """Groups of members on restricted networks of matrices."""
 
     partition: OnMatrices
     members: PerturbationSet
@@ -196,7 +196,7 @@ class _Restricted:
 
 @dataclass(frozen=True, eq=False)
 class _Cropped:
-    """Members that share a cell of the grid, on crops of every layer."""
+    """Members that share a cell of a grid, on crops of every layer."""
 
     bounder: Bounder
     members: PerturbationSet
@@ -216,7 +216,7 @@ class _Cropped:
     def at_once(self, family: Family, keep: bool) -> int:
         crop, options = family.problem.network, self.bounder.options
         most = min(_AT_ONCE, crops_at_once(crop, self.bounder.whole.problem.network))
-        if keep:  # every clause of every member keeps bounds of its own
+        if keep:  # every clause of every member keeps its own bounds
             each = _OPEN_BYTES * len(self.bounder.clauses) * sum(math.prod(node.shape) for node in crop.nodes)
             most = min(most, options.open_memory // each)
         return max(1, most)
@@ -226,14 +226,14 @@ class _Cropped:
 
 
 def _boxes(bounder: Bounder, members: PerturbationSet, items: Tensor, keep: bool) -> tuple[Tensor, Family]:
-    """Members on the whole network, as boxes: the support of a box is cheap."""
+    """Puts members on the whole network, as boxes, whose support functions are cheap."""
     own = members.select(items)
     boxes = VoxelBox(own.centre.expand(own.parts, *own.clip.shape), *own.hull())
     return items, _family(bounder, bounder.whole.problem.with_inputs(boxes), WholeView(), own, keep)
 
 
 def _family(bounder: Bounder, problem: Problem, view: View, members: PerturbationSet, keep: bool) -> Family:
-    """A family on matrices; `keep`: with ideal relaxations, where the network is small enough for them."""
+    """Makes a family of boxes; with `keep`, it gets ideal relaxations if it is small enough for them."""
     if keep:
         problem = problem.idealised(preactivations(problem, BoundingOptions("interval")))
     return Family(problem=problem, whole=bounder.whole.whole, view=view, members=members)

@@ -1,6 +1,6 @@
 """A piece: one clause of the property on part of the set, with the phases of some ReLUs fixed.
 
-The node of the branch and bound. Clauses are searched apart, because what is worth splitting differs between them.
+Pieces are the nodes of the branch and bound. Clauses are searched separately, because different splits pay for each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stbp_milp.branching.views import View, WholeView
 from stbp_milp.sets import InputSet, PerturbationSet, concatenate
 
 _SERIALS = itertools.count()
-_BYTES_PER_RELU = 48  # of an open piece: bounds, slope, multiplier, phase, and copies of some for a moment
+_BYTES_PER_RELU = 48  # of an open piece: bounds, slope, multiplier, phase, and temporary copies of some of them
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,10 +31,10 @@ class Family:
     """Pieces that share a network.
 
     Attributes:
-        problem: the network, and the sets that a restricted one is for.
-        whole: the set the query asks about.
+        problem: the network, and the sets on which a smaller network is valid.
+        whole: the set that the query asks about.
         view: how the network corresponds to the whole one.
-        members: the members that the problem's boxes are, where it is a problem of boxes.
+        members: the members that the problem's boxes stand for, if it is a problem on boxes.
     """
 
     problem: Problem
@@ -43,13 +43,13 @@ class Family:
     members: PerturbationSet | None = None
 
     def on(self, inputs: InputSet, items: Sequence[int]) -> Problem:
-        """The family's network on parts of its sets: of which members, where it has any."""
+        """Returns the family's network on the sets `inputs`; `items` says which members they belong to, if any."""
         at = torch.tensor(items, device=self.problem.device)
         ideal = {relu: neurons.select(at) for relu, neurons in self.problem.ideal.items()}
         return replace(self.problem, inputs=inputs, ideal=ideal)
 
     def describe(self, item: int, inputs: InputSet) -> dict[str, Any]:
-        """The part of the set that a piece stands for."""
+        """Describes the part of the set that a piece covers."""
         if self.members is not None:
             return self.members.choice.describe(item)
         assert isinstance(inputs, PerturbationSet)
@@ -58,24 +58,24 @@ class Family:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Piece:
-    """One node.
+    """A subproblem of the branch and bound.
 
     Attributes:
-        family: whose network.
-        item: which of the family's members, where it has any.
-        inputs: the part of the set, one part.
-        clause: which of the property's clauses, its own index.
+        family: the family whose network it uses.
+        item: the index of the family's member that it belongs to, if the family has members.
+        inputs: its part of the set, a batch of one part.
+        clause: the index of its clause in the property.
         lower: proved lower bound of the clause on the piece.
         method: the stage that found the bound.
-        bounds: of every ReLU's operand, `(1, *shape)`; none for a piece that will not be expanded.
-        phases: split ReLUs as `Phases`, only layers that have any, `(1, *shape)`.
-        duals: slopes and multipliers to start children from, `(1, 1, *shape)`.
-        splits: number of ReLUs split.
-        members: how many members the part has.
-        unstable: undecided ReLUs.
-        tried: the fewest undecided ReLUs with which the MILP failed on an ancestor.
-        serial: which node of the search it is, a number that no other node ever has. `replace` keeps it, because a
-            better bound makes no other node; children have their own.
+        bounds: bounds of all pre-activations, `(1, *shape)`; empty for a piece that will not be expanded.
+        phases: phases of split ReLUs, `(1, *shape)`, for layers that have any.
+        duals: slopes and multipliers from which children start, `(1, 1, *shape)`.
+        splits: number of split ReLUs.
+        members: number of members of its part.
+        unstable: number of undecided ReLUs.
+        tried: the smallest number of undecided ReLUs with which the MILP failed on it or an ancestor.
+        serial: the unique number of its node in the search. `replace` keeps it, because a piece with a better bound is
+            the same node; children have their own numbers.
     """
 
     family: Family
@@ -95,7 +95,7 @@ class Piece:
 
     @property
     def memory(self) -> int:
-        """Bytes that it takes while it is open, about."""
+        """Estimates the bytes that it takes while it is open."""
         return _BYTES_PER_RELU * sum(bounds.lower.numel() for bounds in self.bounds.values())
 
     @property
@@ -108,8 +108,8 @@ class Batch:
     """Pieces of one family side by side.
 
     Attributes:
-        clause: of every piece, `(N,)` int64.
-        lower: their bounds, `(N,)`.
+        clause: the clause of every piece, `(N,)` int64.
+        lower: the bound of every piece, `(N,)`.
     """
 
     bounded: Bounded
@@ -122,7 +122,7 @@ class Batch:
         return self.bounded.problem
 
     def single(self) -> Batch:
-        """The same in float32."""
+        """Converts to float32."""
         return Batch(self.bounded.single(), self.clause, self.lower.to(torch.float32), self.duals)
 
     def select(self, index: Tensor) -> Batch:
@@ -130,7 +130,7 @@ class Batch:
 
 
 def stack(pieces: Sequence[Piece]) -> Batch:
-    """The pieces (of one family) as a batch, in order."""
+    """Puts pieces of one family into a batch, in order."""
     family = pieces[0].family
     inputs = concatenate([p.inputs for p in pieces])  # type: ignore[type-var]
     problem = family.on(inputs, [p.item for p in pieces])

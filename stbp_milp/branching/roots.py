@@ -1,7 +1,7 @@
-"""Where the search starts: the whole set, or its members one by one on small networks of their own.
+"""The first pieces of a search: the whole set, or its members one by one on small networks of their own.
 
-A quick bound comes before an expensive one: intervals above the first layer settle most members; backward bounds of
-hidden layers most others; optimised slopes, on all layers, what is left.
+Cheap bounds come before expensive ones: intervals above the first layer settle most members, backward bounds of hidden
+layers settle most others, and optimised slopes on all layers are for the rest.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from stbp_milp.errors import OutOfTimeError
 from stbp_milp.search import Deadline
 from stbp_milp.sets import InputSet, PerturbationSet, VoxelBox, concatenate
 
-_TIGHTENED_AT_ONCE = 64  # pieces whose hidden bounds are improved together; on the whole network fewer
-_MEMBERS_SHARE = 0.5  # of the time left, that bounding members one by one may take before the set is split instead
-_HIDDEN_SHARE = 0.5  # of the time left, that bounds of hidden layers may take before what they are for
+_TIGHTENED_AT_ONCE = 64  # pieces whose hidden bounds are improved together; fewer on the whole network
+_MEMBERS_SHARE = 0.5  # the share of the remaining time for bounding members one by one; otherwise the set is split
+_HIDDEN_SHARE = 0.5  # the share of the remaining time for bounds of hidden layers
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Effort:
-    """How much to do for every member.
+    """How much effort to spend on every member.
 
     Attributes:
-        optimiser: of the slopes of what the first bound leaves open.
-        tighten: until when bounds of hidden layers may be improved for what is still open; None: not at all.
-        keep: may the pieces be expanded? Otherwise they are forgotten but for their bounds.
+        optimiser: how to optimise the slopes of items that the first bound leaves open.
+        tighten: until when bounds of hidden layers are improved for items that are still open; None: not at all.
+        keep: may the pieces be expanded? Otherwise only their bounds are kept.
     """
 
     optimiser: OptimiserOptions
@@ -53,20 +53,20 @@ class Roots:
     """The first pieces of a search, already bounded.
 
     Attributes:
-        partition: how members are put on networks of their own.
+        partition: how members are put on smaller networks.
     """
 
     bounder: Bounder
     partition: Partition
 
     def pieces(self, family: Family, inputs: InputSet, method: str, effort: Effort, first_item: int = 0) -> list[Piece]:
-        """One piece for every part of `inputs` and open clause, clause by clause.
+        """Bounds one piece per part of `inputs` and open clause; returns them clause by clause.
 
         Args:
-            first_item: in a family of members, which one part 0 is (the others follow).
+            first_item: in a family of members, the index of the member that is part 0 (the others follow).
 
         Raises:
-            OutOfTimeError: the time was over before the first bound.
+            OutOfTimeError: time ran out before the first bound.
         """
         bounder = self.bounder
         items = [first_item + i if family.members is not None else 0 for i in range(inputs.parts)]
@@ -80,7 +80,7 @@ class Roots:
         open_ = self._open(found)
         more = effort.optimiser.steps > 0 or bounder.options.bounding.deep != "interval"
         if more and len(open_) and not bounder.deadline.expired():
-            # What time leaves unfinished keeps its first bound.
+            # If time runs out, the first bounds are kept.
             with suppress(OutOfTimeError):
                 bounds, found = self._improved(
                     problem, bounds, found, open_, bounder.options.bounding, effort.optimiser
@@ -89,7 +89,7 @@ class Roots:
             bounds, found = self._tightened(problem, bounds, found, effort.tighten)
         keep = effort.keep and not bounder.deadline.expired()
         pieces: list[Piece] = []
-        # A run of every candidate is dear on crops, which are of large networks.
+        # Trying every candidate is expensive on crops, because they belong to large networks.
         worst = found.lower.argmin(1) if isinstance(family.view, CroppedView) else None
         for row, clause in enumerate(bounder.clauses):
             one = _only_row(found, row)
@@ -101,12 +101,12 @@ class Roots:
         return pieces
 
     def share(self) -> Deadline:
-        """The time that tightening first pieces may take."""
+        """Returns the time limit for tightening first pieces."""
         deadline = self.bounder.deadline
         return deadline.within(self.bounder.options.tighten_share * deadline.remaining())
 
     def _open(self, found: ObjectiveBound) -> Tensor:
-        """The items that are not settled, those furthest from proof first."""
+        """Returns the items that are not settled, those furthest from a proof first."""
         still = (~(found.lower > self.bounder.target).all(1)).nonzero().flatten()
         return still[found.lower[still].amin(1).argsort()]
 
@@ -120,7 +120,7 @@ class Roots:
         optimiser: OptimiserOptions,
         share: Deadline | None = None,
     ) -> tuple[dict[int, Interval], ObjectiveBound]:
-        """The items bounded with more effort, the others as they were."""
+        """Bounds the given items with more effort and leaves the others as they were."""
         bounder = self.bounder
         part = problem.select(items)
         half = bounder.deadline.within(_HIDDEN_SHARE * bounder.deadline.remaining()) if share is None else share
@@ -149,7 +149,7 @@ class Roots:
     def _tightened(
         self, problem: Problem, bounds: dict[int, Interval], found: ObjectiveBound, share: Deadline
     ) -> tuple[dict[int, Interval], ObjectiveBound]:
-        """Better bounds of hidden layers, by optimised slopes, for parts that are not settled, while time allows."""
+        """Improves hidden layers' bounds by optimised slopes, for items that are not settled, while time allows."""
         options = self.bounder.options
         tight = replace(options.bounding, slope_steps=options.tighten_steps)
         whole = problem.network is self.bounder.whole.problem.network
@@ -168,15 +168,15 @@ class Roots:
     def member_pieces(
         self, members: PerturbationSet, method: str, grouping: Deadline | None = None
     ) -> list[Piece] | None:
-        """Pieces of sets with one member each, on networks of their own where those are cheaper.
+        """Bounds pieces of sets with one member each, on smaller networks if those are cheaper.
 
-        None where members are too many to be bounded one by one: on the whole network, or in the time that is left.
+        Returns None if there are too many members to be bounded one by one, on the whole network or in the time left.
 
         Args:
-            grouping: until when members may be put in groups.
+            grouping: the time limit for putting members into groups.
 
         Raises:
-            OutOfTimeError: that was not enough.
+            OutOfTimeError: grouping ran out of time.
         """
         bounder = self.bounder
         divided = self.partition.divided(members, grouping or bounder.deadline)
@@ -188,8 +188,8 @@ class Roots:
         bounder.counts["members bounded"] += len(bounded)
         open_ = [m for m, pieces in bounded.items() if any(p.lower <= bounder.target for p in pieces)]
         if open_ and not bounder.deadline.expired():
-            # More effort for those that one cheap pass does not settle. Where time ends before all of them are
-            # reached, the others keep their first bounds; nothing will expand them.
+            # Members that one cheap pass does not settle get more effort. Those that are not reached in time keep their
+            # first bounds; nothing will expand them.
             order = sorted(open_, key=lambda m: min(p.lower for p in bounded[m]))
             again = members.select(torch.tensor(order, device=members.clip.device))
             better: dict[int, list[Piece]] = {}
@@ -201,7 +201,7 @@ class Roots:
         found = self.partition.folded([piece for pieces in bounded.values() for piece in pieces])
         missing = next((m for m in range(members.parts) if m not in bounded), None)
         if missing is not None:
-            # Stands for all members that time did not reach: without a bound, nothing is proved.
+            # This piece stands for all members that were not reached in time: without its bound, nothing is proved.
             one = members.select(torch.tensor([missing], device=members.clip.device))
             clause = bounder.clauses[0]
             found.append(
@@ -210,7 +210,7 @@ class Roots:
         return found
 
     def promoted(self, pieces: list[Piece]) -> list[Piece]:
-        """Open pieces of one member each, left over from splits of the set, as boxes, like first pieces."""
+        """Bounds open pieces that splits of the set have reduced to one member as boxes, like first pieces."""
         result = list(pieces)
         for clause in {piece.clause for piece in pieces}:
             at = [i for i, piece in enumerate(pieces) if piece.clause == clause]
@@ -229,19 +229,19 @@ class Roots:
         return result
 
     def by(self, bounder: Bounder) -> Roots:
-        """The same by another bounder of the same query."""
+        """Returns the same for another bounder of the same query."""
         return Roots(bounder, self.partition.by(bounder))
 
     def _all(self) -> Effort:
-        """All that pays for what a cheap bound leaves open."""
+        """Returns the full effort, for pieces that a cheap bound leaves open."""
         return Effort(optimiser=self.bounder.options.root, tighten=self.share())
 
     def _bounded(
         self, members: PerturbationSet, divided: Divided, method: str, effort: Effort
     ) -> dict[int, list[Piece]]:
-        """The pieces of every member that time allows, batch by batch; none where it would be too little.
+        """Bounds members batch by batch while time allows; returns nothing if there is not enough time for all of them.
 
-        The first time (not `effort.keep`) whole families are bounded at once where that pays.
+        In the first pass (not `effort.keep`) whole families are bounded at once if that pays.
         """
         bounded: dict[int, list[Piece]] = {}
         with suppress(OutOfTimeError):
@@ -252,10 +252,10 @@ class Roots:
     def _bound(
         self, bounded: dict[int, list[Piece]], count: int, divided: Divided, method: str, effort: Effort
     ) -> bool:
-        """Adds to `bounded` the pieces of one of `count` members after the other; False where time is too little.
+        """Adds the pieces of `count` members to `bounded`, one after the other; returns False if time is too short.
 
         Raises:
-            OutOfTimeError: the time is over; `bounded` holds whole members only.
+            OutOfTimeError: time ran out; `bounded` holds complete members only.
         """
         bounder, keep, kept, benefit = self.bounder, effort.keep, 0, Benefit()
 
@@ -277,10 +277,10 @@ class Roots:
             for at in torch.split(torch.arange(len(items), device=items.device), divided.at_once(family, keep)):
                 began = time.monotonic()
                 found = self.pieces(family, family.problem.inputs.select(at), method, effort, int(at[0]))
-                for k, piece in enumerate(found):  # clause by clause, within a clause member by member
+                for k, piece in enumerate(found):  # clause by clause, and within a clause member by member
                     bounded.setdefault(int(items[at[k % len(at)]]), []).append(piece)
                 kept += sum(piece.memory for piece in found)
-                if kept > bounder.options.open_memory or bounder.over:  # the search will not go on, see there
+                if kept > bounder.options.open_memory or bounder.over:  # the search will end at once, see there
                     return True
                 benefit.bounded(len(at), time.monotonic() - began)
                 if not affordable():
@@ -288,7 +288,7 @@ class Roots:
         return True
 
     def _together(self, family: Family, method: str) -> list[list[Piece]]:
-        """The pieces of all members of a family of boxes, if one bound of the box around them settles them all."""
+        """Returns the pieces of all members of a family of boxes if bounding the box around them settles them all."""
         bounder, (lower, upper) = self.bounder, family.problem.inputs.hull()
         lower, upper = lower.amin(0, keepdim=True), upper.amax(0, keepdim=True)
         problem = replace(family.problem, inputs=VoxelBox(family.problem.inputs.centre[:1], lower, upper), ideal={})
@@ -311,7 +311,7 @@ class Roots:
 
 
 def _better(first: Piece, second: Piece) -> Piece:
-    """A member's piece after more effort; a first bound that was better holds still."""
+    """Returns a member's piece after more effort, with the better of its two bounds."""
     return replace(second, lower=max(first.lower, second.lower))
 
 

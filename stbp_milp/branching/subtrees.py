@@ -1,8 +1,8 @@
-"""A question cut by phases of ReLUs, so that several workers can share a set that has one member.
+"""Cutting a question by phases of ReLUs, so that several workers can share a set that has a single member.
 
-The *subtrees* of k neurons are the 2^k ways to fix their phases. Every clip lies in one of them (in several, where an
-operand is 0), so what holds in all of them holds of the set. A piece whose network does not have a neuron, or knows its
-phase already, is bounded without it: on more clips than it needs to be.
+The *subtrees* of k neurons are the 2^k ways to fix their phases. Every clip lies in one of them (in several if a
+pre-activation is 0), so what holds in all of them holds on the set. If a piece's network does not have a neuron, or
+knows its phase already, the piece is bounded without that phase, that is, on more clips than necessary.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from stbp_milp.branching.choose import candidates, looked_ahead, merit, scores, 
 from stbp_milp.branching.piece import Piece, stack
 from stbp_milp.query import Neuron, Phase
 
-_GAIN = 1e-6  # less is no gain, as in `merit`
+_GAIN = 1e-6  # smaller gains count as none, as in `merit`
 
 
 def hardest_neurons(bounder: Bounder, pieces: Sequence[Piece], count: int) -> tuple[Neuron, ...]:
-    """At most `count` neurons of the whole network that the worst open piece is best split at, best first.
+    """Returns at most `count` neurons of the whole network at which to split the worst open piece, best first.
 
-    Only those whose phases a look ahead sees to improve its bound: other subtrees would be the same work many times.
+    A look-ahead must see that their phases improve its bound; subtrees of other neurons would repeat the same work.
     """
     open_ = [piece for piece in pieces if piece.lower <= bounder.target and piece.bounds]
     if not open_:
@@ -48,7 +48,7 @@ def hardest_neurons(bounder: Bounder, pieces: Sequence[Piece], count: int) -> tu
 
 
 def within(bounder: Bounder, pieces: Sequence[Piece], phases: Sequence[Phase]) -> list[Piece]:
-    """The open pieces with these phases (of neurons of the whole network), bounded anew."""
+    """Bounds the open pieces anew with these phases (of neurons of the whole network); returns all pieces."""
     result: list[Piece] = []
     for piece in pieces:
         fixed = _undecided(piece, phases)
@@ -69,7 +69,7 @@ def within(bounder: Bounder, pieces: Sequence[Piece], phases: Sequence[Phase]) -
 
 
 def _undecided(piece: Piece, phases: Sequence[Phase]) -> list[Phase]:
-    """The phases that say something new, of neurons of the piece's network."""
+    """Returns the phases of neurons that the piece's network has and leaves undecided."""
     found = []
     for relu, neuron, sign in phases:
         here = piece.family.view.here(relu, neuron) if piece.bounds else None

@@ -1,7 +1,7 @@
-"""Views of the network: the whole one, and smaller ones that compute the same on a part of the question.
+"""Views of the network: the whole one, and smaller ones that compute the same function on a part of the set.
 
-One law holds for all of them: on the inputs of a clip, a view's network gives the whole network's output, as long as
-the clip lies in the set that the view is for.
+One law holds for all views: on the inputs of a clip, the view's network has the same output as the whole network, as
+long as the clip lies in the set that the view is for.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Protocol
 from torch import Tensor
 
 Places = Mapping[int, tuple[int, Tensor]]
-"""By ReLU of a larger network: the ReLU here, and where its neurons lie there, sorted flat indices `(n,)`."""
+"""Per ReLU of the larger network: the ReLU in this one, and its neurons' sorted flat indices there, `(n,)`."""
 
 
 class View(Protocol):
     """How the inputs and neurons of a network correspond to those of the whole one."""
 
     def clips(self, inputs: Tensor) -> Tensor:
-        """Inputs of this network `(B, *input_shape)` as clips `(B, C, T, H, W)`."""
+        """Converts inputs of this network `(B, *input_shape)` to clips `(B, C, T, H, W)`."""
 
     def inputs(self, clips: Tensor) -> Tensor:
-        """Clips `(B, C, T, H, W)` as inputs of this network, `(B, *)` in the order of its `input_shape`."""
+        """Converts clips `(B, C, T, H, W)` to inputs of this network, `(B, *)` in the order of its `input_shape`."""
 
     def here(self, relu: int, neuron: int) -> tuple[int, int] | None:
-        """A neuron of the whole network in this one, ReLU and flat index; None if it is not there."""
+        """Finds a neuron of the whole network in this one, as ReLU and flat index; None if it is not there."""
 
     def in_whole(self, relu: int, neuron: int) -> tuple[int, int]:
-        """The inverse of `here`."""
+        """Finds a neuron of this network in the whole one: the inverse of `here`."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class WholeView:
 
 @dataclass(frozen=True, eq=False)
 class RestrictedView:
-    """What some voxels of the clip reach, as matrices; all others have their clean values.
+    """The neurons that some voxels of the clip reach, as matrices; all others have their clean values.
 
     Attributes:
         clip: the clean clip `(C, T, H, W)`.
-        voxels: the inputs here, flat indices into the clip `(n,)`.
-        neurons: which neurons are here.
+        voxels: the inputs of this network, as flat indices into the clip `(n,)`.
+        neurons: the neurons of this network.
     """
 
     clip: Tensor
@@ -80,7 +80,7 @@ class RestrictedView:
 
 @dataclass(frozen=True, eq=False)
 class CroppedView(RestrictedView):
-    """The same on crops of every layer: a network of convolutions, whose values are those of one member each."""
+    """The same on crops of every layer: a network of convolutions in deviations from the clean values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +88,8 @@ class FoldedView:
     """What is left of another view's network when decided neurons are folded into matrices.
 
     Attributes:
-        below: that view.
-        neurons: which of its neurons are left.
+        below: the other view.
+        neurons: the neurons of the other view that are left.
     """
 
     below: View

@@ -1,1 +1,1 @@
-"""Where clips come from: readers of published data sets, and procedural stand-ins that need no download."""
+"""Sources of clips: readers of published data sets, and procedural stand-ins that need no download."""

@@ -1,6 +1,6 @@
-"""What every reader of a data set returns: clips, decoded when they are asked for, and what is known of them.
+"""The result of every reader of a data set: clips that are decoded on demand, and their targets.
 
-A *target* is what the data set says of a clip: the number of its class, or values in a *unit*.
+A *target* is the data set's annotation of a clip: the number of its class, or values in a *unit*.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class ClipSet:
     """Clips of one data set; item i is the clip (C, T, H, W), float32 in [0, 1], read from disk on every call.
 
     Attributes:
-        decode: item -> clip; raises InputError where the file behind it is damaged.
+        decode: maps an item to its clip; raises InputError if its file is damaged.
         targets: (N,) int64 class numbers, or (N, 1) float32 in `unit`.
-        names: what the data set calls each clip.
-        classes: their names in the order of their numbers; empty for regression.
-        unit: of the targets; empty for classification.
+        names: the data set's name of each clip.
+        classes: the names of the classes in the order of their numbers; empty for regression.
+        unit: the unit of the targets; empty for classification.
     """
 
     decode: Callable[[int], Tensor]
@@ -44,5 +44,5 @@ class ClipSet:
         return map(self.decode, range(len(self)))
 
     def stacked(self) -> Tensor:
-        """All clips at once, (N, C, T, H, W): for sets that fit in memory."""
+        """Returns all clips at once, (N, C, T, H, W); for sets that fit in memory."""
         return torch.stack(list(self))

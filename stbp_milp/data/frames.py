@@ -1,7 +1,7 @@
-"""How a picture becomes one frame of a clip, and a video file a clip.
+"""Conversion of pictures to frames of a clip, and of video files to clips.
 
-Pictures are shrunk by averaging areas (Pillow's box filter) to exactly the wanted height and width, whatever their
-aspect. Videos are decoded with PyAV (optional: `pip install "stbp-milp[data]"`).
+Pictures are scaled by averaging areas (Pillow's box filter) to exactly the wanted height and width, whatever their
+aspect ratio. Videos are decoded with PyAV (optional: `pip install "stbp-milp[data]"`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _LOST = 0.02  # share of the announced frames that may be missing: some encoders
 
 
 def to_frame(picture: Image.Image, channels: int, height: int, width: int) -> Tensor:
-    """The picture as (channels, height, width), float32 in [0, 1]: grey (ITU-R 601 luma) or red, green, blue.
+    """Converts a picture to (channels, height, width), float32 in [0, 1]: grey (ITU-R 601 luma) or red, green, blue.
 
     Raises:
-        InputError: neither 1 nor 3 channels.
+        InputError: the number of channels is neither 1 nor 3.
     """
     small = picture.convert(color_mode(channels)).resize((width, height), Image.Resampling.BOX)
     values = np.asarray(small, dtype=np.float32) / np.float32(255)
@@ -37,10 +37,10 @@ def to_frame(picture: Image.Image, channels: int, height: int, width: int) -> Te
 
 
 def color_mode(channels: int) -> str:
-    """Pillow's name of the colours.
+    """Returns Pillow's name of the colour mode.
 
     Raises:
-        InputError: neither 1 nor 3 channels.
+        InputError: the number of channels is neither 1 nor 3.
     """
     if channels not in _MODES:
         raise InputError(f"pictures cannot be read as {channels} channels; expected 1 (grey) or 3 (red, green, blue)")
@@ -48,22 +48,24 @@ def color_mode(channels: int) -> str:
 
 
 def sampled(count: int, frames: int) -> list[int]:
-    """Which of `count` frames stand for the whole: the middle ones of `frames` equal parts, `frames <= count`."""
+    """Chooses `frames` of `count` frames: the middle ones of `frames` equal parts; `frames <= count`."""
     return [(2 * part + 1) * count // (2 * frames) for part in range(frames)]
 
 
 def is_video(name: str) -> bool:
-    """Whether a file of this name is decoded as a video."""
+    """Is a file of this name decoded as a video?"""
     return name.lower().endswith(_VIDEOS)
 
 
 def read_video(path: Path, shape: ClipShape) -> Tensor:
-    """A clip of `shape` from a video file: frames sampled evenly by number from first to last, resized.
+    """Reads a clip of `shape` from a video file: evenly sampled frames, resized.
 
-    The file is decoded twice, first to count, as containers are often wrong and whole videos do not fit in memory.
+    The file is decoded twice, first to count the frames: containers often give a wrong number, and whole videos do not
+    fit in memory.
 
     Raises:
-        InputError: no such file, not a video, cut short, fewer frames than the clip has, PyAV not installed.
+        InputError: there is no such file, it is not a video or is cut short, it has fewer frames than the clip, or PyAV
+            is not installed.
     """
     channels, frames, height, width = shape
     color_mode(channels)
@@ -75,7 +77,7 @@ def read_video(path: Path, shape: ClipShape) -> Tensor:
 
 
 def _pictures(path: Path, wanted: list[int] | tuple[()]) -> Iterator[Image.Image | None]:
-    """Frame after frame, as a picture where it is wanted; the end of a file that was cut short is an error."""
+    """Yields one item per frame, a picture for wanted frames and None for others; a truncated file is an error."""
     try:
         import av
     except ImportError as error:
@@ -92,7 +94,7 @@ def _pictures(path: Path, wanted: list[int] | tuple[()]) -> Iterator[Image.Image
             number = -1
             for number, frame in enumerate(container.decode(stream)):
                 yield frame.to_image() if number in wanted else None
-            announced = stream.frames  # 0 where the container does not say
+            announced = stream.frames  # 0 if the container does not say
     except av.FFmpegError as error:
         raise InputError(
             f"{str(path)!r} cannot be decoded as a video ({error.strerror}); fetch or convert it again"

@@ -1,7 +1,7 @@
 """MedMNIST3D as published: `organmnist3d.npz`, or `organmnist3d_64.npz` at the larger size, and its five siblings.
 
 Yang et al., "MedMNIST v2" (Scientific Data 2023). Every file has `train`, `val` and `test` volumes (N, D, H, W) uint8
-and labels (N, 1). The volumes stay in memory as bytes (at most 350 MB) and become clips when asked for.
+and labels (N, 1). The volumes stay in memory as bytes (at most 350 MB) and are converted to clips on demand.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ CLASSES: dict[str, tuple[str, ...]] = {
 
 
 def read_medmnist(path: Path, part: Part) -> ClipSet:
-    """The volumes of one part as clips (1, D, H, W); the file's name says which of the six sets it is.
+    """Reads the volumes of one part as clips (1, D, H, W); the file's name says which of the six sets it is.
 
     Raises:
-        InputError: no such file or set, a key is missing, volumes or labels of the wrong shape or type, other classes
-            in the file than the published table has.
+        InputError: there is no such file or set, a key is missing, volumes or labels have the wrong shape or type, or
+            the classes differ from the published ones.
     """
     name = re.sub(r"_\d+$", "", path.stem)
     if name not in CLASSES:
@@ -70,12 +70,12 @@ def read_medmnist(path: Path, part: Part) -> ClipSet:
 
 
 def _content(path: Path, part: Part) -> dict[str, NDArray[Any]]:
-    """The labels of all parts and the volumes of one."""
+    """Reads the labels of all parts and the volumes of one."""
     keys = [f"{part}_images", "train_labels", "val_labels", "test_labels"]
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}; fetch it from medmnist.com")
     try:
-        with path.open("rb") as stream:  # numpy leaves the files of damaged archives open
+        with path.open("rb") as stream:  # numpy does not close the files of damaged archives
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise InputError(f"{str(path)!r} holds one array, not an archive; fetch it from medmnist.com")
@@ -91,7 +91,7 @@ def _content(path: Path, part: Part) -> dict[str, NDArray[Any]]:
 
 
 def _check_labels(path: Path, content: dict[str, NDArray[Any]], count: int) -> None:
-    """The labels of the three parts together are exactly the numbers of the published classes."""
+    """Checks that the labels of all three parts together are exactly the numbers of the published classes."""
     for key in ("train_labels", "val_labels", "test_labels"):
         labels = content[key]
         if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 2 or labels.shape[1] != 1:

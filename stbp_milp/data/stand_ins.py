@@ -1,7 +1,7 @@
 """Procedural clips of ST-Bench: moving shapes, organs with lesions, roads.
 
-Everything is drawn from one seed a call, in float32 and within `[0, 1]`, so that the networks' training script and
-the shipped clips can be made again anywhere.
+Everything is drawn from one seed per call, in float32 and within `[0, 1]`, so that the training and the shipped clips
+can be reproduced anywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STEERING_LIMIT = 25.0  # degrees
 
 
 def moving_shapes(count: int, seed: int, clip_shape: tuple[int, int, int, int] = VIDEO_SHAPE) -> tuple[Tensor, Tensor]:
-    """Clips `(count, *clip_shape)` of one shape that moves; the label `(count,)` is the direction (VIDEO_CLASSES).
+    """Draws clips `(count, *clip_shape)` of one moving shape; the label `(count,)` is its direction (VIDEO_CLASSES).
 
     The shape leaves one side and enters at the other, from a uniformly random start: every single frame has the
     same distribution in all four classes, so only the motion tells them apart. Larger frames show it larger and
@@ -55,7 +55,7 @@ def moving_shapes(count: int, seed: int, clip_shape: tuple[int, int, int, int] =
 
 
 def organs(count: int, seed: int, clip_shape: tuple[int, int, int, int] = VOLUME_SHAPE) -> tuple[Tensor, Tensor]:
-    """Volumes `(count, *clip_shape)` of one ellipsoid organ; the label `(count,)` says what is in it.
+    """Draws volumes `(count, *clip_shape)` of one ellipsoid organ; the label `(count,)` says what is in it.
 
     The classes are VOLUME_CLASSES: a cyst is a dark ball, a tumour a bright one, five to seven slices of twelve thick;
     a healthy organ has neither. Larger volumes show everything larger in proportion, axis by axis.
@@ -134,7 +134,7 @@ def roads(count: int, seed: int, clip_shape: tuple[int, int, int, int] = STEERIN
 
 
 class _Draw:
-    """Random numbers of one call."""
+    """The random numbers of one call."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -147,7 +147,7 @@ class _Draw:
 
 
 def _around(index: Tensor, place: Tensor, size: int) -> Tensor:
-    """Distance along a circle of `size` pixels, `(size,), (N, T) -> (N, T, size)`."""
+    """Computes distances along a circle of `size` pixels, `(size,), (N, T) -> (N, T, size)`."""
     apart = (index - place[..., None]).remainder(size)
     return torch.minimum(apart, size - apart)
 

@@ -20,14 +20,14 @@ _NAME = re.compile(r"v_(?P<class>.+)_g\d+_c\d+\.avi")
 
 
 def read_ucf101(source: Path, shape: ClipShape, split: Path | None = None) -> ClipSet:
-    """Clips of `shape` from one video, a flat folder of videos, or a folder of class folders.
+    """Reads clips of `shape` from one video, a flat folder of videos, or a folder of class folders.
 
-    With the list of a `split`, the videos it names, in its order, and the classes of `classInd.txt` beside it;
-    without one, all videos by name, and the classes that occur, in alphabetical order.
+    With the list of a `split`, these are the videos that it names, in its order, with the classes of the `classInd.txt`
+    beside it. Otherwise they are all videos, by name, with the classes that occur, in alphabetical order.
 
     Raises:
-        InputError: no videos, a list that cannot be understood, names an unknown class or a video that is not there.
-        (From decoding: a video that is damaged or too short.)
+        InputError: there are no videos, or the list cannot be understood or names an unknown class or a missing video.
+            Decoding raises it too, for a video that is damaged or too short.
     """
     if split is None:
         videos = _found(source)
@@ -46,7 +46,7 @@ def read_ucf101(source: Path, shape: ClipShape, split: Path | None = None) -> Cl
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """The classes of a `classInd.txt`, in the order of their numbers.
+    """Reads the classes of a `classInd.txt`, in the order of their numbers.
 
     Raises:
         InputError: there is no such file, or it does not number the classes 1, 2, 3, ...
@@ -72,7 +72,7 @@ def _found(source: Path) -> list[Path]:
 
 
 def _class_of(video: Path, source: Path) -> str:
-    """The class folder, which is right where both are there: HandstandPushups holds v_HandStandPushups_*.avi."""
+    """Returns the class: the folder's name before the file's, as HandstandPushups holds v_HandStandPushups_*.avi."""
     if video.parent not in (source, source.parent):
         return video.parent.name
     match = _NAME.fullmatch(video.name)
@@ -106,10 +106,10 @@ def _listed(source: Path, split: Path, classes: Sequence[str]) -> tuple[list[Pat
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """The words of every line that has some, with its number; the official lists end lines in both ways.
+    """Returns number and words of every line that is not empty; the official lists use both kinds of line ends.
 
     Raises:
-        InputError: there is no such text, or nothing in it.
+        InputError: the file cannot be read as text, or it is empty.
     """
     try:
         text = path.read_text(encoding="utf-8")

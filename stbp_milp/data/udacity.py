@@ -1,4 +1,4 @@
-"""Udacity driving recordings as published: a log, and pictures of the road beside it.
+"""Udacity driving recordings as published: a log, and beside it pictures of the road.
 
 Simulator: `driving_log.csv` (center,left,right,steering,throttle,brake,speed; often without a header), steering from
 -1 to 1, where 1 is 25 degrees to the right; pictures in `IMG/`, under the paths of the machine that recorded them.
@@ -24,28 +24,29 @@ from stbp_milp.errors import InputError
 
 LOGS = ("driving_log.csv", "interpolated.csv")
 SIMULATOR_COLUMNS = ("center", "left", "right", "steering", "throttle", "brake", "speed")
-CHALLENGE_COLUMNS = ("frame_id", "filename", "angle")  # the ones that are read
-FULL_LOCK = 25.0  # degrees that the simulator's steering 1 stands for
+CHALLENGE_COLUMNS = ("frame_id", "filename", "angle")  # the columns that are read
+FULL_LOCK = 25.0  # degrees of the simulator's steering value 1
 WHEEL_LIMIT = 10.0  # radians; steering wheels end after one and a half turns
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """One picture and the steering at that time."""
+    """One picture and the steering angle at that time."""
 
     picture: Path
     angle: float  # degrees
 
 
 def read_udacity(source: Path, shape: ClipShape, stride: int = 1, rows: tuple[float, float] = (0.0, 1.0)) -> ClipSet:
-    """Clips of T consecutive pictures, a new one every `stride` pictures; target: the steering (N, 1) at the last.
+    """Reads clips of T consecutive pictures, one every `stride` pictures; the target is the last picture's steering.
 
     `source` is a log or its folder. `rows` is the part of the pictures' height that is kept, from the top: (0.4, 0.85)
-    cuts off sky and bonnet. All pictures must follow each other in time: one log per recording.
+    cuts off sky and bonnet. All pictures must follow each other in time, so there is one log per recording. The targets
+    are steering angles in degrees, (N, 1).
 
     Raises:
-        InputError: no log, an empty or unreadable one, steering that is no number or outside its range, a picture that
-            is not there, fewer pictures than a clip has. (From decoding: a damaged picture.)
+        InputError: there is no log, or it is empty or unreadable; a steering value is not a number or out of range; a
+            picture is missing; or there are fewer pictures than frames. Decoding raises it too, for a damaged picture.
     """
     channels, frames, height, width = shape
     color_mode(channels)
@@ -139,7 +140,7 @@ def _challenge_angle(steering: float) -> float | None:
 
 
 def _beside(log: Path, recorded: str) -> Path:
-    r"""`C:\Users\me\IMG\center_1.jpg` or `center/1.jpg` -> that file in the folder IMG or center beside the log."""
+    r"""Maps `C:\Users\me\IMG\center_1.jpg` or `center/1.jpg` to that file in IMG or center beside the log."""
     return log.parent.joinpath(*recorded.replace("\\", "/").split("/")[-2:])
 
 

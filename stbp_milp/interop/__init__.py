@@ -1,4 +1,4 @@
-"""Exchange with other verifiers: VNN-LIB properties, and the doors of VNN-COMP."""
+"""Exchange with other verifiers: VNN-LIB properties, and the interface of VNN-COMP."""
 
 from stbp_milp.interop.questions import combined, is_vnnlib, questions_key, read_questions, record_of_all, verify_all
 from stbp_milp.interop.region import UnsafeBox, UnsafeRegion

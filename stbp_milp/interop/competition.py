@@ -1,8 +1,8 @@
-"""VNN-COMP's way of asking: files in, a result file out, everything within the time limit.
+"""The interface of VNN-COMP: it reads files and writes a result file within the time limit.
 
-The first line of a result file is `unsat` (verified), `sat` (falsified), `timeout`, `unknown` or `error`; the scorer
-knows no other words, so running out of memory is `unknown`. After `sat` follows the counterexample, inputs and outputs
-in row-major order: `((X_0 0.5)`, a line each, `(Y_0 1.25))`.
+The first line of a result file is the status: `unsat` (verified), `sat` (falsified), `timeout`, `unknown` or `error`.
+The scorer knows no other status, so running out of memory is `unknown`. After `sat` follows the counterexample, inputs
+and outputs in row-major order, one per line: from `((X_0 0.5)` to for example `(Y_0 1.25))`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stbp_milp.verdict import Falsified, Outcome, Unknown, Verified
 
 BAD_INPUT, CONTRADICTION = 2, 4
 WORDS = ("unsat", "sat", "timeout", "unknown", "error")
-_MARGIN = (0.05, 1.5)  # kept back for what cannot be interrupted: a share of the limit, at most so many seconds
+_MARGIN = (0.05, 1.5)  # reserved for what cannot be interrupted: a share of the limit, but at most so many seconds
 _USAGE = "expected v1 CATEGORY ONNX_FILE VNNLIB_FILE RESULT_FILE TIMEOUT [THREADS]"
 
 Array = NDArray[np.float64]
@@ -39,8 +39,8 @@ class Result:
     """The content of a result file.
 
     Attributes:
-        word: one of `WORDS`.
-        inputs, outputs: (n,), (K,), of a counterexample; empty without.
+        word: the status, one of `WORDS`.
+        inputs, outputs: the counterexample's inputs (n,) and outputs (K,); empty without a counterexample.
     """
 
     word: str
@@ -49,7 +49,7 @@ class Result:
 
     @classmethod
     def of(cls, outcome: Outcome, limit: float) -> Result:
-        """The outcome of a run that had `limit` seconds."""
+        """Makes the result of a run that had `limit` seconds."""
         match outcome.verdict:
             case Verified():
                 return cls("unsat")
@@ -59,7 +59,7 @@ class Result:
                 return cls("timeout" if outcome.seconds >= limit else "unknown")
 
     def text(self) -> str:
-        # repr gives the shortest decimals that are read as the same doubles, and every float32 is a double.
+        # repr gives the shortest decimals that are read as the same doubles, and every float32 value is a double.
         pairs = [f"(X_{i} {value!r})" for i, value in enumerate(self.inputs.tolist())]
         pairs += [f"(Y_{i} {value!r})" for i, value in enumerate(self.outputs.tolist())]
         witness = "({})\n".format("\n".join(pairs)) if pairs else ""
@@ -67,10 +67,10 @@ class Result:
 
 
 def read_result(path: str | Path) -> Result:
-    """A result file, ours or another tool's.
+    """Reads a result file of this or another tool.
 
     Raises:
-        InputError: the file is missing, or not of this form.
+        InputError: the file is missing, or it does not have this form.
     """
     try:
         word, _, witness = Path(path).read_text(encoding="utf-8").partition("\n")
@@ -88,7 +88,7 @@ def read_result(path: str | Path) -> Result:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Answer one instance; 0 where the result file has an answer, also `unknown` or `timeout`."""
+    """Answers one instance; returns 0 if the result file has an answer, which may be `unknown` or `timeout`."""
     try:
         _, _, model, specification, result, seconds, *threads = arguments
         timeout, cores = float(seconds), int(threads[0]) if threads else 1
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def answer(model: Path, specification: Path, end: float, threads: int) -> Result:
-    """The result on a model and a property; `end` is when to stop, in seconds since the epoch.
+    """Computes the result for a model and a property; `end` is when to stop, in seconds since the epoch.
 
     Raises:
         InputError: the files cannot be used.

@@ -1,4 +1,4 @@
-"""The parentheses of a VNN-LIB file: texts and groups, each with the line it came from.
+"""The parser of a VNN-LIB file's parentheses, which yields atoms and groups with their positions.
 
 An *expression* is an atom (a name or a number) or a group of expressions.
 """
@@ -16,12 +16,12 @@ from typing import NamedTuple
 from stbp_milp.errors import InputError
 
 _TOKEN = re.compile(r"[()]|[^\s();]+|;[^\n]*")
-_DEEPEST = 200  # groups in groups
+_DEEPEST = 200  # largest nesting depth of groups
 
 
 class Atom(NamedTuple):
     text: str
-    at: int  # position of its first letter
+    at: int  # position of its first character
 
 
 class Group(NamedTuple):
@@ -34,17 +34,17 @@ Expression = Atom | Group
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A file's text, to say where in it something is wrong."""
+    """A file's text, for error messages that name the line."""
 
     path: Path
     text: str
 
     @classmethod
     def read(cls, path: str | Path) -> Source:
-        """The text of a file, or of a `.gz` file.
+        """Reads the text of a file, which may be compressed (`.gz`).
 
         Raises:
-            InputError: it cannot be read.
+            InputError: the file cannot be read.
         """
         path = Path(path)
         try:
@@ -60,23 +60,23 @@ class Source:
         return InputError(f"line {line} of {str(self.path)!r}: {message}")
 
     def excerpt(self, expression: Expression) -> str:
-        """The beginning of the expression as it is written."""
+        """Returns the beginning of the expression as it is written."""
         text = expression.text if isinstance(expression, Atom) else self.text[expression.at : expression.at + 60]
         return " ".join(text.split())[:40]
 
 
 def expressions(source: Source) -> Iterator[Expression]:
-    """The file's expressions in order, one by one, because there may be millions; comments are left out.
+    """Yields the file's expressions one by one, because there may be millions; comments are left out.
 
     Raises:
-        InputError: a parenthesis without its partner.
+        InputError: a parenthesis has no partner, or groups are nested too deeply.
     """
-    open_: list[tuple[list[Expression], int]] = []  # the groups that are open: their items, and where they began
+    open_: list[tuple[list[Expression], int]] = []  # the open groups: their items, and where they began
     for match in _TOKEN.finditer(source.text):
         token, at = match[0], match.start()
         if token == "(":
             if len(open_) == _DEEPEST:
-                raise source.wrong(at, f"more than {_DEEPEST} groups in one another")
+                raise source.wrong(at, f"groups are nested more than {_DEEPEST} deep")
             open_.append(([], at))
             continue
         if token[0] == ";":

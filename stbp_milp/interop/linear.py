@@ -28,10 +28,10 @@ def variable(text: str) -> Variable | None:
 
 
 def linear(source: Source, expression: Expression) -> Linear:
-    """The expression as coefficients.
+    """Returns the coefficients of an expression.
 
     Raises:
-        InputError: it is not linear in X_i and Y_i.
+        InputError: the expression is not linear in X_i and Y_i.
     """
     if isinstance(expression, Atom):
         return _of_atom(source, expression)
@@ -55,7 +55,7 @@ def scaled(term: Linear, factor: Fraction) -> Linear:
 
 
 def difference(first: Linear, second: Linear) -> Linear:
-    """`first - second`, without what cancels."""
+    """Returns `first - second`, without terms that cancel."""
     return _sum([first, scaled(second, Fraction(-1))])
 
 
@@ -70,7 +70,7 @@ def _of_atom(source: Source, atom: Atom) -> Linear:
 
 def _application(source: Source, group: Group) -> tuple[Atom, tuple[Expression, ...]]:
     if len(group.items) < 2 or not isinstance(group.items[0], Atom):
-        raise source.wrong(group.at, f"{source.excerpt(group)!r} is no expression; expected as in (+ Y_0 1.5)")
+        raise source.wrong(group.at, f"{source.excerpt(group)!r} is not an expression; expected one like (+ Y_0 1.5)")
     return group.items[0], group.items[1:]
 
 

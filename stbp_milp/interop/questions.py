@@ -1,7 +1,7 @@
-"""One door for questions in files, ours and VNN-LIB's, and one verdict on several of them.
+"""Reading of questions in our own and in VNN-LIB files, and a single verdict on several questions.
 
-A VNN-LIB file may ask about several boxes. Together they are *falsified* when one is, *verified* when all are, else
-*unknown*; the combined outcome says so in the words of a single one.
+A VNN-LIB file may ask about several boxes. Together they are *falsified* if one is, *verified* if all are, and
+otherwise *unknown*. The combined outcome has the form of a single one.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from stbp_milp.verdict import Certificate, Falsified, Leaf, Outcome, Progress, R
 from stbp_milp.verify import verify
 
 _LEAVES_KEPT = 1_000
-_TOGETHER = 64  # boxes that are bounded in one batch first
-_FIRST_TRY = 0.25  # of the time goes to a first look at all questions
-_SHORTEST = 0.2  # seconds; with less, of thousands of easy boxes none would be settled
-_UNSEEN = Outcome(Unknown(Reason.TIME, "out of time before it was looked at"), -math.inf, math.inf, (), None, 0.0)
+_TOGETHER = 64  # boxes that are first bounded in one batch
+_FIRST_TRY = 0.25  # the share of the time for a first try at all questions
+_SHORTEST = 0.2  # seconds; with less time each, none of thousands of easy boxes would be settled
+_UNSEEN = Outcome(Unknown(Reason.TIME, "out of time before it was tried"), -math.inf, math.inf, (), None, 0.0)
 
 
 def is_vnnlib(path: str | Path) -> bool:
@@ -42,10 +42,10 @@ def is_vnnlib(path: str | Path) -> bool:
 
 
 def read_questions(path: str | Path, model: Model) -> list[Query]:
-    """What the file asks about `model`, at least one question: of a VNN-LIB file or of our own specification.
+    """Reads what a VNN-LIB file or our own specification asks about `model`, at least one question.
 
     Raises:
-        InputError: the file cannot be read, or it and the model do not fit together.
+        InputError: the file cannot be read, or it does not fit the model.
     """
     return read_vnnlib(path).queries(model) if is_vnnlib(path) else [read_specification(path).query(model)]
 
@@ -53,9 +53,9 @@ def read_questions(path: str | Path, model: Model) -> list[Query]:
 def verify_all(
     queries: Sequence[Query], configuration: Configuration, on_progress: OnProgress | None = None
 ) -> Outcome:
-    """The combined outcome of all questions within the time of one.
+    """Answers all questions within the time limit of one, and combines their outcomes.
 
-    All are tried briefly first, because one that is falsified ends the run; those that stay open share what is left.
+    All are tried briefly first, because a falsified question ends the run; those that stay open share the time left.
     """
     if len(queries) == 1:
         return verify(queries[0], configuration, on_progress)
@@ -82,9 +82,9 @@ def verify_all(
 
 @torch.no_grad()
 def _settled_together(queries: Sequence[Query], configuration: Configuration, deadline: Deadline) -> list[Outcome]:
-    """What one bound of many boxes in a batch settles; the others are as they were, unseen.
+    """Settles what it can by one bound of many boxes per batch; the others stay untried.
 
-    Of thousands of small boxes most need no more, and one by one each costs some milliseconds.
+    Most of thousands of small boxes need nothing else, and bounding them one by one costs some milliseconds each.
     """
     outcomes = [_UNSEEN] * len(queries)
     if len(queries) < _TOGETHER or configuration.device != "cpu":
@@ -102,7 +102,7 @@ def _settled_together(queries: Sequence[Query], configuration: Configuration, de
         bounds = preactivations(problem, BoundingOptions(deep="interval"))
         forms = [query.property.forms() for query in part]
         most = max(len(offset) for _, offset in forms)
-        at = [torch.arange(most).clamp(max=len(offset) - 1) for _, offset in forms]  # the last form again and again
+        at = [torch.arange(most).clamp(max=len(offset) - 1) for _, offset in forms]  # the last form is repeated
         rows = torch.stack([own[index] for (own, _), index in zip(forms, at, strict=True)])
         offset = torch.stack([own[index] for (_, own), index in zip(forms, at, strict=True)])
         lower = bound_once(Bounded(problem, bounds), Forms(rows, offset)).lower.amin(1).tolist()
@@ -119,7 +119,7 @@ def _settled_together(queries: Sequence[Query], configuration: Configuration, de
 
 
 def combined(outcomes: Sequence[Outcome]) -> Outcome:
-    """One outcome for the union of all questions: falsified if any is, verified if all are, else unknown."""
+    """Combines the outcomes of all questions: falsified if any is, verified if all are, otherwise unknown."""
     if len(outcomes) == 1:
         return outcomes[0]
     verdict, decisive = _verdict(outcomes)
@@ -141,7 +141,7 @@ def combined(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def _verdict(outcomes: Sequence[Outcome]) -> tuple[Verdict, Outcome]:
-    """The combined verdict, and the outcome that decided it: the falsified one, or the one with the least bound."""
+    """Returns the combined verdict, and the outcome that decided it: the falsified one, or that of least bound."""
     least = min(outcomes, key=lambda outcome: outcome.lower)
     open_: list[Unknown] = []
     certificates: list[Certificate] = []
@@ -168,15 +168,15 @@ def _verdict(outcomes: Sequence[Outcome]) -> tuple[Verdict, Outcome]:
 
 
 def questions_key(queries: Sequence[Query], configuration: Configuration) -> str:
-    """`query_key` of the one question, or a key in the same form of all of them."""
+    """Returns the `query_key` of a single question, or a combined key of several."""
     keys = [query_key(query, configuration) for query in queries]
     return keys[0] if len(keys) == 1 else hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
 def record_of_all(first: Record, queries: Sequence[Query], configuration: Configuration) -> Record:
-    """The record of a combined outcome, from one made for the first question: the key is that of all of them.
+    """Turns the record of a combined outcome, made for the first question, into one with the key of all questions.
 
-    Clip, set and property stay the first question's, and `set.text` says so.
+    Clip, set and property stay those of the first question, and `set.text` says so.
     """
     if len(queries) == 1:
         return first

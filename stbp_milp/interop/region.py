@@ -1,9 +1,9 @@
-"""What a VNN-LIB file describes: the inputs and outputs that must not occur together.
+"""The contents of a VNN-LIB file: the inputs and outputs that must not occur together.
 
 The *unsafe region* is a union of boxes of inputs, each with its own unsafe outputs. A network is safe (our "verified",
-the competition's "unsat") when no input of a box has an output that is unsafe there. For a box, that is a property in
-our sense: an unsafe conjunction `row_1 @ y + d_1 <= 0 and ...` does not hold where one of its rows is positive, so its
-negation is one clause, and equality is unsafe in both.
+the competition's "unsat") if no input of a box has an output that is unsafe for that box. For a box, this is a property
+in our sense: an unsafe conjunction `row_1 @ y + d_1 <= 0 and ...` is false if one of its rows is positive, so its
+negation is one clause. Equality is unsafe in both formulations.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class UnsafeRegion:
     """The content of a VNN-LIB file.
 
     Attributes:
-        name: of the file.
-        inputs, outputs: how many of them it declares.
-        boxes: at least one; where the file forbids nothing, one of a property that always holds.
+        name: the name of the file.
+        inputs, outputs: the numbers of declared inputs and outputs.
+        boxes: the boxes, at least one; if the file forbids nothing, a box with a property that always holds.
     """
 
     name: str
@@ -58,7 +58,7 @@ class UnsafeRegion:
     boxes: tuple[UnsafeBox, ...]
 
     def queries(self, model: Model) -> list[Query]:
-        """The questions about `model`: it is safe when all are verified, unsafe when one is falsified.
+        """Returns the questions about `model`: it is safe if all are verified, and unsafe if one is falsified.
 
         Raises:
             InputError: the model has another number of inputs or outputs.
@@ -66,7 +66,7 @@ class UnsafeRegion:
         arrived = (int(np.prod(model.network.input_shape)), int(np.prod(model.network.output_shape)))
         if arrived != (self.inputs, self.outputs):
             raise InputError(
-                f"{self.name} is about {self.inputs} inputs and {self.outputs} outputs, model {model.name} has "
+                f"{self.name} is about {self.inputs} inputs and {self.outputs} outputs, but model {model.name} has "
                 f"{arrived[0]} and {arrived[1]}; give the model it was written for"
             )
         return [box.query(model) for box in self.boxes]

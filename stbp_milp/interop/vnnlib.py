@@ -1,11 +1,11 @@
-"""Reads VNN-LIB 1.0 (`.vnnlib`, `.vnnlib.gz`): the properties of VNN-COMP.
+"""Reader of VNN-LIB 1.0 (`.vnnlib`, `.vnnlib.gz`), the format of VNN-COMP's properties.
 
 A file declares inputs `X_i` and outputs `Y_i` and asserts the unsafe region with `and`, `or`, `<=` and `>=`. A *case*
 is one conjunction of its disjunctive normal form: bounds of single inputs and rows over outputs. Cases with the same
 bounds are one box. Numbers are read as the nearest doubles.
 
-Written here because the parser on PyPI that reads this version (vnnlib 0.0.1) forgets conditions where asserts on
-outputs meet an `or`, and names no lines; vnnlib 1.0 and later read VNN-LIB 2.0 only.
+We have our own parser because the one on PyPI for this version (vnnlib 0.0.1) drops conditions if a file has both
+asserts on outputs and an `or`, and its errors do not name lines; vnnlib 1.0 and later only read VNN-LIB 2.0.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from stbp_milp.interop.linear import Linear, difference, is_number, linear, scal
 from stbp_milp.interop.region import Array, UnsafeBox, UnsafeRegion
 from stbp_milp.properties import Property
 
-_MOST_PRODUCTS = 5_000_000  # of cases of several conditions that each have alternatives
-_MOST_BOUNDS = 20_000_000  # of all boxes together: 160 MB a side
+_MOST_PRODUCTS = 5_000_000  # cases that conditions with alternatives may multiply out to
+_MOST_BOUNDS = 20_000_000  # of all boxes together: 160 MB per side
 _LARGEST = 3.4e38  # of float32
 _WITHOUT_MEANING = {"set-logic", "set-info", "check-sat", "get-model", "exit"}
 
@@ -36,23 +36,23 @@ Bounds = dict[int, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Case:
-    """A conjunction: bounds of inputs (the others are free) and rows of outputs that are all `<= 0`."""
+    """A conjunction: bounds of inputs (all others are free), and rows over outputs that are all `<= 0`."""
 
     bounds: Bounds
     rows: tuple[Row, ...] = ()
 
 
 def read_vnnlib(path: str | Path) -> UnsafeRegion:
-    """The unsafe region in a VNN-LIB file.
+    """Reads the unsafe region in a VNN-LIB file.
 
     Raises:
-        InputError: the file cannot be read, is no VNN-LIB 1.0, or says something that boxes of inputs with linear
-            conditions on outputs cannot express; the sentence names the line.
+        InputError: the file cannot be read, is not VNN-LIB 1.0, or says something that boxes of inputs with linear
+            conditions on outputs cannot express; the message names the line.
     """
     source = Source.read(path)
     declared: set[tuple[str, int]] = set()
     asserted: list[list[Case]] = []
-    last = 0  # where the last assert stands: where all of them together are known
+    last = 0  # position of the last assert, where all of them are known
     for command in expressions(source):
         name, operands = _command(source, command)
         if name.text == "declare-const":
@@ -72,7 +72,7 @@ def read_vnnlib(path: str | Path) -> UnsafeRegion:
 def _command(source: Source, expression: Expression) -> tuple[Atom, tuple[Expression, ...]]:
     if isinstance(expression, Atom) or not expression.items or not isinstance(expression.items[0], Atom):
         raise source.wrong(
-            expression.at, f"{source.excerpt(expression)!r} is no command; expected declare-const or assert"
+            expression.at, f"{source.excerpt(expression)!r} is not a command; expected declare-const or assert"
         )
     return expression.items[0], expression.items[1:]
 
@@ -88,7 +88,7 @@ def _declared(
                 raise source.wrong(command.at, f"{text!r} {reason}")
             return name
         case _:
-            raise source.wrong(command.at, "expected a declaration as (declare-const X_0 Real)")
+            raise source.wrong(command.at, "expected a declaration such as (declare-const X_0 Real)")
 
 
 def _count(source: Source, letter: str, declared: set[tuple[str, int]]) -> int:
@@ -103,10 +103,10 @@ def _count(source: Source, letter: str, declared: set[tuple[str, int]]) -> int:
 
 
 def _cases(source: Source, expression: Expression, declared: set[tuple[str, int]]) -> list[Case]:
-    """The disjunctive normal form of a condition."""
+    """Returns the disjunctive normal form of a condition."""
     if isinstance(expression, Atom) or len(expression.items) < 2 or not isinstance(expression.items[0], Atom):
         raise source.wrong(
-            expression.at, f"{source.excerpt(expression)!r} is no condition; expected as in (<= X_0 0.5)"
+            expression.at, f"{source.excerpt(expression)!r} is not a condition; expected for example (<= X_0 0.5)"
         )
     operator, operands = expression.items[0], expression.items[1:]
     match operator.text:
@@ -122,11 +122,11 @@ def _cases(source: Source, expression: Expression, declared: set[tuple[str, int]
 
 
 def _all_of(source: Source, at: int, parts: Iterable[list[Case]]) -> list[Case]:
-    """The conjunction of normal forms, as one: a case for every way of taking a case of each."""
+    """Returns the conjunction of normal forms: one case per way of choosing a case of each."""
     bounds: Bounds = {}
     rows: list[Row] = []
     several: list[list[Case]] = []
-    for part in parts:  # single cases in one go: a box has thousands
+    for part in parts:  # single cases are merged at once: a box has thousands
         if len(part) == 1:
             _narrow(bounds, part[0].bounds)
             rows += part[0].rows
@@ -156,7 +156,7 @@ def _narrow(bounds: Bounds, others: Bounds) -> None:
 
 def _comparison(source: Source, operator: Atom, operands: Sequence[Expression], declared: set[tuple[str, int]]) -> Case:
     left, right = operands
-    if isinstance(left, Atom) and isinstance(right, Atom):  # most of every file: a bound of one input
+    if isinstance(left, Atom) and isinstance(right, Atom):  # a bound of one input: most of every file
         name = variable(left.text)
         if name is not None and name[0] == "X" and name in declared and is_number(right.text):
             return _bound(name[1], operator.text, float(right.text))
@@ -193,7 +193,7 @@ def _row(least: Linear) -> Row:
 
 
 def _boxes(source: Source, at: int, asserted: list[list[Case]], inputs: int, outputs: int) -> tuple[UnsafeBox, ...]:
-    """Cases with the same bounds together. What all cases share is kept apart until then: it may be large."""
+    """Groups cases with the same bounds into boxes; what all cases share is added last, as it may be large."""
     common = _all_of(source, at, [part for part in asserted if len(part) == 1])[0]
     lower, upper = _narrowed(np.full(inputs, -np.inf), np.full(inputs, np.inf), common.bounds)
     grouped: dict[tuple[tuple[int, tuple[float, float]], ...], list[tuple[Row, ...]]] = {}
@@ -228,7 +228,7 @@ def _narrowed(lower: Array, upper: Array, bounds: Bounds) -> tuple[Array, Array]
 
 
 def _property(source: Source, unsafe: list[tuple[Row, ...]], outputs: int) -> Property:
-    """What must hold: of every unsafe conjunction, one row is positive."""
+    """Returns the property that every unsafe conjunction has a positive row."""
     position: dict[Row, int] = {}
     clauses: dict[tuple[int, ...], None] = {}
     for conjunction in unsafe:

@@ -1,7 +1,7 @@
-"""Writes our questions as VNN-LIB 1.0: a set becomes the union of its members' boxes.
+"""Writer of our questions as VNN-LIB 1.0, in which a set becomes the union of its members' boxes.
 
-The box around the whole set bounds every input once; where the set has several members, one `or` says which voxels
-stay as they are in each. Numbers are written with as many digits as give the same doubles again.
+The box around the whole set bounds every input once. If the set has several members, one `or` says which voxels stay
+unchanged in each. Numbers are written with as many digits as are needed to read the same doubles again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_CONDITIONS = 5_000_000  # about 150 MB of text
 
 
 def write_vnnlib(query: Query, path: Path) -> int:
-    """Write the question to the new file `path` (`.gz`: compressed); the number of boxes.
+    """Writes the question to the new file `path` (`.gz`: compressed) and returns the number of boxes.
 
     Raises:
         InputError: the set has too many members to write out, or the file cannot be written.
@@ -44,12 +44,12 @@ def write_vnnlib(query: Query, path: Path) -> int:
 
 
 def count_boxes(query: Query) -> float:
-    """How many boxes the question's set is a union of; they can be astronomically many."""
+    """Returns the number of boxes of which the question's set is the union; it can be astronomically large."""
     return float(query.set.build(query.clip).choice.members()[0])
 
 
 def can_be_written(query: Query) -> bool:
-    """Has `write_vnnlib` room for all the boxes?"""
+    """Can `write_vnnlib` write that many boxes?"""
     return _fit(count_boxes(query), query.clip.numel())
 
 
@@ -58,7 +58,7 @@ def _fit(count: float, size: int) -> bool:
 
 
 def _members(query: Query, perturbation: PerturbationSet) -> NDArray[np.bool_]:
-    """The voxels that stay in each member, among those that the set moves: `(members, C*T*H*W)`."""
+    """Returns the voxels that each member leaves unchanged, of those that the set moves: `(members, C*T*H*W)`."""
     count, size = float(perturbation.choice.members()[0]), query.clip.numel()
     if not _fit(count, size):
         raise InputError(
@@ -95,13 +95,13 @@ def _lines(query: Query, perturbation: PerturbationSet, stays: NDArray[np.bool_]
 
 
 def _unsafe(property: Property) -> Iterator[list[str]]:
-    """Of every clause, the conditions under which it fails."""
+    """Yields, for every clause, the conditions under which it fails."""
     for clause in property.clauses:
         yield [_row(property.rows[r], float(property.offset[r])) for r in clause]
 
 
 def _row(row: torch.Tensor, offset: float) -> str:
-    """`row @ y + offset <= 0`."""
+    """Writes the condition `row @ y + offset <= 0`."""
     coefficients = [(i, value) for i, value in enumerate(row.tolist()) if value]
     match coefficients:
         case [(i, 1.0), (j, -1.0)] if offset == 0:
@@ -118,6 +118,6 @@ def _row(row: torch.Tensor, offset: float) -> str:
 
 
 def _decimal(value: float) -> str:
-    """The shortest decimal without an exponent that is read as `value` again."""
+    """Returns the shortest decimal without an exponent that is read as `value` again."""
     text: str = np.format_float_positional(value, unique=True, trim="0")
     return text

@@ -1,4 +1,4 @@
-"""Network, set and bounds as a mixed-integer program: exact, for what bounds and branching leave undecided."""
+"""Network, set and bounds as a mixed-integer program: exact, for pieces that bounds and branching leave undecided."""
 
 from stbp_milp.milp.cuts import cut_rounds
 from stbp_milp.milp.encode import PROOF_MARGIN, SLACK, Accuracy, Encoded, encode, relax

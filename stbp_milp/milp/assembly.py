@@ -1,4 +1,4 @@
-"""A program while it grows: columns with their boxes, rows, and affine expressions of the columns so far."""
+"""A program under construction: columns with their boxes, rows, and affine expressions over the columns so far."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from solvers import MixedIntegerProgram
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """`matrix @ columns + constant`, one expression a row; columns added later do not occur in it.
+    """The expressions `matrix @ columns + constant`, one per row; columns added later do not occur in them.
 
     Attributes:
-        size: what its terms added up to in magnitude before any cancelled, when it was composed.
-        error: how far it can be off the value it stands for, at the columns' true values.
+        size: the sum of the magnitudes of the terms of which an expression was composed, before cancellation.
+        error: a bound of the difference to the value that it stands for, at the columns' true values.
     """
 
-    matrix: sp.csr_matrix  # (n, columns when it was made)
+    matrix: sp.csr_matrix  # (n, number of columns when it was made)
     constant: np.ndarray  # (n,)
     size: np.ndarray  # (n,)
     error: np.ndarray  # (n,)
 
     @classmethod
     def exact(cls, matrix: sp.csr_matrix, constant: np.ndarray) -> Affine:
-        """An expression that is what it stands for: of columns by definition, not of the network's numbers."""
+        """Makes an expression without an error: it relates columns by definition, not by the network's numbers."""
         none = np.zeros(constant.size)
         return cls(matrix, constant, none, none)
 
@@ -34,7 +34,7 @@ class Affine:
         return Affine(self.matrix[index], self.constant[index], self.size[index], self.error[index])
 
     def beside(self, matrix: sp.csr_matrix) -> Affine:
-        """The same numbers over another matrix, to which columns were added."""
+        """Returns the expressions with another matrix, to which columns were added."""
         return Affine(matrix, self.constant, self.size, self.error)
 
 
@@ -43,19 +43,19 @@ class Assembly:
 
     def __init__(self) -> None:
         self.columns = 0
-        self.largest_error = 0.0  # of the rows so far
+        self.largest_error = 0.0  # over the rows so far
         self._rows = 0
         self._boxes: list[tuple[np.ndarray, np.ndarray, bool]] = []
         self._blocks: list[tuple[sp.csr_matrix, np.ndarray, np.ndarray]] = []
 
     def add_columns(self, lower: np.ndarray, upper: np.ndarray, integer: bool = False) -> np.ndarray:
-        """The positions of new columns with these boxes."""
+        """Adds columns with these boxes and returns their positions."""
         first, self.columns = self.columns, self.columns + lower.size
         self._boxes.append((lower, upper, integer))
         return np.arange(first, self.columns)
 
     def add_rows(self, affine: Affine, lower: float | np.ndarray, upper: float | np.ndarray) -> np.ndarray:
-        """The positions of new rows `lower <= affine <= upper`, wider by the expression's error."""
+        """Adds rows `lower <= affine <= upper`, widened by the expression's error, and returns their positions."""
         count = affine.constant.size
         sides = [
             np.broadcast_to(np.asarray(side, dtype=float), count) - affine.constant + sign * affine.error
@@ -67,7 +67,7 @@ class Assembly:
         return np.arange(first, self._rows)
 
     def terms(self, *parts: tuple[np.ndarray, np.ndarray | float]) -> sp.csr_matrix:
-        """One row per entry: row i is `sum over parts of coefficient_i * columns[i]`."""
+        """Returns one row per entry: row i is `sum over parts of coefficient_i * columns[i]`."""
         count = parts[0][0].size
         rows = np.tile(np.arange(count), len(parts))
         columns = np.concatenate([columns for columns, _ in parts])
@@ -75,20 +75,20 @@ class Assembly:
         return sp.csr_matrix((values, (rows, columns)), shape=(count, self.columns))
 
     def widened(self, matrix: sp.csr_matrix) -> sp.csr_matrix:
-        """The same rows over all columns so far."""
+        """Extends rows to all columns so far."""
         return sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=(matrix.shape[0], self.columns))
 
     def sum(self, *parts: sp.csr_matrix) -> sp.csr_matrix:
-        """The sum of matrices made at different times."""
+        """Adds matrices that were made at different times."""
         total = self.widened(parts[0])
         for part in parts[1:]:
             total = total + self.widened(part)
         return total.tocsr()
 
     def interval(self, affine: Affine) -> tuple[np.ndarray, np.ndarray]:
-        """The range of what every expression stands for over the columns' boxes, rounding included.
+        """Bounds the values that the expressions stand for over the columns' boxes, including rounding.
 
-        A sum of terms that are all zero has no rounding error: `-relu(..)` keeps the upper bound 0.
+        A sum of terms that are all zero has no rounding error, so `-relu(..)` keeps the upper bound 0.
         """
         lower, upper = self._box()
         matrix = self.widened(affine.matrix)
@@ -102,7 +102,7 @@ class Assembly:
         return smallest - rounding * below - affine.error, largest + rounding * above + affine.error
 
     def reach(self) -> np.ndarray:
-        """The largest magnitude of every column, `(columns,)`."""
+        """Returns the largest magnitude of every column, `(columns,)`."""
         lower, upper = self._box()
         reach: np.ndarray = np.maximum(-lower, upper)
         return reach

@@ -5,8 +5,8 @@ one inequality per subset I of its inputs (Anderson, Huchette, Ma, Tjandraatmadj
 
     y <= sum_{i in I} w_i (v_i - low_i (1 - b)) + (d + sum_{i not in I} w_i high_i) b,
 
-with `low_i = L_i, high_i = U_i` where `w_i >= 0` and swapped otherwise. The most violated subset takes every term at
-its minimum, so separating is linear in the number of inputs.
+with `low_i = L_i, high_i = U_i` if `w_i >= 0` and swapped otherwise. The most violated inequality takes the smaller of
+its two terms for every input, so separation is linear in the number of inputs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _ROUNDING = 1e-9  # cuts are relaxed by this much, relative to the magnitude of 
 
 
 def cut_rounds(encoded: Encoded, rounds: int, seconds: float) -> Iterator[tuple[float, Encoded]]:
-    """Before the first round of cuts and after every one: a proved lower bound of the margin, and the program.
+    """Yields a proved lower bound of the margin and the program, before the first round of cuts and after every one.
 
-    The bound is the relaxation's, from its duals. Of the cuts, the program keeps those that bind at the optimum:
-    the others cost time at every node of a search and change nothing here. Ends when no cut is violated, or when the
-    solver has no point (out of time, or after a failure): then nothing says which cuts to add or to keep.
+    The bound is that of the relaxation, from its duals. The program keeps only cuts that bind at the optimum: the
+    others cost time at every node of a search and change nothing here. The rounds end when no cut is violated, or when
+    the solver has no point (out of time, or after a failure), because it is then unknown which cuts to add or to keep.
     """
     deadline = time.monotonic() + seconds
     own = encoded.program.rows.shape[0]
@@ -56,7 +56,7 @@ def cut_rounds(encoded: Encoded, rounds: int, seconds: float) -> Iterator[tuple[
 
 
 def ideal_cuts(encoded: Encoded, point: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:
-    """For every unstable neuron its most violated inequality at `point` `(columns,)`, if any: `rows @ x <= sides`."""
+    """Returns every unstable neuron's most violated inequality at `point` `(columns,)`, if any: `rows @ x <= sides`."""
     rows: list[sp.csr_matrix] = []
     sides: list[np.ndarray] = []
     for neurons in encoded.neurons:
@@ -119,7 +119,7 @@ def _separate(
 
 
 def _binding(program: MixedIntegerProgram, point: np.ndarray, own: int) -> MixedIntegerProgram:
-    """The program without those rows from `own` on that do not bind at the point."""
+    """Removes the rows from `own` on that do not bind at the point."""
     keep = program.row_upper - program.rows @ point <= _BINDING
     keep[:own] = True
     return replace(

@@ -1,17 +1,17 @@
-"""Network, set and bounds as one mixed-integer program: one rule per kind of neuron.
+"""Network, set and bounds as one mixed-integer program, with one rule per kind of neuron.
 
 With `z` a neuron's pre-activation in `[l, u]` and `y = max(z, 0)`:
 
 - constant, inactive (`u <= 0`): a number;
-- active (`l >= 0`): `y = z`, substituted, or a column of its own where substitution would cost more entries;
+- active (`l >= 0`): `y = z`, substituted, or a column of its own if substitution would cost more entries;
 - nearly stable (`u` or `-l` within a few slacks): no binary. `y` in `[0, u]`, or `y = z + e` with `e` in `[0, -l]`;
 - unstable: `y >= 0`, `y >= z`, `y <= u b`, `y <= z - l (1 - b)` with a binary b (Tjeng, Xiao, Tedrake 2019, eq. 6);
   without binaries the last two become the chord `y <= u (z - l) / (u - l)`, their projection.
 
-Bounds that arrive are widened outwards by `SLACK` before use; bounds that the columns' own boxes imply are met with
-them. Rows that hold the network's numbers are wider by their own rounding error, so that the network over the real
-numbers satisfies them (`Accuracy`): what dual bounds and crossings show is then true of it. Only the cone of influence
-of the objective is encoded.
+Given bounds are widened by `SLACK` before use, and intersected with the bounds that the columns' own boxes imply. Rows
+that contain the network's numbers are widened by their rounding error, so that the network over the real numbers
+satisfies them (`Accuracy`): whatever dual bounds and crossing bounds prove is then true of it. Only the cone of
+influence of the objective is encoded.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from stbp_milp.milp.assembly import Affine, Assembly
 from stbp_milp.milp.region import InputRegion
 from stbp_milp.network.normal_form import AffineMap
 
-SLACK = 1e-6  # bounds move outwards by SLACK * (1 + |bound|): solvers keep their rows to about as much
+SLACK = 1e-6  # bounds move outwards by SLACK * (1 + |bound|), about the accuracy to which solvers keep rows
 PROOF_MARGIN = 1e-4  # of dual bounds, see `Encoded.tolerance`
-_USUAL_WEIGHT = 16.0  # in the objective, of a unit of a column
+_USUAL_WEIGHT = 16.0  # a usual coefficient of the objective, per unit of a column
 _NEARLY = 4 * SLACK  # a relaxation this thin needs no binary
 _SAFETY = 4.0  # times gamma, as in `bounds.rounding`
 _DIFFERENCE = 2.0**-50  # relative error of a few sums
-_TRUSTED = 0.1 * SLACK  # rows whose rounding is larger leave a solver no room for its own
+_TRUSTED = 0.1 * SLACK  # rows with larger rounding errors leave no room for a solver's own
 
 Boxes = Mapping[int, tuple[np.ndarray, np.ndarray]]  # ReLU node position -> bounds of its operand, each (size,)
 Phases = Mapping[int, np.ndarray]  # ReLU node position -> (size,) int: 1 active, -1 inactive, 0 undecided
@@ -43,11 +43,11 @@ Phases = Mapping[int, np.ndarray]  # ReLU node position -> (size,) int: 1 active
 
 @dataclass(frozen=True, eq=False)
 class Accuracy:
-    """How far rows `weights @ sources + bias` of a normal form can be off the network over the real numbers.
+    """How far rows `weights @ sources + bias` of a normal form can differ from the network over the real numbers.
 
     Attributes:
-        gamma: relative to what the terms of a row add up to in magnitude; see `bounds.rounding`.
-        errors: by ReLU (None: of the output), what they are off besides, `(size,)`; none where a ReLU is missing.
+        gamma: the error relative to the sum of the magnitudes of a row's terms; see `bounds.rounding`.
+        errors: additional errors per ReLU (None: of the output), `(size,)`; zero for ReLUs that are missing.
     """
 
     gamma: float
@@ -55,14 +55,14 @@ class Accuracy:
 
     @classmethod
     def of(cls, maps: Sequence[AffineMap]) -> Accuracy:
-        """For matrices that come straight from a network's layers, of the usual lengths."""
+        """Returns the accuracy of matrices that come directly from a network's layers, of the usual lengths."""
         terms = sum(weight.shape[0] + weight.shape[1] for affine in maps for weight in affine.weights.values())
         return cls(float(np.finfo(float).eps) * (64 + terms))
 
 
 @dataclass(frozen=True, eq=False)
 class NeuronColumns:
-    """Where the encoded neurons of one ReLU are in the program; -1 where a neuron has no such column or row."""
+    """The columns and rows of one ReLU's encoded neurons in the program; -1 if a neuron has no such column or row."""
 
     relu: int  # node position
     neuron: np.ndarray  # (n,) flat positions
@@ -88,27 +88,27 @@ class Encoded:
     entry_columns: np.ndarray
     choice_columns: np.ndarray
     neurons: tuple[NeuronColumns, ...]
-    split: bool  # were phases fixed beyond what the bounds say?
+    split: bool  # were any phases fixed?
     empty: bool  # the fixed phases contradict the bounds: no input remains
-    trusted: bool  # is all rounding well below the tolerances of solvers? Otherwise only dual bounds count.
+    trusted: bool  # is all rounding well below solvers' tolerances? Otherwise only rigorous dual bounds count.
     value_column: int  # the column that dominates several rows; -1 with one row
     form: np.ndarray  # (R, K)
     offset: np.ndarray  # (R,)
 
     @cached_property
     def moderate(self) -> Scaled:
-        """The program as solvers get it."""
+        """The scaled program that solvers get."""
         return scaled(self.program)
 
     @property
     def tolerance(self) -> float:
-        """What a solver's dual bound may lie above the minimum, with a wide margin: it has to clear that much.
+        """How far a solver's dual bound may exceed the true minimum, by a generous estimate.
 
-        Solvers keep rows and integrality to about 1e-6 of a column's unit; dual bounds were seen 1e-5 above the true
-        minimum where a unit of a column counts little in the objective. What counts more, counts here.
+        Solvers keep rows and integrality to about 1e-6 of a column's unit. Dual bounds were seen 1e-5 above the true
+        minimum if a unit of a column has a small weight in the objective; the tolerance grows with larger weights.
         """
         if not self.program.variables:
-            return 0.0  # a number, which no solver is asked for
+            return 0.0  # a constant, for which no solver is called
         return PROOF_MARGIN * max(1.0, self.moderate.weight / _USUAL_WEIGHT)
 
 
@@ -130,16 +130,16 @@ def encode(
     phases: Phases | None = None,
     accuracy: Accuracy | None = None,
 ) -> Encoded:
-    """Minimise `max over rows of form @ f(x) + offset` over the region.
+    """Encodes the minimisation of `max over rows of form @ f(x) + offset` over the region.
 
     Args:
         maps: the network's normal form.
         region: the inputs.
-        boxes: bounds of ReLU operands, valid on the region (and the phases); a missing one is derived.
+        boxes: pre-activation bounds, valid on the region (and the phases); missing ones are derived.
         form: (K,), or (R, K) for the largest of several rows.
         offset: a number, or (R,).
-        phases: decisions of a branching; they become rows, unlike signs that the bounds show.
-        accuracy: of the normal form, where it is not a whole network's own.
+        phases: phases fixed by branching; unlike signs that follow from bounds, they become rows.
+        accuracy: the accuracy of the normal form, if it is not that of a whole network.
 
     Raises:
         SoundnessError: bounds contradict each other although no phase was fixed.
@@ -186,7 +186,7 @@ def relax(
     phases: Phases | None = None,
     accuracy: Accuracy | None = None,
 ) -> Relaxed:
-    """The linear relaxation below `rows` of `maps[target]`, which become the targets."""
+    """Returns the linear relaxation of everything below the `rows` of `maps[target]`, which become the targets."""
     size = maps[target].bias.size
     encoder = _Encoder(maps, region, boxes, phases or {}, accuracy or Accuracy.of(maps), binaries=False)
     targets = encoder.targets(target, sp.identity(size, format="csr")[rows], np.zeros(rows.size))
@@ -195,12 +195,12 @@ def relax(
 
 
 def widen(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both bounds moved outwards by the slack."""
+    """Moves both bounds outwards by the slack."""
     return lower - SLACK * (1 + np.abs(lower)), upper + SLACK * (1 + np.abs(upper))
 
 
 class _Encoder:
-    """One pass from the input to the targets. `sources` maps a node position to its value over the columns."""
+    """One pass from the input to the targets; `_sources` maps node positions to their values over the columns."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class _Encoder:
         self.entries = self.entry_columns = self.choice_columns = np.zeros(0, dtype=np.int64)
 
     def targets(self, target: int, combination: sp.csr_matrix, offset: np.ndarray) -> Affine:
-        """`combination @ (the value of maps[target]) + offset`, with everything below it encoded."""
+        """Encodes everything below the target and returns `combination @ (the value of maps[target]) + offset`."""
         affine = self._maps[target]
         weights = {source: combination @ matrix for source, matrix in affine.weights.items()}
         self._count_uses(target, weights)
@@ -233,7 +233,7 @@ class _Encoder:
         return self._value(affine, combination, offset)
 
     def _count_uses(self, target: int, weights: dict[int, sp.csr_matrix]) -> None:
-        """For every source entry the number of encoded rows that read it; zero is outside the cone of influence."""
+        """Counts the encoded rows that read each source entry; zero means outside the cone of influence."""
         self._uses = {0: np.zeros(self._region.centre.size, dtype=np.int64)}
         for affine in self._maps[:target]:
             assert affine.relu is not None
@@ -275,7 +275,7 @@ class _Encoder:
         self._sources[0] = Affine(matrix, constant, reach, np.zeros(constant.size))
 
     def _encode_choice(self) -> None:
-        """`c - (c - l) (cover z) <= x <= c + (u - c) (cover z)` for every entry that moves."""
+        """Adds `c - (c - l) (cover z) <= x <= c + (u - c) (cover z)` for every entry that moves."""
         region, assembly, choice = self._region, self.assembly, self._region.choice
         assert choice is not None
         count = choice.cover.shape[1]
@@ -294,7 +294,7 @@ class _Encoder:
             assembly.add_rows(Affine(rows, -centre, size, _DIFFERENCE * size), low, high)
 
     def _value(self, affine: AffineMap, combination: sp.csr_matrix, offset: np.ndarray) -> Affine:
-        """`combination @ (the map's value) + offset` over the columns."""
+        """Returns `combination @ (the map's value) + offset` over the columns."""
         constant, absolute = combination @ affine.bias + offset, abs(combination)
         size = absolute @ affine.bias_size + np.abs(offset)
         error = np.zeros(constant.size)
@@ -368,7 +368,7 @@ class _Encoder:
         return lower, upper
 
     def _fix_phases(self, value: Affine, phase: np.ndarray) -> None:
-        """A decision of the branching restricts the inputs; the sign that bounds show is already implied."""
+        """Adds rows for phases fixed by branching, which restrict the inputs; signs implied by bounds need none."""
         for sign, low, high in ((1, -SLACK, np.inf), (-1, -np.inf, SLACK)):
             fixed = np.flatnonzero(phase == sign)
             if fixed.size:

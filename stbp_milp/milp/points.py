@@ -1,7 +1,7 @@
-"""From clips to points of a program and back.
+"""Conversion of clips to points of a program and back.
 
-*Completing* a clip gives every column the value that the forward pass implies; *extracting* reads the input columns of
-a point and brings them into the set.
+*Completing* a clip gives every column the value that follows from the forward pass; *extracting* reads the input
+columns of a point and projects them onto the set.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _COVER_SECONDS = 5.0
 
 
 def complete(encoded: Encoded, clip: np.ndarray) -> np.ndarray:
-    """The point `(columns,)` of a clip `(*shape)`; NaN at the choice's binaries if no cover is found for the clip.
+    """Returns the point `(columns,)` of a clip `(*shape)`, with NaN for the choice's binaries if no cover is found.
 
-    The clip should lie in the region; otherwise the point breaks rows, which does a solver's start no harm.
+    The clip should lie in the region; otherwise the point violates rows, which is harmless for a solver's start.
     """
     clip = np.asarray(clip, dtype=float).reshape(-1)
     point = np.full(encoded.program.variables, np.nan)
@@ -29,7 +29,7 @@ def complete(encoded: Encoded, clip: np.ndarray) -> np.ndarray:
     for neurons in encoded.neurons:
         z = values[neurons.relu][neurons.neuron]
         y = np.maximum(z, 0.0)
-        # A kept active neuron has one column for both; its pre-activation is written last.
+        # An active neuron that kept its column has one for both; its pre-activation is written last.
         for columns, value in ((neurons.post, y), (neurons.pre, z), (neurons.binary, z > 0), (neurons.excess, y - z)):
             present = columns >= 0
             point[columns[present]] = value[present]
@@ -39,7 +39,7 @@ def complete(encoded: Encoded, clip: np.ndarray) -> np.ndarray:
 
 
 def extract(encoded: Encoded, point: np.ndarray) -> np.ndarray:
-    """The clip `(*shape)` of a point, in the box exactly, and off centre only where the point's cover lets it be."""
+    """Returns the clip `(*shape)` of a point, exactly in the box and changed only on the point's cover."""
     region = encoded.region
     clip = region.centre.copy()
     values = point[encoded.entry_columns]
@@ -53,7 +53,7 @@ def extract(encoded: Encoded, point: np.ndarray) -> np.ndarray:
 
 
 def _forward(encoded: Encoded, clip: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """The operand of every ReLU, and the output."""
+    """Computes all pre-activations, and the output."""
     sources: dict[int, np.ndarray] = {0: clip}
     operands: dict[int, np.ndarray] = {}
     value = clip
@@ -65,7 +65,7 @@ def _forward(encoded: Encoded, clip: np.ndarray) -> tuple[dict[int, np.ndarray],
 
 
 def _cover(encoded: Encoded, clip: np.ndarray) -> np.ndarray:
-    """Binaries of a member that covers every entry the clip changes; NaN when there is none."""
+    """Returns the binaries of a member that covers every entry that the clip changes; NaN if there is none."""
     choice = encoded.region.choice
     assert choice is not None
     changed = (clip != encoded.region.centre).reshape(encoded.region.channels, -1).any(0)

@@ -1,4 +1,4 @@
-"""The set of inputs as numbers for a program: a flat box, and for a set with several members its choice."""
+"""The set of inputs in the form that a program needs: a flat box, and the choice of a set with several members."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stbp_milp.sets.perturbation import InputSet, PerturbationSet
 
 @dataclass(frozen=True, eq=False)
 class InputRegion:
-    """Inputs with `lower <= x <= upper`; with a choice, also `x_i = centre_i` where the chosen cover leaves i out.
+    """Inputs with `lower <= x <= upper`; with a choice, also `x_i = centre_i` if the chosen cover does not contain i.
 
     The box is the hull of the set, so an input entry that no member moves has width zero.
     """
@@ -26,12 +26,12 @@ class InputRegion:
 
     @property
     def channels(self) -> int:
-        """Entries per voxel: a cover is the same in every channel."""
+        """The number of entries per voxel: a cover is the same in every channel."""
         return 1 if self.choice is None else self.centre.size // int(self.choice.cover.shape[0])
 
     @classmethod
     def of(cls, inputs: InputSet, part: int = 0) -> InputRegion:
-        """Part `part` of a set. A part with one member is a box: its choice needs no binaries."""
+        """Makes the region of part `part` of a set; a part with one member is a box, whose choice needs no binaries."""
         one = inputs.select(torch.tensor([part], device=inputs.centre.device))
         lower, upper = one.hull()
         choice = None

@@ -1,7 +1,7 @@
-"""Settle one margin on one region: a proved lower bound of it, and a clip that may break it.
+"""Minimisation of one margin on one region: a proved lower bound, and a clip that may break the property.
 
-Words: a *proof* is a dual bound above the program's tolerance; a *candidate* is a clip read off a stored point, which
-counts only after the original model and the set agree on it.
+A *proof* is a dual bound above the program's tolerance. A *candidate* is a clip extracted from a stored point; it
+counts only after the original model and the set have confirmed it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class MilpResult:
     """What one program established about the smallest margin on its region.
 
     Attributes:
-        dual_bound: of the solver; plus infinity when the fixed phases leave no input.
-        tolerance: what of it does not count.
+        dual_bound: the solver's dual bound; plus infinity if the fixed phases leave no input.
+        tolerance: the amount by which the dual bound may be too large.
         candidate: the clip `(*shape)` of the best stored point, float64, in the region, or None.
     """
 
@@ -43,23 +43,23 @@ class MilpResult:
 
 
 def until_sign(limits: SolveLimits, tolerance: float) -> SolveLimits:
-    """The limits, and a stop once the margin's sign is settled, either way."""
+    """Returns the limits with stops as soon as the margin's sign is settled either way."""
     return replace(limits, stop_above=1.5 * tolerance, stop_below=-tolerance)
 
 
 def minimum(
     encoded: Encoded, preference: Preference, limits: SolveLimits, start: np.ndarray | None = None
 ) -> MilpResult:
-    """Minimise the encoded margin.
+    """Minimises the encoded margin.
 
     Args:
         encoded: the program.
-        preference: which solver.
+        preference: the solver to use.
         limits: when to stop; see `until_sign`.
         start: a clip `(*shape)` of the region to begin from.
 
     Raises:
-        RefusedError: no solver takes the program.
+        RefusedError: no solver accepts the program.
         SoundnessError: the program is infeasible although no phase was fixed.
     """
     began = time.monotonic()
@@ -76,8 +76,8 @@ def minimum(
             solution = replace(solution, point=moderate.point(solution.point))
     if solution.termination is Termination.INFEASIBLE and not encoded.split:
         raise SoundnessError(
-            f"{solver} finds no input in the region although no phase was fixed; a bound handed to it must be wrong, "
-            "report this network and set"
+            f"{solver} finds no input in the region although no phase was fixed; a bound given to it must be wrong, "
+            "please report this network and set"
         )
     candidate = None if solution.point is None else extract(encoded, solution.point)
     seconds = time.monotonic() - began
@@ -94,7 +94,7 @@ def minimum(
 
 
 def _constant(encoded: Encoded) -> Solution:
-    """A program without columns: the margin is one number, or the phases leave no input."""
+    """Solves a program without columns: the margin is one number, or the phases leave no input."""
     program = encoded.program
     point = np.zeros(0)
     if program.violation(point) > 0:

@@ -1,7 +1,7 @@
-"""Optimisation-based bound tightening: two small linear programs a neuron bound its pre-activation.
+"""Optimisation-based bound tightening: two small linear programs per neuron bound its pre-activation.
 
-Layer by layer: the relaxation of a layer uses the bounds, and the stable neurons, found below it. First-layer
-operands are affine in the input, where bounds that use the support function are exact already: they are left alone.
+It goes layer by layer: the relaxation of a layer uses the bounds, and the stable neurons, found below it. First-layer
+pre-activations are affine in the input, where bounds by the support function are already exact; they are skipped.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Tightened:
 
     boxes: Mapping[int, tuple[np.ndarray, np.ndarray]]  # ReLU node position -> (lower, upper), each (size,)
     improved: int  # neurons whose box shrank
-    stabilised: int  # neurons that were unstable and are not any more
-    finished: bool  # False: the time ran out first
+    stabilised: int  # neurons that were unstable and became stable
+    finished: bool  # False: time ran out first
     empty: bool  # the fixed phases leave no input
 
 
@@ -42,14 +42,14 @@ def tighten(
     phases: Phases | None = None,
     accuracy: Accuracy | None = None,
 ) -> Tightened:
-    """Shrink the boxes of unstable neurons from the second layer on; stops where it is when the time is over.
+    """Tightens the bounds of unstable neurons from the second layer on, until all are done or time runs out.
 
     Args:
         maps: the network's normal form.
         region: the inputs.
-        boxes: bounds `(size,)` of every ReLU's operand, valid on the region (and the phases).
+        boxes: pre-activation bounds `(size,)`, valid on the region (and the phases).
         seconds: wall-clock limit.
-        phases, accuracy: decisions of a branching, and of the normal form, as in `encode`.
+        phases, accuracy: as in `encode`.
 
     Raises:
         SoundnessError: a relaxation contradicts the bounds although no phase was fixed.
@@ -92,7 +92,7 @@ def tighten(
 
 
 def _bounds(relaxed: Relaxed, lower: np.ndarray, upper: np.ndarray, deadline: float) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of every target met with those known, both rigorous: the relaxation's value is a dual bound."""
+    """Returns every target's bounds, intersected with the known ones; both hold, since the new ones are dual bounds."""
     lower, upper = lower.copy(), upper.copy()
     if relaxed.empty:
         return lower, upper
@@ -100,7 +100,7 @@ def _bounds(relaxed: Relaxed, lower: np.ndarray, upper: np.ndarray, deadline: fl
     for i in range(lower.size):
         cost = relaxed.targets.matrix[[i]].toarray()[0]
         constant = float(relaxed.targets.constant[i])
-        # The side nearer to zero first: if the neuron turns out stable, the other side hardly matters.
+        # The side nearer to zero comes first: if the neuron turns out stable, the other side hardly matters.
         for sign in (1.0, -1.0) if -lower[i] <= upper[i] else (-1.0, 1.0):
             left = deadline - time.monotonic()
             if left <= 0:

@@ -9,6 +9,7 @@ has no batch axis: its first axis belongs to the clip.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,12 @@ class Value:
 class Site:
     builder: NetworkBuilder
     name: str  # first choice for the name of the layers
-    described: str  # the operator as the user knows it: "node 'head.0' (Sigmoid)"
+    kind: str  # the operator, "Sigmoid"
+
+    @property
+    def described(self) -> str:
+        """The operator as the user knows it."""
+        return f"node {self.name!r} ({self.kind})"
 
     def emit(self, layer: Layer, *operands: Value) -> Value:
         """Add a layer; its value has a batch axis where its first operand has one."""
@@ -74,6 +80,21 @@ class Site:
 
     def invalid(self, reason: str) -> InputError:
         return InputError(f"{self.described}: {reason}")
+
+
+def no_rules(sites: Sequence[Site], supported: str) -> UnsupportedLayerError:
+    """One sentence about all operators of a model that cannot be read: every kind with its count and its first node."""
+    kinds = Counter(site.kind for site in sites)
+    first = {site.kind: site.name for site in reversed(sites)}
+    counted = [
+        f"{kind} ({f'{count} nodes, the first is' if count > 1 else 'node'} {first[kind]!r})"
+        for kind, count in kinds.items()
+    ]
+    named = ", ".join(counted)
+    return UnsupportedLayerError(
+        f"no bounding rule exists for {named}; replace what is named, or verify the part of the model in front of it. "
+        f"Supported are: {supported}"
+    )
 
 
 # --- axes -------------------------------------------------------------------------------------------------

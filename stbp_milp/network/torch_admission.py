@@ -130,4 +130,5 @@ def _same(first: Any, second: Any) -> bool:
     return first is second or (type(first) is type(second) and isinstance(first, plain) and first == second)
 
 
-_OWN = {*vars(nn.Module()), "_flat_weights"} - {"training"}  # a recurrent layer keeps its parameters twice
+# A recurrent layer keeps its parameters twice.
+_OWN = {*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"} - {"training"}

@@ -25,11 +25,9 @@ from torch.overrides import TorchFunctionMode
 
 from stbp_milp.errors import InputError, StbpError, UnsupportedLayerError
 from stbp_milp.network.graph import Network, NetworkBuilder
-from stbp_milp.network.shaping import Site, Value
+from stbp_milp.network.shaping import Site, Value, no_rules
 from stbp_milp.network.torch_admission import attributes, changed, check_module
 from stbp_milp.network.torch_rules import RULES, SUPPORTED, Call
-
-_NAMED = 8  # operators without a rule that a refusal names
 
 
 def read_module(module: nn.Module, input_shape: Sequence[int]) -> Network:
@@ -174,7 +172,7 @@ def _read(program: ExportedProgram, builder: NetworkBuilder, input_shape: tuple[
     results: dict[fx.Node, Any] = _constants(program)
     (clip,) = (node for node in program.graph.nodes if node.op == "placeholder" and node not in results)
     results[clip] = Value("input", input_shape)
-    _refuse_unknown(program, clip)
+    _refuse_unknown(program, clip, builder)
     for node in program.graph.nodes:
         if node.op == "call_function" and node.users:
             results[node] = _call(builder, node, results)
@@ -206,27 +204,23 @@ def _constants(program: ExportedProgram) -> dict[fx.Node, Tensor]:
     return found
 
 
-def _refuse_unknown(program: ExportedProgram, clip: fx.Node) -> None:
+def _refuse_unknown(program: ExportedProgram, clip: fx.Node, builder: NetworkBuilder) -> None:
     """One sentence with all operators on the clip's way to the output that have no rule."""
-    reached, unknown = {clip}, []
+    reached: set[fx.Node] = {clip}
+    unknown: list[Site] = []
     for node in program.graph.nodes:
         if reached.isdisjoint(node.all_input_nodes):
             continue
         reached.add(node)
         name = _operator(node)
         if name is not None and name not in RULES:
-            unknown.append(_described(node))
+            unknown.append(_site(builder, node))
     if unknown:
-        named = ", ".join(list(dict.fromkeys(unknown))[:_NAMED])
-        more = len(dict.fromkeys(unknown)) - _NAMED
-        raise UnsupportedLayerError(
-            f"{named}{f' and {more} more' if more > 0 else ''}: no bounding rule exists for "
-            f"{'this operator' if len(unknown) == 1 else 'these operators'}. Supported are: {SUPPORTED}"
-        )
+        raise no_rules(unknown, SUPPORTED)
 
 
 def _call(builder: NetworkBuilder, node: fx.Node, results: Mapping[fx.Node, Any]) -> Any:
-    site = Site(builder, _path(node) or node.name, _described(node))
+    site = _site(builder, node)
     args: Any = fx.node.map_arg(node.args, lambda read: results[read])
     kwargs: Any = fx.node.map_arg(node.kwargs, lambda read: results[read])
     if node.target is operator.getitem:
@@ -261,13 +255,13 @@ def _path(node: fx.Node) -> str:
     return str(stack[-1][0]).removeprefix("model").removeprefix(".")
 
 
-def _described(node: fx.Node) -> str:
+def _site(builder: NetworkBuilder, node: fx.Node) -> Site:
     """The operator as the user knows it: the module of torch's own that it belongs to, or the operator itself."""
     path = _path(node)
-    if path:
-        kind = str(next(reversed((node.meta["nn_module_stack"]).values()))[1])
-        return f"node {path!r} ({kind.rsplit('.', 1)[-1]})"
-    return f"node {node.name!r} ({_operator(node) or getattr(node.target, '__name__', node.target)})"
+    if not path:
+        return Site(builder, node.name, _operator(node) or str(getattr(node.target, "__name__", node.target)))
+    kind = str(list(node.meta["nn_module_stack"].values())[-1][1])
+    return Site(builder, path, kind.rsplit(".", 1)[-1])
 
 
 def _mentions_value(argument: Any) -> bool:

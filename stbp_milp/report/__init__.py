@@ -1,1 +1,1 @@
-"""What people look at: pictures of counterexamples, the live line and the tables of the terminal."""
+"""Output for people: pictures of counterexamples, and the progress line and tables of the terminal."""

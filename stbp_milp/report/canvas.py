@@ -1,4 +1,4 @@
-"""How clips become pixels: colours, enlarging and thinning out, outlines, text."""
+"""Drawing of clips: colours, scaling, outlines and text."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NEUTRAL: Colour = (244, 244, 244)
 
 
 def colours(clip: Array) -> Array:
-    """Values in [0, 1] `(C, T, H, W)` as colours `(T, H, W, 3)` uint8; of other than 3 channels the first, in grey."""
+    """Converts values in [0, 1] `(C, T, H, W)` to uint8 colours `(T, H, W, 3)`; unless C is 3, channel 0 in grey."""
     channels = clip if clip.shape[0] == 3 else np.repeat(clip[:1], 3, axis=0)
     levels: Array = (channels.transpose(1, 2, 3, 0).clip(0, 1) * 255).round()
     return levels.astype(np.uint8)
 
 
 def difference(delta: Array, largest: float) -> Array:
-    """Signed change `(C, T, H, W)` as colours: three channels around grey, one from blue over white to red."""
+    """Converts a signed change `(C, T, H, W)` to colours: 3 channels around grey, else blue over white to red."""
     scaled = delta / largest if largest > 0 else delta
     if delta.shape[0] == 3:
         return colours((scaled + 1) / 2)
@@ -40,13 +40,13 @@ def difference(delta: Array, largest: float) -> Array:
 
 
 def _scale(height: int, width: int, cell: int) -> tuple[int, int]:
-    """How often a pixel is repeated, and every how many-th is taken."""
+    """Returns how often a pixel is repeated, and the step with which pixels are thinned out."""
     longest = max(height, width)
     return (max(1, cell // longest), 1) if longest <= cell else (1, -(-longest // cell))
 
 
 def resized(image: Array, cell: int) -> Array:
-    """An image (H, W, 3) uint8 at most `cell` a side: pixels repeated if it is small, averaged if it is larger."""
+    """Scales an image (H, W, 3) uint8 to at most `cell` pixels per side: small ones repeat pixels, others average."""
     repeat, step = _scale(image.shape[0], image.shape[1], cell)
     if step > 1:
         return np.asarray(Image.fromarray(image).reduce(step))
@@ -59,7 +59,7 @@ def _repeated(image: Array, times: int) -> Array:
 
 
 def shrunk(cover: Array, cell: int) -> Array:
-    """A cover (H, W) bool, resized as its frame is: a thinned pixel is covered where one of its pixels is."""
+    """Resizes a cover (H, W) bool like its frame: a thinned pixel is covered if any of its original pixels is."""
     repeat, step = _scale(cover.shape[0], cover.shape[1], cell)
     if step == 1:
         return _repeated(cover, repeat)
@@ -69,7 +69,7 @@ def shrunk(cover: Array, cell: int) -> Array:
 
 
 def paste_cell(picture: Image.Image, image: Array, cover: Array, place: tuple[int, int]) -> None:
-    """One frame with a thin border, and the outline of its cover drawn just outside the cover."""
+    """Pastes one frame with a thin border, and draws the outline of its cover just outside the cover."""
     x, y = place
     height, width = cover.shape
     ImageDraw.Draw(picture).rectangle((x - 1, y - 1, x + width, y + height), outline=FRAME)
@@ -80,7 +80,7 @@ def paste_cell(picture: Image.Image, image: Array, cover: Array, place: tuple[in
 
 
 def _outline(cover: Array, thickness: int) -> Array:
-    """Pixels outside `cover` (h, w) and at most `thickness` away from it, (h + 2 thickness, w + 2 thickness)."""
+    """Returns the pixels outside `cover` (h, w) at a distance of at most `thickness`, padded by it on every side."""
     padded = np.pad(cover, 2 * thickness)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * thickness + 1, 2 * thickness + 1))
     return np.asarray(windows.any((-1, -2)) & ~np.pad(cover, thickness))

@@ -1,4 +1,4 @@
-"""A clean clip beside an attacked one: what changed, where the attacker acted, and what the model says of both.
+"""A clean clip beside an attacked one: what changed, where the attacker acted, and how the model classifies both.
 
 The *cover* is the set of voxels that the attacker chose; it holds every changed voxel.
 """
@@ -28,10 +28,10 @@ class Comparison:
 
     Attributes:
         clean, attacked: (C, T, H, W) float, in the data domain.
-        cover: (T, H, W) bool, the voxels the attacker chose.
+        cover: (T, H, W) bool, the voxels that the attacker chose.
         domain: the values drawn as black and white.
-        title: what was asked.
-        clean_says, attacked_says: what the model answers, a line or two each.
+        title: the question in short.
+        clean_says, attacked_says: the model's answers, one or two lines each.
     """
 
     clean: Array
@@ -53,10 +53,10 @@ class Comparison:
 
 
 def compare(query: Query, counterexample: Counterexample, clean_outputs: Sequence[float]) -> Comparison:
-    """The counterexample beside the query's clip, with the cover that holds every changed voxel.
+    """Compares the counterexample with the query's clip, and finds the cover that holds every changed voxel.
 
     Raises:
-        SoundnessError: no cover of the set holds them all.
+        SoundnessError: no cover of the set holds all changed voxels.
     """
     attacked = counterexample.clip.to(torch.float64)
     cover = chosen_cover(query.set, query.clip, attacked)
@@ -74,19 +74,19 @@ def compare(query: Query, counterexample: Counterexample, clean_outputs: Sequenc
 
 
 def chosen_cover(specification: SetSpecification | BoxSpecification, clean: Tensor, attacked: Tensor) -> Tensor | None:
-    """The voxels (T, H, W) that the attacker of `clean` (C, T, H, W) float64 chose; None if those cannot explain it."""
+    """Returns the voxels (T, H, W) that the attacker of `clean` (C, T, H, W) chose; None if no cover explains them."""
     change = (attacked - clean).abs().sum(0)
     cover = specification.build(clean).choice.best(change[None, None])[1][0, 0] & bool(change.any())
     return None if bool((change[~cover] > 0).any()) else cover
 
 
 def answer(query: Query, outputs: Sequence[float]) -> str:
-    """What the model says with `outputs` (K,): its class and score, or the numbers of a regression."""
+    """Describes the model's `outputs` (K,): the class and its score, or the numbers of a regression."""
     return says(query.property.text, outputs)
 
 
 def says(property_text: str, outputs: Sequence[float]) -> str:
-    """The same where only the words of the property are left."""
+    """Does what `answer` does, given only the text of the property."""
     if property_text.startswith("class") and outputs:
         best = int(np.argmax(outputs))
         return f"class {best}, score {outputs[best]:.4g}"
@@ -94,17 +94,17 @@ def says(property_text: str, outputs: Sequence[float]) -> str:
 
 
 def as_fraction(epsilon: float) -> str:
-    """The radius as people write it: "4/255" or "0.03"."""
+    """Formats a radius as people write it: "4/255" or "0.03"."""
     return _levels(epsilon, 1e-9) or f"{epsilon:.12g}"
 
 
 def rounded(change: float) -> str:
-    """The same for a number that float32 has rounded."""
+    """Formats a number that float32 has rounded, like `as_fraction`."""
     return _levels(change, 1e-4) or f"{change:.3g}"
 
 
 def _levels(value: float, tolerance: float) -> str | None:
-    """ "n/255" where that is what the value is, and where it is shorter than its digits."""
+    """Returns "n/255" if the value is that within the tolerance and the text is shorter than its digits, else None."""
     levels = value * 255
     whole = round(levels)
     fits = 0 < whole < 255 and abs(levels - whole) < tolerance

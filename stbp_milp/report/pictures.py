@@ -1,8 +1,8 @@
-"""A counterexample to look at: the clips as npz, a picture *strip* and an animated GIF.
+"""Files that show a counterexample: the clips as npz, a picture *strip* and an animated GIF.
 
-A strip has three rows (clean, attacked, their difference, amplified) and one column a frame; the *cover*, the voxels
-that the attacker chose, is outlined. Pixels are enlarged without smoothing, or thinned out where a frame is larger
-than a cell of the strip. Clips of three channels are shown in colour, of others the first channel is shown.
+A strip has three rows (clean, attacked, their amplified difference) and one column per frame. The *cover*, the voxels
+that the attacker chose, is outlined. Pixels are enlarged without smoothing, or thinned out if a frame is larger than a
+cell of the strip. Clips with three channels are shown in colour; of all others only the first channel is shown.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LINE = 17  # height of a line of text
 def save_counterexample(
     query: Query, counterexample: Counterexample, clean_outputs: Sequence[float], folder: Path, stem: str
 ) -> dict[str, Path]:
-    """Write `<stem>-attack.npz`, `.png` and `.gif` to `folder`; return them by kind: clip, picture, animation.
+    """Writes `<stem>-attack.npz`, `.png` and `.gif` to `folder`; returns their paths by kind: clip, picture, animation.
 
     The npz holds `clean`, `attacked`, `delta` (C, T, H, W) and `clean_scores`, `attacked_scores` (K,), all float32.
     """
@@ -63,7 +63,7 @@ def save_counterexample(
 
 
 def strip_png(comparison: Comparison) -> bytes:
-    """The picture strip; of long clips 16 frames, those the attacker chose first."""
+    """Draws the picture strip; long clips show 16 frames, preferably those that the attacker chose."""
     shown = _frames_to_show(comparison, _STRIP_FRAMES)
     rows = _rows(comparison, _STRIP_CELL)
     labels = _labels(comparison)
@@ -95,7 +95,7 @@ def strip_png(comparison: Comparison) -> bytes:
 
 
 def animation_gif(comparison: Comparison) -> bytes:
-    """Clean, attacked and difference side by side, a picture a frame; of long clips 64 frames."""
+    """Draws clean, attacked and difference side by side, one picture per frame; long clips show 64 frames."""
     shown = _frames_to_show(comparison, _ANIMATION_FRAMES)
     rows = _rows(comparison, _ANIMATION_CELL)
     labels = _labels(comparison)
@@ -118,11 +118,11 @@ def animation_gif(comparison: Comparison) -> bytes:
             paste_cell(picture, images[frame], cover, (x, top))
         _draw_timeline(draw, size, frame, comparison)
         pictures.append(picture)
-    # One palette for all: a palette a frame makes unchanged pixels flicker.
+    # One palette for all: with one palette per frame, unchanged pixels flicker.
     palette = _sheet(pictures).quantize(colors=255, dither=Image.Dither.NONE)
     paletted = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     stream = io.BytesIO()
-    duration = 400 if len(shown) <= _STRIP_FRAMES else 120  # milliseconds a frame
+    duration = 400 if len(shown) <= _STRIP_FRAMES else 120  # milliseconds per frame
     paletted[0].save(stream, "GIF", save_all=True, append_images=paletted[1:], duration=duration, loop=0)
     return stream.getvalue()
 
@@ -141,7 +141,7 @@ def _archive(comparison: Comparison, clean_outputs: Sequence[float], outputs: Se
 
 
 def _frames_to_show(comparison: Comparison, most: int) -> list[int]:
-    """At most `most` frames in order: the attacker's first, then frames evenly over the rest of the clip."""
+    """Chooses at most `most` frames, in order: the attacker's, then others evenly spread over the rest of the clip."""
     chosen = [t for t in range(comparison.frames) if comparison.cover[t].any()]
     others = [t for t in range(comparison.frames) if t not in chosen]
     kept = _evenly(chosen, most)
@@ -155,7 +155,7 @@ def _evenly(frames: list[int], count: int) -> list[int]:
 
 
 def _rows(comparison: Comparison, cell: int) -> list[Array]:
-    """Clean, attacked and difference as images (T, h, w, 3) uint8 of at most `cell` a side."""
+    """Returns clean, attacked and difference as images (T, h, w, 3) uint8 of at most `cell` pixels per side."""
     low, high = comparison.domain
     clips = [(clip - low) / (high - low) for clip in (comparison.clean, comparison.attacked)]
     images = [colours(clip) for clip in clips]
@@ -164,7 +164,7 @@ def _rows(comparison: Comparison, cell: int) -> list[Array]:
 
 
 def _draw_timeline(draw: ImageDraw.ImageDraw, size: tuple[int, int], frame: int, comparison: Comparison) -> None:
-    """A box a frame at the bottom: attacked frames in the colour of the outline, the present one filled."""
+    """Draws one box per frame at the bottom: attacked frames in the colour of the outline, the current one filled."""
     y = size[1] - _MARGIN - _LINE + 6
     text = f"t={frame}"
     draw.text((_MARGIN, y - 5), text, fill=INK, font=font(False))
@@ -179,10 +179,10 @@ def _draw_timeline(draw: ImageDraw.ImageDraw, size: tuple[int, int], frame: int,
 
 
 def _labels(comparison: Comparison) -> list[list[tuple[str, bool]]]:
-    """Up to three lines beside each row: a name (True: set large) and what there is to say."""
+    """Returns up to three lines for each row: its name (True: set in large type) and a description."""
     low, high = comparison.domain
     in_colour = comparison.clean.shape[0] == 3
-    whole_range = (high - low) / (2 if in_colour else 1)  # half of it on either side of grey
+    whole_range = (high - low) / (2 if in_colour else 1)  # half of the range on either side of grey
     gain = whole_range / comparison.change if comparison.change > 0 else 1.0
     meaning = "around grey" if in_colour else "red up, blue down"
     says = [("clean", comparison.clean_says), ("attacked", comparison.attacked_says)]
@@ -191,7 +191,7 @@ def _labels(comparison: Comparison) -> list[list[tuple[str, bool]]]:
 
 
 def _sheet(pictures: list[Image.Image], most: int = 16) -> Image.Image:
-    """Some of the pictures below each other, for a palette that serves all."""
+    """Stacks some of the pictures on one sheet, for computing a palette that suits all of them."""
     picked = pictures[:: -(-len(pictures) // most)]
     width, height = pictures[0].size
     sheet = Image.new("RGB", (width, height * len(picked)))

@@ -1,6 +1,6 @@
-"""What a run shows in the terminal: a live line while it works, a summary and tables when it is done.
+"""What a run shows in the terminal: a progress line while it works, and a summary and tables when it is done.
 
-Bounds are of the *margin*: positive means that the property holds.
+All bounds are bounds of the *margin*; a positive margin means that the property holds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COLOURS = {"verified": "bold green", "falsified": "bold red", "unknown": "bold 
 
 
 class LiveLine:
-    """Draws the latest progress until it is left; draws nothing where the console is no terminal.
+    """Draws the latest progress inside its block; draws nothing if the console is not a terminal.
 
     Attributes:
         latest: the progress that arrived last, if any.
@@ -46,15 +46,15 @@ class LiveLine:
         self._shown = shown and console.is_terminal
 
     def start(self, limit: float, heading: RenderableType | None = None) -> None:
-        """Begin another run, limited to `limit` seconds, with `heading` above its line."""
+        """Begins another run, limited to `limit` seconds, with `heading` above its line."""
         self.latest, self._arrived, self._limit, self._heading = None, monotonic(), limit, heading
 
     def update(self, progress: Progress) -> None:
         self.latest, self._arrived = progress, monotonic()
 
     def text(self) -> str:
-        """The line as it stands now."""
-        # Solvers report seldom; the clock goes on meanwhile.
+        """Returns the current line."""
+        # Solvers report rarely, so the clock advances between their reports.
         return progress_text(self.latest, self._limit, monotonic() - self._arrived)
 
     def __enter__(self) -> Self:
@@ -69,14 +69,14 @@ class LiveLine:
             self._live.stop()
 
     def _render(self) -> RenderableType:
-        # One Text: a spinner with text of its own wraps on narrow terminals, and the line must stay a line.
+        # One Text: a spinner with its own text wraps on narrow terminals, and this must stay a single line.
         wheel = str(self._spinner.render(monotonic()))
         line = Text(f"{wheel} {self.text()}", no_wrap=True, overflow="ellipsis")
         return Group(self._heading, line) if self._heading is not None else line
 
 
 def progress_text(progress: Progress | None, limit: float, since: float = 0.0) -> str:
-    """One line: stage, proved and seen margin, work left, `since` seconds after the progress arrived."""
+    """Formats one line: stage, margin bounds, work left and time, `since` seconds after the progress arrived."""
     if progress is None:
         return f"starting  {since:.1f}/{limit:g} s"
     found = [f"{progress.stage:<11}", f"margin proved {_number(progress.lower)}, seen {_number(progress.upper)}"]
@@ -86,10 +86,10 @@ def progress_text(progress: Progress | None, limit: float, since: float = 0.0) -
 
 
 def question(query: Query, clean_outputs: Sequence[float], units: str = "") -> RenderableType:
-    """What is asked, in a few lines.
+    """Describes the question in a few lines.
 
     Args:
-        units: what was done to the values that were given, such as `DIVIDED`.
+        units: what was done to the given values, for example `DIVIDED`.
     """
     return _pairs(
         ("model", f"{query.model.name}, input {_axes(query.model.axes)}"),
@@ -101,7 +101,7 @@ def question(query: Query, clean_outputs: Sequence[float], units: str = "") -> R
 
 
 def _axes(axes: Axes) -> str:
-    """The axes of the model's own input, and what that makes of a clip."""
+    """Describes the axes of the model's own input, and how they correspond to those of a clip."""
     lengths = "x".join(map(str, axes.shape))
     return f"{lengths} as {axes.layout}: {axes.words()}" if axes.layout else f"{lengths}: {axes.words()}"
 
@@ -114,14 +114,18 @@ def _set(asked: SetSpecification | BoxSpecification) -> str:
 
 
 def summary(query: Query, outcome: Outcome, files: Mapping[str, Path]) -> RenderableType:
-    """The verdict, its margin bounds, where the time went and where the files are."""
+    """Describes the verdict, the margin's bounds, where the time went and where the files are."""
     times = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in outcome.stage_seconds.items())
     work = ", ".join(f"{count:,} {name}" for name, count in outcome.counts.items())
     return _pairs(
         ("verdict", Text(outcome.word, style=_COLOURS[outcome.word])),
         ("", explanation(query, outcome)),
         *([("", f"what may help: {outcome.verdict.advice}")] if isinstance(outcome.verdict, Unknown) else []),
-        ("margin", f"{_interval(outcome.lower, outcome.upper)} is where its least value over the set lies"),
+        (
+            "margin",
+            f"smallest over the set: at least {_number(outcome.lower)} (proved), "
+            f"at most {_number(outcome.upper)} (observed)",
+        ),
         ("seconds", f"{outcome.seconds:.2f}" + (f": {times}" if times else "")),
         *([("work", work)] if work else []),
         *((kind, Text(str(path), overflow="fold")) for kind, path in files.items()),
@@ -129,7 +133,7 @@ def summary(query: Query, outcome: Outcome, files: Mapping[str, Path]) -> Render
 
 
 def explanation(query: Query, outcome: Outcome) -> str:
-    """The verdict in a sentence."""
+    """Returns the verdict in a sentence."""
     match outcome.verdict:
         case Verified(certificate):
             return f"the property holds on every clip of the set ({_closed(certificate.closed)})"
@@ -144,7 +148,7 @@ def explanation(query: Query, outcome: Outcome) -> str:
 
 
 def _closed(closed: Mapping[str, int]) -> str:
-    """How many pieces of the set each stage closed."""
+    """Describes how many pieces each stage closed."""
     by_stage = [(stage, count) for stage, count in closed.items() if count]
     pieces = sum(count for _, count in by_stage)
     counted = f"{pieces:,} {'piece' if pieces == 1 else 'pieces'} closed"
@@ -154,17 +158,17 @@ def _closed(closed: Mapping[str, int]) -> str:
 
 
 def verdict_line(outcome: Outcome) -> str:
-    """The shortest answer, for scripts: word, margin bounds, seconds."""
+    """Returns the shortest answer, for scripts: status, bounds of the margin, seconds."""
     return f"{outcome.word} {_interval(outcome.lower, outcome.upper)} {outcome.seconds:.2f} s"
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One instance of the shipped bench; `outcome` is None while it has not run.
+    """One instance of the shipped benchmark; `outcome` is None until it has run.
 
     Attributes:
-        expected: the verdict, or "" where nobody knows it.
-        group: rows of one group stand together under its name.
+        expected: the verdict, or "" if it is not known.
+        group: the name under which the rows of a group are shown together.
     """
 
     name: str
@@ -176,7 +180,7 @@ class BenchRow:
 
     @property
     def mark(self) -> str:
-        """How the verdict compares: "", "ok", "decided" (better than expected), "open" or "WRONG"."""
+        """Returns how the verdict compares to the expected one: "", "ok", "decided" (better), "open" or "WRONG"."""
         if self.outcome is None:
             return ""
         word = self.outcome.word
@@ -188,7 +192,7 @@ class BenchRow:
 
 
 def bench_table(rows: Sequence[BenchRow], most: int | None = None) -> RenderableType:
-    """A line an instance that has run (the last `most` of them), by groups, and a line of totals."""
+    """Makes a table with one line per instance that has run (the last `most`), by group, and a line of totals."""
     done = [row for row in rows if row.outcome is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("instance", "set"):
@@ -216,7 +220,7 @@ def bench_table(rows: Sequence[BenchRow], most: int | None = None) -> Renderable
 
 
 def _compared(row: BenchRow) -> Text:
-    """The verdict, and what was expected where that is something else."""
+    """Returns the verdict, followed by the expected one if it differs."""
     assert row.outcome is not None
     word = row.outcome.word
     text = Text(word, style=_COLOURS[word])

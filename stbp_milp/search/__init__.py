@@ -1,4 +1,4 @@
-"""Branch and bound over opaque nodes: knows bounds and deadlines, no tensors."""
+"""Branch and bound over opaque nodes: this package knows bounds and deadlines, but no tensors."""
 
 from stbp_milp.search.best_first import Expansion, Node, Search, SearchEnd, best_first
 from stbp_milp.search.deadline import Deadline

@@ -1,7 +1,7 @@
-"""Best first: always expand the open nodes with the least lower bounds, a batch at a time.
+"""Best-first search: the open nodes with the least lower bounds are expanded next, one batch at a time.
 
-A node is closed when its lower bound exceeds the target. The least bound of open and given-up nodes is a lower
-bound of everything, whenever the search ends.
+A node is closed when its lower bound exceeds the target. Whenever the search ends, every node that is not closed has
+at least the least bound of the open and given-up nodes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Node(Protocol):
-    """A piece of the problem."""
+    """A subproblem."""
 
     @property
     def lower(self) -> float:
-        """A proved lower bound on the piece; a child's is never below its parent's."""
+        """A proved lower bound on the subproblem; a child's bound is never below its parent's."""
 
     @property
     def group(self) -> Hashable:
-        """Only nodes of one group are expanded together."""
+        """The group of the node: only nodes of one group are expanded together."""
 
 
 N = TypeVar("N", bound=Node)
@@ -30,9 +30,10 @@ N = TypeVar("N", bound=Node)
 
 @dataclass(frozen=True)
 class Expansion(Generic[N]):
-    """What became of a batch: children that together cover the nodes they came from, and nodes that nothing splits.
+    """The result of expanding a batch: children that together cover its nodes, and nodes that cannot be split.
 
-    `stop` ends the search (a counterexample was found).
+    Attributes:
+        stop: ends the search, because a counterexample was found.
     """
 
     children: Sequence[N]
@@ -75,15 +76,15 @@ class Search(Generic[N]):
         return len(self._heap)
 
     def lower(self) -> float:
-        """The least bound of the nodes that are not closed; infinity if all are."""
+        """Returns the least bound of the nodes that are not closed; infinity if all are closed."""
         least = min((node.lower for node in self.given_up), default=float("inf"))
         return min(least, self._heap[0][0]) if self._heap else least
 
     def take(self, most: int) -> list[N]:
-        """The open nodes with the least bounds that share the first one's group, at most `most`."""
+        """Takes at most `most` open nodes with the least bounds from the group of the first one."""
         taken: list[N] = []
         passed: list[tuple[float, int, N]] = []
-        # Other groups' nodes are looked past, but not for ever: half-filled batches beat sorting the whole heap.
+        # Nodes of other groups are skipped, but not indefinitely: half-filled batches beat sorting the whole heap.
         while self._heap and len(taken) < most and len(passed) < 4 * most:
             entry = heapq.heappop(self._heap)
             if not taken or entry[2].group == taken[0].group:
@@ -98,12 +99,12 @@ class Search(Generic[N]):
 def best_first(
     search: Search[N], expand: Callable[[list[N]], Expansion[N]], batch: Callable[[], int], expired: Callable[[], bool]
 ) -> SearchEnd:
-    """Expand until all nodes are closed, nothing can be split, time is up or the expansion stops it.
+    """Expands nodes until all are closed, none can be split, time runs out, or an expansion stops the search.
+
+    An expansion that runs out of time may return its nodes as children, with the bounds that they had.
 
     Args:
-        batch: how many nodes to expand next.
-
-    An expansion that runs out of time may return its nodes as children, with the bounds they had.
+        batch: returns how many nodes to expand next.
     """
     while search.open:
         if expired():

@@ -1,4 +1,4 @@
-"""One deadline travels through a run; nothing else keeps time limits."""
+"""The deadline that is passed through a run; no other time limits exist."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class Deadline:
         return cls(now, now + seconds)
 
     def within(self, seconds: float) -> Deadline:
-        """This deadline, or `seconds` from now if that is sooner."""
+        """Returns this deadline, or the one `seconds` from now if that is sooner."""
         now = time.monotonic()
         return Deadline(now, min(self.end, now + seconds))
 
     def before(self, seconds: float) -> Deadline:
-        """So many seconds earlier, for what has to be done after a step that this ends."""
+        """Returns a deadline that is earlier by so many seconds, which leaves time for the work after a step."""
         return replace(self, end=self.end - seconds)
 
     def remaining(self) -> float:
-        """Seconds left, never negative."""
+        """Returns the seconds left, never negative."""
         return max(0.0, self.end - time.monotonic())
 
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Returns the seconds since the start."""
         return time.monotonic() - self.start
 
     def expired(self) -> bool:

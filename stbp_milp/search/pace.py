@@ -1,4 +1,4 @@
-"""How much to do between two looks at the clock."""
+"""How much work to do between two checks of the clock."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_STEP_SECONDS = 1.5  # what one expansion of a batch should not exceed
-_STEP_SHARE = 0.2  # nor of the time that is left
+_STEP_SECONDS = 1.5  # one expansion of a batch should take no longer,
+_STEP_SHARE = 0.2  # and no more than this share of the remaining time
 
 
 @dataclass
 class Pace:
-    """How many pieces to expand at once: more while that is quick, so that the clock is looked at often enough.
+    """How many pieces to expand at once: more while expansions are quick, so that the clock is checked often enough.
 
     Attributes:
-        most: what memory allows.
-        batch: how many to expand next.
+        most: the largest number that memory allows.
+        batch: the number to expand next.
     """
 
     most: int
@@ -26,7 +26,7 @@ class Pace:
 
     @contextmanager
     def measured(self, pieces: int, remaining: float = math.inf) -> Iterator[None]:
-        """Around the expansion of so many pieces, with so many seconds left."""
+        """Measures the expansion of so many pieces, with so many seconds left, and adapts the batch."""
         limit = min(_STEP_SECONDS, _STEP_SHARE * remaining)
         began = time.monotonic()
         yield
@@ -37,15 +37,15 @@ class Pace:
             self.batch = min(self.most, 2 * self.batch)
 
     def halve(self) -> None:
-        """Memory did not suffice for the last batch: from now on at most half as many."""
+        """Halves the batch and its limit, after memory did not suffice for the last batch."""
         self.batch = self.most = max(1, self.batch // 2)
 
 
 @dataclass
 class Rate:
-    """Seconds that a unit of work takes, by what it took so far in the run.
+    """The time per unit of work, measured so far in the run.
 
-    The slower of the mean and the latest counts: plans that were too short are what runs are late by.
+    The slower of the mean and the latest rate counts, because optimistic estimates make runs late.
     """
 
     seconds: float = 0.0
@@ -54,12 +54,12 @@ class Rate:
 
     @contextmanager
     def measured(self, work: float) -> Iterator[None]:
-        """Around so much work; work that does not come to its end says nothing."""
+        """Measures so much work; work that is not completed is ignored."""
         began = time.monotonic()
         yield
         seconds = time.monotonic() - began
         self.seconds, self.work, self.latest = self.seconds + seconds, self.work + work, seconds / work
 
     def expected(self, work: float) -> float:
-        """Seconds that so much work will take; 0 while nothing is known."""
+        """Estimates the seconds that so much work will take; 0 while nothing is known."""
         return work * max(self.seconds / self.work, self.latest) if self.work else 0.0

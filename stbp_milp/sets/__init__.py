@@ -1,4 +1,4 @@
-"""Where the attacker may act: the box every voxel may move in, and the choice of the voxels that move."""
+"""Perturbation sets: the box in which every voxel may move, and the choice of the voxels that move."""
 
 from stbp_milp.sets.blocks import Blocks
 from stbp_milp.sets.choice import Choice, ChoiceProgram

@@ -1,6 +1,6 @@
-"""Any k of some disjoint blocks: frames, pixels, or pixels frame by frame.
+"""The choice of any k disjoint blocks: frames, pixels, or pixels of every frame.
 
-Covers everywhere and given frames too: those are blocks that are all *forced*.
+It also expresses given frames, whose blocks are all *forced*.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ Kind = Literal["frames", "pixels", "pixels per frame"]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """At most `budget` of the `allowed` blocks a group (the clip, or each frame), among them all `forced` ones.
+    """At most `budget` of the `allowed` blocks per group (the clip, or each frame), including all `forced` ones.
 
-    Frames are blocks `(N, 1, T)`, pixels `(N, 1, T*H*W)`, pixels per frame `(N, T, H*W)`: always (N, groups, blocks).
+    The axes are always (N, groups, blocks): `(N, 1, T)` for frames, `(N, 1, T*H*W)` for pixels, and `(N, T, H*W)` for
+    pixels per frame.
     """
 
     kind: Kind
@@ -33,7 +34,7 @@ class Blocks:
 
     @classmethod
     def of(cls, kind: Kind, budget: int, voxels: tuple[int, int, int]) -> Blocks:
-        """The whole family, one part. A budget beyond the number of blocks means all of them."""
+        """Returns the whole family as one part; a budget beyond the number of blocks means all of them."""
         t, h, w = voxels
         groups, blocks = {"frames": (1, t), "pixels": (1, t * h * w), "pixels per frame": (t, h * w)}[kind]
         allowed = torch.ones(1, groups, blocks, dtype=torch.bool)
@@ -42,7 +43,7 @@ class Blocks:
 
     @classmethod
     def frames(cls, indices: tuple[int, ...], voxels: tuple[int, int, int]) -> Blocks:
-        """The one member that covers the given frames."""
+        """Returns the only member that covers the given frames."""
         chosen = torch.zeros(1, 1, voxels[0], dtype=torch.bool)
         chosen[..., list(indices)] = True
         return cls("frames", int(chosen.sum()), voxels, chosen, chosen)
@@ -133,7 +134,7 @@ class Blocks:
         return replace(self, allowed=allowed, forced=forced)
 
     def _completed(self) -> Self:
-        """Blocks that every maximal member covers are forced: no more blocks are free than may still be taken."""
+        """Forces the free blocks of groups in which all of them may be taken: every maximal member covers them."""
         free = self.allowed & ~self.forced
         all_fit = free.sum(-1) <= self._left()
         return self._with(self.allowed, self.forced | (free & all_fit.unsqueeze(-1)))
@@ -142,7 +143,7 @@ class Blocks:
         return self.budget - self.forced.sum(-1)
 
     def _open(self, grouped: Tensor) -> tuple[Tensor, int]:
-        """Gains of the blocks that may still be taken, and how many a group takes at most."""
+        """Returns the gains of blocks that may still be taken, and the largest number that a group may take."""
         free = (self.allowed & ~self.forced).unsqueeze(1)
         return grouped * free, int(self._left().max())
 

@@ -1,8 +1,8 @@
-"""Which voxels move: a *choice* picks a *cover*, a subset of the voxels `(T, H, W)`, from a family of covers.
+"""Which voxels move: a *choice* is a family of *covers*, subsets of the voxels `(T, H, W)`.
 
 A choice is a batch of N *parts*, each a subfamily (some frames excluded, a range of positions): branch and bound
-splits parts, and one batched pass bounds many. A *member* is one cover of the family. Attackers choose a member,
-then move its voxels; a voxel that is covered may also stay, so a family is as good as its maximal covers.
+splits parts, and one batched pass bounds many. A *member* is one cover of the family. An attacker chooses a member and
+then moves its voxels; a covered voxel may also stay, so only the maximal covers of a family matter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class ChoiceProgram:
-    """A family of covers as integer points: `(cover @ z)_v = 1` exactly where voxel v may move.
+    """A family of covers as the integer points of a program: `(cover @ z)_v = 1` exactly if voxel v may move.
 
     `z` are binaries with `row_lower <= rows @ z <= row_upper`; `cover` is `(T*H*W, Z)`.
     """
@@ -34,42 +34,43 @@ class Choice(Protocol):
 
     @property
     def parts(self) -> int:
-        """N."""
+        """N, the number of parts."""
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
 
     @property
     def voxels(self) -> tuple[int, int, int]:
-        """`(T, H, W)`."""
+        """The numbers of voxels `(T, H, W)`."""
 
     def best(self, gain: Tensor) -> tuple[Tensor, Tensor]:
-        """For gains `(N, M, T, H, W) >= 0`: the largest sum over a cover `(N, M)` and a cover that attains it
-        (bool, same shape as the gains). With N = 1 parts any leading N broadcasts.
+        """Finds the largest sum of gains `(N, M, T, H, W) >= 0` over a cover, `(N, M)`, and a cover that attains it.
+
+        The cover is bool, of the shape of the gains. With a single part, gains with any leading N broadcast.
         """
 
     def total(self, gain: Tensor) -> Tensor:
-        """The first half of `best`: values only, `(N, M)`."""
+        """Returns the first result of `best`, the values `(N, M)`."""
 
     def members(self) -> Tensor:
-        """Number of members of every part, `(N,)` float64 (they can be astronomically many)."""
+        """Counts the members of every part, `(N,)` float64 (they can be astronomically many)."""
 
     def split(self, gain: Tensor) -> tuple[Self, Tensor]:
-        """Split every part with more than one member into smaller ones, guided by gains `(N, T, H, W)`.
+        """Splits every part with more than one member into smaller ones, guided by gains `(N, T, H, W)`.
 
         Returns the children and the index of each child's parent, `(children,)`. Law: a part's members are
         exactly the members of its children.
         """
 
     def union(self) -> Tensor:
-        """Voxels that some member covers, bool `(N, T, H, W)`."""
+        """Returns the voxels that some member covers, bool `(N, T, H, W)`."""
 
     def select(self, index: Tensor) -> Self:
-        """The parts at `index` (int64 `(n,)`)."""
+        """Selects the parts at `index` (int64 `(n,)`)."""
 
     def program(self, part: int) -> ChoiceProgram:
-        """One part as integer points."""
+        """Returns one part as integer points."""
 
     def describe(self, part: int) -> dict[str, Any]:
-        """One part in words and numbers, for records."""
+        """Describes one part in words and numbers, for records."""

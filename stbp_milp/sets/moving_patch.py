@@ -1,4 +1,4 @@
-"""A patch of h rows, w columns through m consecutive frames that may jump from frame to frame."""
+"""A patch of h rows and w columns in m consecutive frames, which may move arbitrarily from frame to frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stbp_milp.sets.patch import Patch, _bisect, _within, window_sums
 
 @dataclass(frozen=True, eq=False)
 class MovingPatch:
-    """First frames `start_first..start_last` of the run; in every frame a range of places `(i, j)`."""
+    """Runs whose first frame is in `start_first..start_last`, with a range of places `(i, j)` for every frame."""
 
     size: tuple[int, int, int]  # (m, h, w)
     voxels: tuple[int, int, int]
@@ -27,7 +27,7 @@ class MovingPatch:
 
     @classmethod
     def of(cls, size: tuple[int, int, int], voxels: tuple[int, int, int]) -> MovingPatch:
-        """Every run and every place, one part."""
+        """Returns all runs and all places as one part."""
         (m, h, w), (t, height, width) = size, voxels
         last = torch.tensor([height - h, width - w]).expand(1, t, 2).clone()
         start = torch.zeros(1, dtype=torch.int64)
@@ -60,7 +60,7 @@ class MovingPatch:
     def members(self) -> Tensor:
         places = (self.place_last - self.place_first + 1).double().prod(-1)  # (N, T)
         runs = places.log().unfold(1, self.size[0], 1).sum(-1).exp()  # (N, runs)
-        # Not a product: where there are more than float64 holds, infinity times 0 would be no number.
+        # Not a product: if a number overflows float64, infinity times 0 would be NaN.
         return runs.masked_fill(~self._allowed_runs(), 0.0).sum(-1).round()
 
     def split(self, gain: Tensor) -> tuple[Self, Tensor]:
@@ -69,7 +69,7 @@ class MovingPatch:
         by_run = part.start_last > part.start_first
         start_low = torch.where(by_run, (part.start_first + part.start_last) // 2 + 1, part.start_first)
         start_high = torch.where(by_run, (part.start_first + part.start_last) // 2, part.start_last)
-        # With one run left, halve the longest range of places of its frames.
+        # If only one run is left, the longest range of places of its frames is halved.
         t = self.voxels[0]
         frame = torch.arange(t, device=self.device)
         active = (frame >= part.start_first[:, None]) & (frame < part.start_first[:, None] + self.size[0])
@@ -107,7 +107,10 @@ class MovingPatch:
         )
 
     def program(self, part: int) -> ChoiceProgram:
-        """Binaries: one per run, then per frame one per place; places of a frame sum to whether the run covers it."""
+        """Returns a program with one binary per run, then one per frame and place.
+
+        The binaries of a frame's places sum to 1 if the chosen run covers the frame, and to 0 otherwise.
+        """
         t, h, w = self.voxels
         m = self.size[0]
         runs = np.arange(int(self.start_first[part]), int(self.start_last[part]) + 1)
@@ -153,7 +156,7 @@ class MovingPatch:
         }
 
     def _place_sums(self, gain: Tensor) -> Tensor:
-        """Per frame the sum of the gains under every place, `(N, M, T, I, J)`; minus infinity out of range."""
+        """Sums, per frame, the gains under every place, `(N, M, T, I, J)`; minus infinity out of range."""
         sums = window_sums(gain, self.size[1:])
         rows, columns = torch.arange(sums.shape[3], device=gain.device), torch.arange(sums.shape[4], device=gain.device)
         low, high = self.place_first[..., None], self.place_last[..., None]

@@ -1,6 +1,6 @@
-"""A set in a given number of parts, so that several workers can share it.
+"""Division of a set into a given number of parts, so that several workers can share it.
 
-The parts depend on the set and the number alone, not on the machine: whoever asks for part 3 of 8 gets the same one.
+The parts depend only on the set and the number, not on the machine: part 3 of 8 is the same everywhere.
 Law: the members of the set are exactly the members of its parts.
 """
 
@@ -15,9 +15,9 @@ from stbp_milp.sets.perturbation import PerturbationSet
 
 
 def divide(whole: PerturbationSet, count: int) -> list[PerturbationSet]:
-    """At most `count` parts of a set of one part; fewer where it has fewer members.
+    """Divides a set of one part into at most `count` parts; fewer if it has fewer members.
 
-    The part with the most members is split until there are enough.
+    The part with the most members is split again and again until there are enough.
     """
     parts = [whole]
     while len(parts) < count:
@@ -38,7 +38,7 @@ def _halves(part: PerturbationSet) -> list[PerturbationSet]:
 
 
 def _halved_blocks(choice: Blocks) -> tuple[Blocks, Blocks] | None:
-    """The one free block of a group lies in one half of its blocks or in the other; None where no group has just one.
+    """Halves the free blocks of a group that may take only one more; None if there is no such group.
 
     Splitting by "this block or not" would leave nearly all members in one part.
     """

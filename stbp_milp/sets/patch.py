@@ -1,6 +1,6 @@
-"""A cuboid of m frames, h rows, w columns that stays in place: its first voxel (t, i, j) is the attacker's choice.
+"""A cuboid of m frames, h rows and w columns at a fixed position, whose first voxel (t, i, j) the attacker chooses.
 
-A window of m consecutive frames is the cuboid `(m, H, W)`, a given patch a range of one position.
+A window of m consecutive frames is the cuboid `(m, H, W)`; a given patch is a range with one position.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stbp_milp.sets.choice import ChoiceProgram
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Positions `first <= (t, i, j) <= last` of a cuboid of the given size, a range a part."""
+    """Positions `first <= (t, i, j) <= last` of a cuboid of the given size, one range per part."""
 
     size: tuple[int, int, int]
     voxels: tuple[int, int, int]
@@ -27,13 +27,13 @@ class Patch:
 
     @classmethod
     def of(cls, size: tuple[int, int, int], voxels: tuple[int, int, int]) -> Patch:
-        """Every position inside the clip, one part."""
+        """Returns all positions inside the clip as one part."""
         last = torch.tensor([[n - k for n, k in zip(voxels, size, strict=True)]])
         return cls(size, voxels, torch.zeros_like(last), last)
 
     @classmethod
     def at(cls, place: tuple[int, int, int], size: tuple[int, int, int], voxels: tuple[int, int, int]) -> Patch:
-        """The one position `place`."""
+        """Returns the only position `place`."""
         first = torch.tensor([place])
         return cls(size, voxels, first, first)
 
@@ -79,7 +79,7 @@ class Patch:
         return replace(self, first=self.first[index], last=self.last[index])
 
     def singletons(self) -> Patch:
-        """Every position of every part as a part of its own."""
+        """Returns every position of every part as a part of its own."""
         ranges = [
             torch.cartesian_prod(*(torch.arange(a, b + 1, device=self.device) for a, b in zip(low, high, strict=True)))
             for low, high in zip(self.first.tolist(), self.last.tolist(), strict=True)
@@ -103,7 +103,7 @@ class Patch:
         return {"patch": list(self.size), "first": self.first[part].tolist(), "last": self.last[part].tolist()}
 
     def _position_sums(self, gain: Tensor) -> Tensor:
-        """Sum of the gains under every position; minus infinity outside the part's range."""
+        """Sums the gains under every position; minus infinity outside the part's range."""
         sums = window_sums(gain, self.size)
         inside = torch.ones((), dtype=torch.bool, device=gain.device)
         for axis in range(3):
@@ -118,7 +118,7 @@ class Patch:
 
 
 def window_sums(gain: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Sums over all windows of the last `len(size)` axes; axis by axis, so the cost grows with the sum of the sizes."""
+    """Sums over all windows of the last `len(size)` axes, axis by axis: the cost grows with the sum of the sizes."""
     for axis, length in zip(range(-len(size), 0), size, strict=True):
         if length == gain.shape[axis]:
             gain = gain.sum(axis, keepdim=True)
@@ -135,7 +135,7 @@ def _within(start: Tensor, length: int, size: int, axis: int) -> Tensor:
 
 
 def _bisect(first: Tensor, last: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranges `[first, high]` and `[low, last]` that halve `[first, last]` along each row's axis."""
+    """Returns `low` and `high` of the ranges `[first, high]` and `[low, last]` that halve each row along its axis."""
     middle = (first + last) // 2
     halved = torch.zeros_like(first, dtype=torch.bool).scatter(-1, axis.unsqueeze(-1), True)
     return torch.where(halved, middle + 1, first), torch.where(halved, middle, last)

@@ -4,7 +4,7 @@ With centre c, box [l, u] and a linear form a, voxel v gains `g_v = sum_channels
 
     support(a) = max over x in S of <a, x> = <a, c> + max over covers of sum_{v in cover} g_v,
 
-exact for every form. `InputSet` is all that bounding methods know of a set.
+exact for every form. Bounding methods know of a set only what `InputSet` offers.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ class InputSet(Protocol):
 
     @property
     def parts(self) -> int:
-        """N."""
+        """N, the number of sets."""
 
     @property
     def centre(self) -> Tensor:
-        """The clean input, `(N or 1, *shape)`; in every set of the batch."""
+        """The clean input, `(N or 1, *shape)`, which lies in every set of the batch."""
 
     def deviation(self, form: Tensor) -> Tensor:
-        """`max <form, x - centre>` over each set: `(N, M, *shape) -> (N, M)`, >= 0, differentiable in the form."""
+        """Computes `max <form, x - centre> >= 0` per set, `(N, M, *shape) -> (N, M)`, differentiable in the form."""
 
     def maximiser(self, form: Tensor) -> Tensor:
-        """Points that attain the support, `(N, M, *shape)`."""
+        """Returns points that attain the support function, `(N, M, *shape)`."""
 
     def hull(self) -> tuple[Tensor, Tensor]:
-        """The smallest boxes around the sets, two `(N, *shape)`."""
+        """Returns the smallest boxes around the sets, two `(N, *shape)`."""
 
     def select(self, index: Tensor) -> Self:
-        """The sets at `index` (int64 `(n,)`)."""
+        """Selects the sets at `index` (int64 `(n,)`)."""
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same in another floating-point type."""
+        """Converts the sets to another floating-point type."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +81,12 @@ class VoxelBox:
 
 @dataclass(frozen=True, eq=False)
 class PerturbationSet:
-    """All clips that differ from `clip` only on one cover of the choice, each voxel inside its box.
+    """All clips that differ from `clip` only on one cover of the choice, with every voxel inside its box.
 
     Attributes:
         clip: the clean clip `(C, T, H, W)`, values in the data domain.
         lower, upper: the box `(C, T, H, W)`, `lower <= clip <= upper`.
-        choice: N parts, all over the same clip and box.
+        choice: the N parts, all over the same clip and box.
     """
 
     clip: Tensor
@@ -104,7 +104,7 @@ class PerturbationSet:
             raise InputError("the clean clip lies outside its own perturbation box; check the data domain")
 
     def _derived(self, **changes: Any) -> Self:
-        """The same with other parts or numbers; clip and box fit as they did, so nothing is checked again."""
+        """Returns a copy with changes that keep clip and box consistent, so nothing is checked again."""
         made = copy(self)
         for name, value in changes.items():
             object.__setattr__(made, name, value)
@@ -138,9 +138,9 @@ class PerturbationSet:
         return self._derived(clip=clip, lower=lower, upper=upper, choice=choice)
 
     def contains(self, clips: Tensor) -> Tensor:
-        """Is the clip in part 0? `(B, C, T, H, W) -> (B,)` bool. Exact comparison, no tolerance.
+        """Tells which clips are in part 0, `(B, C, T, H, W) -> (B,)` bool, by exact comparison without a tolerance.
 
-        Some cover holds every changed voxel exactly when the best cover of the changed voxels counts them all.
+        Some cover holds every changed voxel exactly if the best cover of the changed voxels counts them all.
         """
         inside = ((clips >= self.lower) & (clips <= self.upper)).flatten(1).all(1)
         changed = (clips != self.clip).any(1).to(self.clip.dtype)  # (B, T, H, W)
@@ -148,16 +148,16 @@ class PerturbationSet:
         return inside & (covered == changed.flatten(1).sum(1))
 
     def nearest(self, clips: Tensor) -> Tensor:
-        """Clips `(B, C, T, H, W)` brought into part 0: the cover that keeps most of the change, then the box."""
+        """Projects clips `(B, C, T, H, W)` onto part 0: onto the box, and onto the cover with the most change."""
         inside = clips.clamp(self.lower, self.upper)
         one = self.choice.select(torch.tensor([0], device=self.clip.device))
         _, cover = one.best((inside - self.clip).abs().sum(1).unsqueeze(0))
         return torch.where(cover.squeeze(0).unsqueeze(1), inside, self.clip)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random clips of part 0, `(count, C, T, H, W)`: random members, half of them corners of their boxes."""
+        """Draws random clips of part 0, `(count, C, T, H, W)`: random members, about half of them box corners."""
 
-        def random(*shape: int) -> Tensor:  # drawn on the generator's device, the same on all
+        def random(*shape: int) -> Tensor:  # drawn on the generator's device, so that all devices get the same numbers
             return torch.rand(shape, generator=generator, dtype=self.clip.dtype).to(self.clip.device)
 
         gain = random(1, count, *self.clip.shape[1:])
@@ -168,7 +168,7 @@ class PerturbationSet:
         return torch.where(cover.squeeze(0).unsqueeze(1), value, self.clip).clamp(self.lower, self.upper)
 
     def singletons(self) -> PerturbationSet:
-        """Every member of every part as a part of its own: for sets that have few members, or are patches."""
+        """Returns every member of every part as a part of its own; for sets with few members, or of patches."""
         if isinstance(self.choice, Patch):
             return self._derived(choice=self.choice.singletons())
         alone: PerturbationSet = self
@@ -179,7 +179,7 @@ class PerturbationSet:
         return alone
 
     def split(self, form: Tensor) -> tuple[Self, Tensor]:
-        """Children of every part with several members, guided by forms `(N, C, T, H, W)`; and their parents."""
+        """Splits every part with several members, guided by forms `(N, C, T, H, W)`; returns children and parents."""
         gain = _gain(form.unsqueeze(1), self.clip, self.lower, self.upper).sum(2).squeeze(1)
         children, parents = self.choice.split(gain)
         return self._derived(choice=children), parents
@@ -189,7 +189,7 @@ S = TypeVar("S", VoxelBox, PerturbationSet)
 
 
 def concatenate(sets: Sequence[S]) -> S:
-    """Sets of one kind as one batch; perturbation sets must share their clip and box."""
+    """Joins sets of one kind into one batch; perturbation sets must share their clip and box."""
     first: Any = sets[0]
     if isinstance(first, PerturbationSet):
         choices = [s.choice for s in sets if isinstance(s, PerturbationSet)]
@@ -201,13 +201,13 @@ def concatenate(sets: Sequence[S]) -> S:
 
 
 def _concatenated(items: Sequence[Any]) -> Any:
-    """Frozen dataclasses whose tensors all have the batch axis first."""
+    """Concatenates frozen dataclasses whose tensors all have the batch axis first."""
     joined = {name: torch.cat([getattr(item, name) for item in items]) for name in _tensor_names(items[0])}
     return replace(items[0], **joined)
 
 
 def _moved(item: Any, device: torch.device) -> Any:
-    """A frozen dataclass with its tensors on another device."""
+    """Returns a frozen dataclass with its tensors on another device."""
     return replace(item, **{name: getattr(item, name).to(device) for name in _tensor_names(item)})
 
 
@@ -216,17 +216,17 @@ def _tensor_names(item: Any) -> list[str]:
 
 
 def support(inputs: InputSet, form: Tensor) -> Tensor:
-    """`max <form, x>` over each set, `(N, M, *shape) -> (N, M)`."""
+    """Computes `max <form, x>` over each set, `(N, M, *shape) -> (N, M)`."""
     return inner(form, inputs.centre) + inputs.deviation(form)
 
 
 def inner(form: Tensor, centre: Tensor) -> Tensor:
-    """`<form, centre>` for `(N, M, *shape)` and `(N or 1, *shape)`."""
+    """Computes `<form, centre>` for `(N, M, *shape)` and `(N or 1, *shape)`."""
     return (form.flatten(2) @ centre.flatten(1).unsqueeze(-1)).squeeze(-1)
 
 
 def _gain(form: Tensor, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """`max(a (u - c), a (l - c))`, elementwise, for forms `(N, M, *shape)` and boxes `(N, *shape)` or `(*shape)`."""
+    """Computes `max(a (u - c), a (l - c))` for forms a `(N, M, *shape)` and boxes `(N, *shape)` or `(*shape)`."""
     batched = centre.dim() == form.dim() - 1
     up, down = upper - centre, centre - lower
     if batched:
@@ -235,7 +235,7 @@ def _gain(form: Tensor, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _move(form: Tensor, centre: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """The change of every voxel that attains its gain; a voxel without influence stays."""
+    """Returns the change of every voxel that attains its gain; a voxel without influence stays."""
     up, down = upper - centre, lower - centre
     if centre.dim() == form.dim() - 1:
         up, down = up.unsqueeze(1), down.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Perturbation sets in words: what the command line and records call them.
+"""Perturbation sets in words, as the command line and records write them.
 
 everywhere            frames:3,4            any-frames:2         window:2
 patch:3x3@2           moving-patch:3x3@2    patch-at:t,i,j:3x3@2
@@ -45,7 +45,7 @@ def _everywhere(numbers: list[int], voxels: Voxels, text: str) -> Choice:
 def _frames(numbers: list[int], voxels: Voxels, text: str) -> Choice:
     wrong = [n for n in numbers if n >= voxels[0]]
     if wrong:
-        raise InputError(f"set {text!r} names frame {wrong[0]}, the clip has frames 0 to {voxels[0] - 1}")
+        raise InputError(f"set {text!r} names frame {wrong[0]}, but the clip has frames 0 to {voxels[0] - 1}")
     return Blocks.frames(tuple(sorted(set(numbers))), voxels)
 
 
@@ -59,7 +59,7 @@ def _counted(kind: str) -> Callable[[list[int], Voxels, str], Choice]:
         }[kind]
         if not 1 <= k <= blocks:
             raise InputError(
-                f"set {text!r} asks for {k} {kind}, the clip has {blocks}; give a number from 1 to {blocks}"
+                f"set {text!r} asks for {k} {kind}, but the clip has {blocks}; give a number from 1 to {blocks}"
             )
         return Blocks.of(kind, k, voxels)  # type: ignore[arg-type]
 
@@ -91,7 +91,7 @@ def _patch_at(numbers: list[int], voxels: Voxels, text: str) -> Choice:
 
 @dataclass(frozen=True)
 class _Form:
-    """One way to write a set: how it looks, an example, and what makes the choice."""
+    """One way to write a set: its pattern, an example, and the function that builds the choice."""
 
     pattern: str
     example: str
@@ -114,13 +114,13 @@ FORMS = ", ".join(form.example for form in _FORMS.values())
 
 @dataclass(frozen=True)
 class SetSpecification:
-    """A set without its clip: the form above, the radius and the data domain.
+    """A set without its clip: its text, the radius and the data domain.
 
     Attributes:
-        text: one of the forms above.
-        epsilon: radius in the units of the data; the box is clipped to the domain.
-        domain: smallest and largest value a voxel may have.
-        part: `(i, n)`: only the i-th (from 0) of the n parts that `divide` makes of the set; None: all of it.
+        text: the set in one of the forms above.
+        epsilon: the radius in the unit of the data; the box is clipped to the domain.
+        domain: the smallest and the largest value that a voxel may have.
+        part: `(i, n)`: only part i (from 0) of the n parts that `divide` makes of the set; None: the whole set.
     """
 
     text: str
@@ -129,10 +129,10 @@ class SetSpecification:
     part: tuple[int, int] | None = None
 
     def build(self, clip: Tensor) -> PerturbationSet:
-        """The set around `clip` (C, T, H, W), in float64.
+        """Builds the set around `clip` (C, T, H, W), in float64.
 
         Raises:
-            InputError: the form is unknown, does not fit the clip, or the clip leaves the domain.
+            InputError: the text is unknown, the set does not fit the clip, or the clip lies outside the domain.
         """
         low, high = self.domain
         if not low < high:
@@ -145,7 +145,7 @@ class SetSpecification:
         if not bool(((clip >= low) & (clip <= high)).all()):
             raise InputError(
                 f"the clip's values run from {float(clip.min())!r} to {float(clip.max())!r}, outside the data domain "
-                f"[{low!r}, {high!r}]; scale the clip, or give a domain (--domain) that holds them"
+                f"[{low!r}, {high!r}]; scale the clip, or give a domain (--domain) that contains them"
             )
         voxels = (clip.shape[1], clip.shape[2], clip.shape[3])
         choice = parse_set(self.text, voxels)
@@ -161,9 +161,9 @@ class SetSpecification:
 
 
 def _around(clip: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """`clip - epsilon` and `clip + epsilon`, rounded outwards: the real interval lies between them.
+    """Computes `clip - epsilon` and `clip + epsilon`, rounded outwards, so that they enclose the real interval.
 
-    What a sum in floating point leaves out is a number itself, and can be computed (Knuth's two-sum).
+    The rounding error of a floating-point sum is itself a number and can be computed (Knuth's two-sum).
     """
     sides = []
     for step, outwards in ((-epsilon, -torch.inf), (epsilon, torch.inf)):
@@ -177,7 +177,7 @@ def _around(clip: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class BoxSpecification:
-    """Every clip between two given ones: a box of which nobody said the centre.
+    """The box of all clips between two given ones, without a given centre.
 
     Attributes:
         lower, upper: (C, T, H, W) float64, finite, `lower <= upper`.
@@ -189,11 +189,11 @@ class BoxSpecification:
 
     def __post_init__(self) -> None:
         if not bool((self.lower <= self.upper).all()):
-            raise InputError("the box is empty; expected a largest value not below the smallest for every voxel")
+            raise InputError("the box is empty; for every voxel, the largest value must not be below the smallest")
 
     @property
     def epsilon(self) -> float:
-        """Half the longest side."""
+        """Half of the longest side."""
         return float((self.upper - self.lower).max()) / 2
 
     @property
@@ -202,7 +202,7 @@ class BoxSpecification:
         return float(self.lower.min()), float(self.upper.max())
 
     def centre(self) -> Tensor:
-        """The middle (C, T, H, W), moved to float32 values of the widened box, in float64."""
+        """Returns the middle (C, T, H, W) of the widened box, moved to float32 values inside it, in float64."""
         lower, upper = self.widened()
         middle = (lower + (upper - lower) / 2).to(torch.float32)
         infinity = torch.full_like(middle, torch.inf)
@@ -210,40 +210,40 @@ class BoxSpecification:
         return torch.where(down < lower, torch.nextafter(down, infinity), down).to(torch.float64)
 
     def contains(self, clip: Tensor) -> bool:
-        """Is `clip` (C, T, H, W) in the box as it was given, exactly?"""
+        """Is `clip` (C, T, H, W) exactly in the box as it was given?"""
         return bool(((clip >= self.lower) & (clip <= self.upper)).all())
 
     def widened(self) -> tuple[Tensor, Tensor]:
-        """The box, longer where the float32 value nearest to a side lies outside: what a model can be given of it."""
+        """Returns the box, extended by the nearest float32 values of its sides, which a model may be given."""
         lower, upper = (side.to(torch.float32).to(torch.float64) for side in (self.lower, self.upper))
         return torch.minimum(self.lower, lower), torch.maximum(self.upper, upper)
 
     def build(self, clip: Tensor) -> PerturbationSet:
-        """The widened box around `clip` (C, T, H, W).
+        """Builds the widened box around `clip` (C, T, H, W).
 
-        Whoever executes a property written in decimals rounds them to float32: a proof covers the box and what it is
-        rounded to, and a counterexample may lie on a rounded side.
+        Programs that evaluate a property written in decimals round them to float32. A proof therefore covers the box
+        and its rounded version, and a counterexample may lie on a rounded side.
 
         Raises:
-            InputError: the clip has another shape, or lies outside.
+            InputError: the clip has another shape, or it lies outside the box.
         """
         if clip.shape != self.lower.shape:
             raise InputError(
-                f"the clip has shape {tuple(clip.shape)}, the box {tuple(self.lower.shape)}; give them one shape"
+                f"the clip has shape {tuple(clip.shape)}, but the box {tuple(self.lower.shape)}; give them one shape"
             )
         voxels = (clip.shape[1], clip.shape[2], clip.shape[3])
         return PerturbationSet(clip.to(torch.float64), *self.widened(), Patch.of(voxels, voxels))
 
 
 def parse_set(text: str, voxels: Voxels) -> Choice:
-    """The choice that `text` names, over a clip of `(T, H, W)` voxels.
+    """Returns the choice that `text` names, over a clip of `(T, H, W)` voxels.
 
     Raises:
-        InputError: not one of the forms, or it does not fit the clip.
+        InputError: the text has none of the known forms, or the set does not fit the clip.
     """
     form = _FORMS.get(text.partition(":")[0])
     if form is None:
         raise InputError(f"unknown set {text!r}; expected one of: {FORMS}")
     if not re.fullmatch(form.pattern, text):
-        raise InputError(f"set {text!r} is not understood; it is written as in {form.example}")
+        raise InputError(f"set {text!r} is not understood; write it as in {form.example}")
     return form.build([int(n) for n in re.findall(r"\d+", text)], voxels, text)

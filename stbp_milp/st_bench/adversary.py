@@ -1,4 +1,4 @@
-"""The adversary of training: clips inside the perturbation sets that make the loss large."""
+"""The adversary of training: it finds clips inside the perturbation sets that make the loss large."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def climb(
     generator: torch.Generator,
     steps: int = 4,
 ) -> Tensor:
-    """Clips `(N, C, T, H, W)` moved inside one cover each, towards a larger loss."""
+    """Moves clips `(N, C, T, H, W)` towards a larger loss, each inside one cover."""
     lower, upper = (clips - radius).clamp(min=0), (clips + radius).clamp(max=1)
     start = lower + torch.rand(clips.shape, generator=generator) * (upper - lower)
     slope = _slope(network, loss, start, targets)

@@ -1,6 +1,6 @@
-"""Where attacks begin: the radius from which an attack of ours breaks a property, found by halving.
+"""Where attacks begin: the smallest radius at which our attack breaks a property, found by bisection.
 
-It tells budgets apart that are surely unsafe from those worth a proof; it proves nothing itself.
+It separates budgets that are surely unsafe from those for which a proof may exist; it proves nothing itself.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def attacks_begin(
     resolution: float = 1 / 512,
     configuration: AttackConfiguration = THOROUGH,
 ) -> float | None:
-    """The smallest radius (up to `resolution`) that an attack succeeds with; None if not even 1 is enough.
+    """Finds the smallest radius (up to `resolution`) with which an attack succeeds; None if even 1 is not enough.
 
-    Assumes that a clip broken at one radius is broken at every larger one, which is true of the set, and nearly
-    true of attacks.
+    It assumes that an attack that succeeds at one radius succeeds at every larger one. This holds for the sets, and
+    nearly so for attacks.
     """
 
     def broken(radius: float) -> bool:

@@ -1,7 +1,7 @@
-"""Bounds that a network can be trained on: the closed-form first layer and intervals above it, differentiable (ST-IBP).
+"""Differentiable bounds for training: the closed-form first layer and intervals above it (ST-IBP).
 
-The same bounds as the verifier's (`bounds.first_layer`, then `bounds.interval`), but of a batch of clips at once, in
-the network's own precision, and as functions of its parameters: Gowal et al. 2018, On the Effectiveness of Interval
+They are the verifier's bounds (`bounds.first_layer`, then `bounds.interval`), but for a batch of clips at once, in the
+network's own precision, and as functions of its parameters: Gowal et al. 2018, On the Effectiveness of Interval
 Bound Propagation, with the interval of the first layer replaced by its exact bounds over the perturbation set. Batch
 normalisation counts as it is in evaluation mode. The last layer is bounded together with the property: margins, not
 scores.
@@ -38,7 +38,7 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
-    """Clips `(B, C, T, H, W)` of which the voxels of some cover move inside a box, perhaps scaled."""
+    """Clips `(B, C, T, H, W)` in which the voxels of some cover move inside a box, possibly scaled."""
 
     clips: Tensor
     box: Box
@@ -52,13 +52,13 @@ Bounded = Box | Attacked
 
 
 def worst_outputs(network: nn.Module, clips: Tensor, targets: Tensor, choice: Choice, radius: float) -> Tensor:
-    """Outputs `(B, K)` at least as bad as those of any clip in the set around each of `clips` (B, C, T, H, W).
+    """Computes outputs `(B, K)` at least as bad as those of any clip in the set around each of `clips` (B, C, T, H, W).
 
-    Of labels `(B,)`: the score of every class minus that of the right one, at most; so the negative of the lower bounds
-    of the margins. Of angles `(B, K)`: the target plus the largest deviation from it.
+    For labels `(B,)` these are upper bounds of every class's score minus that of the right one, that is, the negative
+    lower bounds of the margins. For angles `(B, K)` they are the target plus the largest deviation from it.
 
     Args:
-        radius: of the box around every clip, which is cut to [0, 1].
+        radius: the radius of the box around every clip, which is clipped to [0, 1].
 
     Raises:
         NotImplementedError: the network has a layer without a rule.
@@ -107,7 +107,7 @@ def _called(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def _margins(layer: nn.Linear, value: Box, labels: Tensor) -> Box:
-    """Score of the right class minus that of every class, `(B, K)`."""
+    """Computes the score of the right class minus that of every class, `(B, K)`."""
     rows = layer.weight[labels].unsqueeze(1) - layer.weight  # (B, K, features)
     offset = layer.bias[labels].unsqueeze(1) - layer.bias
     centre, radius = (value.lower + value.upper) / 2, (value.upper - value.lower) / 2
@@ -118,7 +118,7 @@ def _margins(layer: nn.Linear, value: Box, labels: Tensor) -> Box:
 
 @singledispatch
 def bounds(layer: nn.Module, value: Any) -> Any:
-    """The box of a layer's values from that of its operand, or from attacked clips."""
+    """Computes the box of a layer's values from that of its operand, or from attacked clips."""
     raise NotImplementedError(f"certified training: no rule for layer {type(layer).__name__}")
 
 
@@ -132,7 +132,7 @@ def _(layer: nn.Identity, value: Any) -> Any:
 @bounds.register(nn.AvgPool3d)
 @bounds.register(nn.MaxPool3d)
 def _(layer: nn.Module, value: Box) -> Box:
-    """What grows with every operand."""
+    """Bounds layers that are monotone in every operand."""
     return Box(layer(value.lower), layer(value.upper))
 
 
@@ -164,7 +164,7 @@ def _(layer: nn.Conv3d, value: Bounded) -> Box:
 
 
 def _first_layer(layer: nn.Conv3d, value: Attacked) -> Box:
-    """Exact bounds of every neuron over the set: the closed form, of all clips at once."""
+    """Computes exact bounds of every neuron over the set, by the closed form, for all clips at once."""
     weight = layer.weight
     padding = tuple((int(p), int(p)) for p in layer.padding)
     convolution = Convolution(weight, weight.new_zeros(len(weight)), layer.stride, padding, layer.dilation)

@@ -1,4 +1,4 @@
-"""Where a training stands, as a file: an interrupted one goes on with the result of an uninterrupted one."""
+"""Checkpoints of trainings: a resumed training ends with the same result as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _ELSEWHERE = "give another folder"
 
 
 class Checkpoint:
-    """One file, written every `seconds` and at the end; a temporary file that is renamed, so whole or not there.
+    """One file, written every `seconds` and at the end: a temporary file is renamed, so it is complete or missing.
 
     Args:
-        identity: what the training is, in words; another one's file is refused.
+        identity: a description of the training; the file of another training is refused.
     """
 
     def __init__(self, path: Path, identity: str, seconds: float) -> None:
@@ -31,7 +31,7 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """What was kept, or None if nothing was.
+        """Returns the last checkpoint, or None if there is none.
 
         Raises:
             InputError: the file cannot be read, or belongs to another training.
@@ -53,11 +53,11 @@ class Checkpoint:
         return dict(kept)
 
     def due(self) -> bool:
-        """Is it time to write?"""
+        """Is it time to write a checkpoint?"""
         return time.monotonic() - self._written >= self._seconds
 
     def save(self, kept: Mapping[str, Any]) -> None:
-        """Keep this instead of what was kept before.
+        """Replaces the last checkpoint.
 
         Raises:
             InputError: the folder cannot be written to.

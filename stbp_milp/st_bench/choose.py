@@ -1,8 +1,8 @@
-"""Which questions a bench asks: all nine kinds of sets, budgets around where attacks begin, chosen by the seed.
+"""The questions of a bench: all nine kinds of sets, with budgets around where attacks begin, chosen by the seed.
 
-A *slot* is a kind of set and a budget; slots come in rounds of nine, each kind once a round and each budget about
-equally often. A slot becomes a question with one of the clips that its network gets right. Where a question is
-meant to be settled within some seconds and is not, the slot is tried with other clips.
+A *slot* is a kind of set and a budget. Slots come in rounds of nine, with each kind once per round and each budget
+about equally often. A slot becomes a question with one of the clips that its network classifies correctly. If a
+question is meant to be settled within some seconds and is not, the slot is tried with other clips.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from stbp_milp.verdict import Outcome, Unknown
 from stbp_milp.verify import verify
 
 FACTORS = (0.3, 0.5, 0.75, 1.05)
-TRIES = 3  # clips a slot
+TRIES = 3  # clips per slot
 _PATIENCE = 4.0  # clock over processor time on a busy machine
-_TOP_TWO = 0.15  # of the questions about classes ask for the first two places
+_TOP_TWO = 0.15  # the share of the questions about classes that ask for the first two places
 
 Verify = Callable[[Query, Configuration], Outcome]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A kind of set with its numbers, and a budget as a multiple of where attacks begin."""
+    """A kind of set with its numbers, and a budget as a multiple of the radius at which attacks begin."""
 
     number: int
     kind: str
@@ -48,12 +48,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Labelling:
-    """How verdicts are looked for.
+    """How the verdicts of questions are found.
 
     Attributes:
-        seconds: the verifier's limit; None: it does not run, verdicts stay open.
-        settled_within: processor seconds (what else the machine does must not count) within which a question must be
-            settled to be asked; None: all are asked. The verifier gets up to four times as long by the clock.
+        seconds: the verifier's time limit; None: it does not run, and verdicts stay open.
+        settled_within: processor seconds (other work of the machine must not count) within which a question must be
+            settled to be asked; None: all are asked. The verifier gets up to four times as long in wall-clock time.
     """
 
     seconds: float | None
@@ -72,7 +72,7 @@ class Material:
     targets: Tensor
 
     def right(self) -> list[int]:
-        """Indices of the clips that the network gets right; all of them for regression."""
+        """Returns the indices of clips that the network classifies correctly; all of them for regression."""
         if self.family.property_kind == "tolerance":
             return list(range(len(self.clips)))
         outputs = torch.from_numpy(self.model.predict(self.clips.numpy()))
@@ -87,7 +87,7 @@ class Material:
 
 
 def slots(shape: Shape, count: int, seed: str, *, classes: bool) -> list[Slot]:
-    """The first `count` slots for clips `(C, T, H, W)`: the same for the same seed, and the longer list goes on."""
+    """Returns the first `count` slots for clips `(C, T, H, W)`; with the same seed, a longer list extends a shorter."""
     draw = random.Random(seed)
     made: list[Slot] = []
     offsets = {kind: draw.randrange(len(FACTORS)) for kind in _sets(shape, draw)}
@@ -102,7 +102,7 @@ def slots(shape: Shape, count: int, seed: str, *, classes: bool) -> list[Slot]:
 
 
 def _sets(shape: Shape, draw: random.Random) -> dict[str, str]:
-    """A set of each kind; patches grow with the frame."""
+    """Returns a set of each kind; patches grow with the frame."""
     _, frames, height, width = shape
     side = max(3, 3 * min(height, width) // 16)
     size, length = f"{side}x{side}@2", min(3, frames)
@@ -125,7 +125,7 @@ def _sets(shape: Shape, draw: random.Random) -> dict[str, str]:
 def question_for(
     slot: Slot, of: Material, seed: str, timeout: float, labelling: Labelling, run: Verify = verify
 ) -> Question | None:
-    """The question of a slot; None where the network gets no clip right or none is settled in time."""
+    """Makes the question of a slot; None if the network gets no clip right or no question is settled in time."""
     right = of.right()
     random.Random(seed).shuffle(right)
     for attempt in range(TRIES if right else 0):
@@ -141,7 +141,7 @@ def question_for(
 
 
 def label(question: Question, of: Material, labelling: Labelling, run: Verify = verify) -> tuple[Question, float]:
-    """The question with its verdict, if the verifier finds it in time, and how many processor seconds that took."""
+    """Returns the question, with its verdict if it is found in time, and the processor seconds that this took."""
     assert labelling.seconds is not None
     wanted = of.property(question.clip, question.top_k, question.tolerance or 0.0)
     query = Query(of.model, of.clips[question.clip].double(), SetSpecification(question.set, question.epsilon), wanted)

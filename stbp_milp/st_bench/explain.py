@@ -1,4 +1,4 @@
-"""What a bench's README says to somebody with another tool."""
+"""The README of a bench, for users of other tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class QuestionRow:
     """A question in the README's table.
 
     Attributes:
-        boxes: how many boxes its set is a union of.
+        boxes: the number of boxes of which its set is the union.
         written: does it have a VNN-LIB file?
     """
 
@@ -34,7 +34,7 @@ _CHOICE = (
 
 
 def explanation(rows: Sequence[QuestionRow], seed: int, boxes: int, settled_within: float | None) -> str:
-    """The whole README."""
+    """Returns the whole README."""
     words = [row.question.expected for row in rows]
     named = (
         ("verified", "verified"),

@@ -1,4 +1,4 @@
-"""A bench's networks and clips as files."""
+"""Export of a bench's networks and clips to files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_network(network: nn.Module, sample: Tensor, path: Path) -> None:
     """`network` in evaluation mode as one ONNX file, weights inside; `sample` is a batch of clips."""
     network = copy.deepcopy(network)
     for module in network.modules():
-        # Without `optimize`, the exporter gives a convolution that has no bias one of a wrong shape.
+        # Without `optimize`, the exporter adds a bias of a wrong shape to convolutions without one.
         if isinstance(module, nn.Conv3d) and module.bias is None:
             module.bias = nn.Parameter(torch.zeros(module.out_channels))
     # The exporter tells of packages it does not find, and torch of a class it will rename: nothing for our reader.
@@ -32,7 +32,7 @@ def write_network(network: nn.Module, sample: Tensor, path: Path) -> None:
             input_names=["clip"],
             output_names=["scores"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-            optimize=False,  # batch normalisation stays a node of its own
+            optimize=False,  # batch normalisation stays a separate node
             verbose=False,
             dynamo=True,
         )

@@ -1,4 +1,4 @@
-"""The three families of ST-Bench: what their clips are, what must stay true, and against which sets one trains.
+"""The three families of ST-Bench: their clips, their properties, and the sets against which networks are trained.
 
 A family's clips here are the procedural stand-ins; they have the shapes that the sizes of its networks take.
 """
@@ -45,11 +45,11 @@ class Family:
 
     Attributes:
         maker: draws `(clips, targets)` from `(count, seed, shape)`; targets are labels `(N,)` or angles `(N, 1)`.
-        loss: of `(outputs, targets)`.
+        loss: the loss as a function of `(outputs, targets)`.
         property_kind: "class": the class does not change; "tolerance": outputs stay near the clean ones.
-        tolerance: how near, in the output's unit; 0 for classes.
-        sets: what networks are trained against, in words, each with the largest radius.
-        sizes: "S", "M" and "L" at least.
+        tolerance: the largest distance from the clean outputs, in the output's unit; 0 for classes.
+        sets: the sets that networks are trained against, in words, each with the largest radius.
+        sizes: the sizes, at least "S", "M" and "L".
     """
 
     name: str
@@ -71,15 +71,15 @@ class Family:
         return self.sizes[name]
 
     def shape(self, size: str) -> Shape:
-        """`(C, T, H, W)` of a clip."""
+        """Returns the shape `(C, T, H, W)` of a clip."""
         return self.size(size).shape
 
     def draw(self, count: int, seed: int, size: str = "S") -> tuple[Tensor, Tensor]:
-        """`count` clips `(count, C, T, H, W)`, float32 in [0, 1], and their targets."""
+        """Draws `count` clips `(count, C, T, H, W)`, float32 in [0, 1], and their targets."""
         return self.maker(count, seed, self.shape(size))
 
     def property(self, outputs: Tensor, target: Tensor) -> Property:
-        """What must hold around a clip with clean outputs `(K,)` and this target (a label, or an angle)."""
+        """Returns the property of a clip with clean outputs `(K,)` and this target (a label, or an angle)."""
         if self.property_kind == "class":
             return same_class(int(target), len(outputs))
         return within_tolerance(outputs, self.tolerance)
@@ -135,7 +135,7 @@ FAMILIES: Mapping[str, Family] = {family.name: family for family in (ACTIVITY, D
 
 
 def family_named(name: str) -> Family:
-    """One of FAMILIES.
+    """Returns the family with this name.
 
     Raises:
         InputError: there is no family of that name.

@@ -1,7 +1,7 @@
 """A bench as files: the names in its folder, and its questions as data.
 
-A *question* is a network, a clip, a set and a property, with a time limit and the verdict where it is known. It becomes
-a specification of ours, and a VNN-LIB file where its set is a union of few boxes.
+A *question* is a network, a clip, a set and a property, with a time limit, and the verdict if it is known. It is
+written as one of our specifications, and also as a VNN-LIB file if its set is a union of few boxes.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Question:
     """One instance.
 
     Attributes:
-        stem: of its files; no other question of the bench has it.
-        name: for people.
-        clip: index in the family's clips.
-        begins: the smallest radius that our attack succeeded with; None: not looked for, or none up to 1.
-        factor: epsilon as a multiple of `begins` (of 1 where that is None); None: chosen by hand.
+        stem: the stem of its files, unique in the bench.
+        name: a name for people to read.
+        clip: the index of the clip among the family's clips.
+        begins: the smallest radius at which our attack succeeded; None: not searched, or none up to 1.
+        factor: epsilon as a multiple of `begins` (of 1 if that is None); None: chosen by hand.
         label, top_k, tolerance, expected: as in a specification.
         timeout: seconds.
     """

@@ -1,8 +1,8 @@
-"""Makes a bench: networks, clips, questions with their verdicts, and the lists of them.
+"""Making of a bench: networks, clips, questions with their verdicts, and their lists.
 
-What takes time (trained networks, questions with verdicts) is kept in the folder `work` of the bench as soon as it is
-there, and found again by the next run with the same options. The description, `bench.json`, is written last: a
-folder that has it is complete, and has no `work` any more.
+Results that take time (trained networks, questions with verdicts) are kept in the bench's folder `work` as soon as they
+exist, and reused by the next run with the same options. The description, `bench.json`, is written last: a folder that
+has it is complete and has no `work` any more.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ Tell = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a bench is made from.
+    """The options of a bench.
 
     Attributes:
-        instances: questions a network, some fewer with `settled_within`.
-        timeout: seconds of every question; None: by size.
-        label: seconds that our verifier looks for each verdict; None: 10 for size S, else it does not run; 0: never.
+        instances: questions per network, some fewer with `settled_within`.
+        timeout: seconds per question; None: by size.
+        label: the verifier's seconds per verdict; None: 10 for size S, otherwise it does not run; 0: it never runs.
         settled_within: as in `Labelling`.
-        boxes: sets of more boxes get no VNN-LIB file.
-        chosen: also the twelve questions that were chosen by hand.
-        networks: a folder with `FAMILY-SIZE-WAY.onnx` to take instead of training, as far as it has them.
-        steps: of training, instead of the recipe's.
+        boxes: questions whose sets have more boxes get no VNN-LIB file.
+        chosen: are the twelve questions that were chosen by hand included?
+        networks: a folder with files `FAMILY-SIZE-WAY.onnx`; networks that it has are not trained.
+        steps: training steps, instead of the recipe's.
     """
 
     families: tuple[str, ...]
@@ -114,12 +114,12 @@ class Asked:
         return [NetworkName(f, s, w) for f in self.families for s in self.sizes for w in self.ways]
 
     def entries(self) -> dict[str, Any]:
-        """As JSON: what another run must have asked for to go on with this one."""
+        """Returns, as JSON, the options that a run must share to continue this bench."""
         return asdict(self) | {"networks": None if self.networks is None else str(self.networks)}
 
 
 def make(asked: Asked, out: Path, tell: Tell) -> bool:
-    """Make the bench in folder `out`, or go on with it; False if it was complete already.
+    """Makes the bench in the folder `out`, or continues it; returns False if it was already complete.
 
     Raises:
         InputError: the options do not go together, the folder has another bench or cannot be written to.
@@ -143,13 +143,13 @@ def make(asked: Asked, out: Path, tell: Tell) -> bool:
 
 
 def _same(path: Path, asked: Asked) -> bool:
-    """Is there a file of what was asked for, and was that this?"""
+    """Is there a description of a bench, with the same options?"""
     if not path.exists():
         return False
     try:
         earlier = json.loads(path.read_text())["asked"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{str(path)!r} is no description of a bench; give another folder with --out") from error
+        raise InputError(f"{str(path)!r} is not a description of a bench; give another folder with --out") from error
     if earlier != json.loads(json.dumps(asked.entries())):
         raise InputError(f"{str(path.parent)!r} has a bench made with other options; give another folder with --out")
     return True
@@ -160,7 +160,7 @@ def _keep_json(path: Path, content: object) -> None:
 
 
 def _network(asked: Asked, name: NetworkName, out: Path, tell: Tell) -> None:
-    """Take or train a network and write it, if it is not there yet."""
+    """Copies or trains a network and writes it, if it does not exist yet."""
     path = out / name.file
     if path.exists():
         return
@@ -179,7 +179,7 @@ def _network(asked: Asked, name: NetworkName, out: Path, tell: Tell) -> None:
 
 
 def _material(asked: Asked, name: NetworkName, out: Path) -> Material:
-    """The network with the clips of its family and size, which are made if they are not there yet."""
+    """Returns the network with the clips of its family and size, which are made if they do not exist yet."""
     model, family = load_model(out / name.file), family_named(name.family)
     path = out / CLIPS / f"{name.clips_stem}.npz"
     if not path.exists():
@@ -191,7 +191,7 @@ def _material(asked: Asked, name: NetworkName, out: Path) -> Material:
 
 
 def _kept_clips(family: Family, size: str, seed: int, model: Model) -> tuple[Tensor, Tensor]:
-    """The first test clips that the network gets right, the classes in turn (for regression simply the first)."""
+    """Chooses the first test clips that the network gets right, class by class in turn; for regression, the first."""
     drawn, kept = _DRAWN.get(size, _DRAWN_LARGE)
     clips, targets = family.draw(drawn, _TEST_SEEDS + seed, size)
     if family.property_kind == "tolerance":
@@ -206,7 +206,7 @@ def _kept_clips(family: Family, size: str, seed: int, model: Model) -> tuple[Ten
 
 
 def _questions(asked: Asked, material: dict[NetworkName, Material], out: Path, tell: Tell) -> list[Question]:
-    """All questions, network by network, the chosen ones first; each is kept as soon as it is there."""
+    """Makes all questions, network by network, the chosen ones first; each is stored as soon as it exists."""
     tasks = [*(_chosen(asked, material) if asked.chosen else ()), *_slot_tasks(asked, material)]
     found: list[Question] = []
     for at, (stem, ask) in enumerate(tasks):
@@ -220,7 +220,7 @@ def _questions(asked: Asked, material: dict[NetworkName, Material], out: Path, t
             found.append(Question.of_entries(entries))
     tell("questions", len(tasks), len(tasks), "")
     if not found:
-        raise InputError("no question came out: the networks get no clip right; give more --steps")
+        raise InputError("there is no question to ask: the networks get no clip right; give more --steps")
     order = list(material)
     return sorted(found, key=lambda question: order.index(question.network))
 
@@ -229,7 +229,7 @@ Ask = Callable[[], Question | None]
 
 
 def _slot_tasks(asked: Asked, material: dict[NetworkName, Material]) -> Iterator[tuple[str, Ask]]:
-    """The slots of every network; networks of one family and size take turns in one list of slots."""
+    """Returns the slots of every network; networks of one family and size take turns in one list of slots."""
     for name, own in material.items():
         seed = f"{asked.seed} {name.clips_stem}"
         start = asked.ways.index(name.way) * asked.instances % _ROUND
@@ -275,7 +275,7 @@ def _chosen(asked: Asked, material: dict[NetworkName, Material]) -> Iterator[tup
 def _write_out(
     asked: Asked, material: dict[NetworkName, Material], questions: list[Question], out: Path, tell: Tell
 ) -> None:
-    """Specifications, VNN-LIB files, lists, README, checksums and, last, the description."""
+    """Writes specifications, VNN-LIB files, lists, README, checksums and, last, the description."""
     rows: list[QuestionRow] = []
     for at, question in enumerate(questions):
         tell("files", at, len(questions), question.stem)
@@ -319,7 +319,7 @@ def _question_files(question: Question, own: Material, most_boxes: int, out: Pat
 
 
 def _put(path: Path, content: bytes) -> None:
-    """Write a file that an interrupted run may have written already."""
+    """Writes a file that an interrupted run may have written already."""
     path.unlink(missing_ok=True)
     write_new_file(path, content)
 

@@ -1,7 +1,7 @@
 """The networks of ST-Bench, untrained: S of 1 to 2 thousand ReLUs, M of 10 to 30 thousand, L for scale.
 
-The order in which layers are made is part of what they are: initial weights come from torch's generator, and shipped
-networks must come out the same again.
+The order in which layers are created must not change: initial weights come from torch's generator, and the shipped
+networks must be reproducible.
 """
 
 from __future__ import annotations

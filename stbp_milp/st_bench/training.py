@@ -1,6 +1,6 @@
-"""How the networks of ST-Bench are trained, three ways, against the sets they are later verified on.
+"""Training of ST-Bench's networks, in three ways, against the sets on which they are later verified.
 
-- `standard`: the clean loss. Such a network is fooled by a handful of pixels, and there is little to prove of it.
+- `standard`: the clean loss. Such a network is fooled by a handful of pixels, and little can be proved about it.
 - `pgd`: every batch meets an adversary that chooses a cover of some set (partly at random, so that it is not the same
   place every time) and climbs the loss inside it; its budget grows during the first part of the training.
   This makes networks robust, not easy to prove so: their relaxations are loose long before attacks succeed. The S
@@ -106,7 +106,7 @@ _LARGE_BATCH = 4
 
 
 def recipe(family: str, size: str, way: str, seed: int) -> Recipe:
-    """How the network of these four is trained.
+    """Returns how the network with this family, size and way is trained.
 
     Raises:
         InputError: there is no such family, size or way.
@@ -152,13 +152,13 @@ def trained(
     steps: int | None = None,
     save_every: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> nn.Module:
-    """The trained network in evaluation mode; at once if `folder` has it, from where it stands if it was interrupted.
+    """Returns the trained network in evaluation mode; it is loaded from `folder`, or its training is resumed there.
 
     Args:
-        folder: of `{family}-{size}-{way}-{seed}.pt`, which is written during the training and at its end.
-        advance: gets step (from 1), steps and loss after every step.
-        steps: of training, instead of the recipe's.
-        save_every: seconds between two writes.
+        folder: the folder of `{family}-{size}-{way}-{seed}.pt`, which is written during the training and at its end.
+        advance: called with step (from 1), steps and loss after every step.
+        steps: training steps, instead of the recipe's.
+        save_every: seconds between two checkpoints.
 
     Raises:
         InputError: there is no such family, size or way, or the file is of another training.
@@ -175,7 +175,7 @@ def trained(
 
 
 def train(recipe: Recipe, advance: Callable[[float], None]) -> nn.Module:
-    """The trained network in evaluation mode; `advance` gets the loss after every step."""
+    """Returns the trained network in evaluation mode; `advance` is called with the loss after every step."""
     return _train(recipe, lambda step, steps, loss: advance(loss), None)
 
 
@@ -188,7 +188,7 @@ class _State:
             self.network = recipe.network()
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=recipe.rate, weight_decay=1e-3)
-        # Of a handful of steps a tenth may be none at all, which the schedule does not take.
+        # A tenth of a few steps may be 0, which the schedule does not accept.
         start = 0.1 if recipe.steps > 10 else 0.3
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, recipe.rate, total_steps=recipe.steps, pct_start=start
@@ -236,7 +236,7 @@ def _train(recipe: Recipe, advance: Advance, checkpoint: Checkpoint | None) -> n
 
 
 def _set_mode(recipe: Recipe, state: _State) -> None:
-    """Batch statistics stay as they are in the second half: that is the network that is exported."""
+    """Freezes batch statistics in the second half of the training, as in the exported network."""
     state.network.train(2 * state.step < recipe.steps)
 
 

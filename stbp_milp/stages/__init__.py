@@ -1,4 +1,4 @@
-"""The stages of a run, from cheap to exact: each one reads the context and adds to the state."""
+"""The stages of a run, from cheap to exact; each stage reads the context and adds to the state."""
 
 from stbp_milp.stages.attacks import quick_attack, thorough_attack
 from stbp_milp.stages.clean import clean_clip

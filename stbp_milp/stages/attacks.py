@@ -1,7 +1,7 @@
-"""Attacks: a look at the easy corners before the first bounds, and a long search after them.
+"""Attacks: a quick attack at easy corners before the first bounds, and a thorough one after them.
 
-The first one saves the bounds of a hopeless set. The second one comes late because first bounds settle most of what
-holds, and attacks on that are in vain.
+The quick attack saves the cost of bounds if the property is easily broken. The thorough one comes late, because first
+bounds prove most properties that hold, and attacking those is futile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from stbp_milp.attack import AttackConfiguration, attack
 from stbp_milp.stages.context import Context, State
 
-_PER_VALUE = 32  # bytes: a number in float32, its slope, and what the operations on them take
+_PER_VALUE = 32  # bytes: a float32 value, its gradient, and temporary results
 
 
 def quick_attack(context: Context, state: State) -> None:
@@ -25,7 +25,7 @@ def thorough_attack(context: Context, state: State) -> None:
 
 
 def _attack(context: Context, state: State, configuration: AttackConfiguration | None, share: float) -> None:
-    """For at most `share` of the whole time; a trial that has begun may go on for a while."""
+    """Attacks for at most `share` of the whole time; a trial that has begun may continue until `trial_share` of it."""
     if configuration is None:
         return
     affordable = context.memory // _PER_VALUE

@@ -1,4 +1,4 @@
-"""Does what was proved fit what was seen? Asked after every stage, and once more at the end."""
+"""Consistency checks of proved bounds with observed margins, after every stage and once more at the end."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from stbp_milp.stages.context import Context, State
 
 
 def compare(context: Context, state: State) -> None:
-    """Is the proved bound at most the smallest margin seen, by our network and by the original?
+    """Checks that the proved bound is at most the smallest margin observed with our network and with the original.
 
     Raises:
-        SoundnessError: no.
+        SoundnessError: the proved bound exceeds an observed margin.
     """
     query, judge, lower = context.query, state.judge, state.ledger.lower
     seen, clip = judge.least_asked, judge.least_clip
     if lower > seen and clip is not None:
-        # The margin seen has rounding errors of its own: compute it once more, in several words.
+        # The observed margin has rounding errors of its own, so it is computed once more, in several words.
         precise = precise_values(query.model.network, clip.unsqueeze(0).to(context.set.clip))
         if precise is None:
             wrong = contradict(lower, seen)
@@ -29,8 +29,8 @@ def compare(context: Context, state: State) -> None:
             wrong = lower > float(query.property.margin(outputs)) + rounding
         if wrong:
             raise _contradiction(lower, seen)
-    # Our own margin at a counterexample fits the bound, or it would have been seen. Where the original agrees with ours
-    # but for rounding (in float64, if it can be computed so), that of its float32 is all that is left.
+    # At a counterexample our network's margin has passed the check above. If the original model agrees with our network
+    # up to rounding (in float64, if it can run in float64), only the rounding of its float32 can explain a difference.
     found = judge.counterexample
     if (
         found is not None
@@ -41,10 +41,10 @@ def compare(context: Context, state: State) -> None:
 
 
 def reading(context: Context, state: State, *, proved: bool) -> float:
-    """How far the network and the original are apart on this query's own clips.
+    """Measures how far the network and the original model are apart on this query's own clips.
 
     Raises:
-        SoundnessError: so far that a proof about the one says nothing about the other.
+        SoundnessError: they are so far apart that a proof about one says nothing about the other.
     """
     judge, model = state.judge, context.query.model
     if not judge.nearest or (not proved and (state.short_of_memory or context.deadline.expired())):
@@ -56,13 +56,13 @@ def reading(context: Context, state: State, *, proved: bool) -> float:
         raise SoundnessError(
             f"the network read from {model.source} gives {wrong.read:.6g} as output {wrong.output} on a clip of the "
             f"set, the original {wrong.expected:.6g} (rounding explains {wrong.allowed:.3g}); it uses an operator in a "
-            "way that is read wrongly, report it"
+            "way that is read wrongly, please report it"
         )
     return found.largest
 
 
 def _contradiction(lower: float, seen: float) -> SoundnessError:
     return SoundnessError(
-        f"the proved lower bound {lower:g} of the margin exceeds the margin {seen:g} of a clip in the set; report this "
-        "query"
+        f"the proved lower bound {lower:g} of the margin exceeds the margin {seen:g} of a clip in the set; please "
+        "report this query"
     )

@@ -1,4 +1,4 @@
-"""The clean clip: does it have the property at all?"""
+"""The first stage: does the property hold for the clean clip itself?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the stages of a run share: a context that stays as it is, and a state that they add to."""
+"""What the stages of a run share: an immutable context, and a state that they add to."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from stbp_milp.verdict import Progress, Reason
 
 OnProgress = Callable[[Progress], None]
 
-TARGET = 0.0  # bounds hold in spite of rounding, so a margin is proved when its bound is positive
+TARGET = 0.0  # bounds hold despite rounding, so the property is proved if the bound of its margin is positive
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Context:
-    """One run.
+    """The inputs and limits of one run.
 
     Attributes:
-        query: on the device that all is computed on; clips given and clips found stay on the CPU.
+        query: the query on the device of the computation; its clip and found clips stay on the CPU.
         set: the perturbation set that the query asks about.
         deadline: when the run ends.
-        memory: bytes to plan with.
+        memory: bytes that the run plans with.
         clean_outputs: the original model's scores on the clean clip `(K,)`.
-        report: is told about progress.
+        report: called with the progress.
     """
 
     query: Query
@@ -56,7 +56,7 @@ class Context:
         report: OnProgress,
         deadline: Deadline | None = None,
     ) -> Context:
-        """A run that begins now, or that `deadline` says has begun.
+        """Makes the context of a run that begins now, or that began when `deadline` says.
 
         Raises:
             InputError: the clip does not fit the set, or there is no such device.
@@ -79,12 +79,12 @@ class Context:
 
     @property
     def memory_limit(self) -> int | None:
-        """Bytes that this process may hold; of a GPU's memory there is only a plan."""
+        """The bytes that this process may hold; None on a GPU, whose memory is only planned."""
         return None if self.set.clip.device.type == "cuda" else self.configuration.memory_bytes
 
     @property
     def many_places(self) -> bool:
-        """Is one bound of the union of all members hopeless, as of patches, so that effort on it is wasted?"""
+        """Are there so many members, for example positions of a patch, that one bound of their union is hopeless?"""
         return float(self.set.choice.members()[0]) > 100
 
 
@@ -100,14 +100,14 @@ class State:
     """What is known so far.
 
     Attributes:
-        judge: tries candidates; keeps the smallest margin seen and the first counterexample.
-        ledger: what is proved, and what it took.
-        end: how the run ended; None while it goes on.
+        judge: tries candidates; keeps the smallest observed margin and the first counterexample.
+        ledger: what has been proved, and at what cost.
+        end: how the run ended; None while it continues.
         plan, bounder: made with the first bounds.
-        pieces, search, expander: where the branch and bound begins.
-        short_of_memory: was something given up for want of memory?
-        refusal: why the solver that was asked for takes no program.
-        open_for: pieces that programs did not settle, by the reason.
+        pieces, search, expander: the start of the branch and bound.
+        short_of_memory: was anything given up for lack of memory?
+        refusal: why the requested solver refused a program.
+        open_for: number of programs that did not settle their piece, per reason.
     """
 
     judge: Judge
@@ -123,7 +123,7 @@ class State:
     open_for: Counter[Reason] = field(default_factory=Counter)
 
     def tell(self, context: Context, stage: str, parts: int) -> None:
-        """Report how far the run has got."""
+        """Reports how far the run has got."""
         context.report(
             Progress(
                 stage,

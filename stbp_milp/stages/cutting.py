@@ -1,4 +1,4 @@
-"""Where to cut a question that is to be answered in parts: a run that ends with its first bounds."""
+"""Choice of the neurons at which to cut a question: a run that ends with its first bounds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stbp_milp.strategy import DEFAULT, Strategy
 def neurons_to_split(
     query: Query, configuration: Configuration, count: int, strategy: Strategy = DEFAULT
 ) -> tuple[Neuron, ...]:
-    """The neurons whose phases divide the question best, at most `count`.
+    """Returns at most `count` neurons whose phases divide the question best.
 
-    None where first bounds or their minimisers settle it.
+    The result is empty if first bounds or their minimisers settle the question.
 
     Raises:
-        InputError, SoundnessError, InternalError, MemoryError: as `verify`.
+        InputError, SoundnessError, InternalError, MemoryError: as in `verify`.
     """
     with started(query, configuration, strategy, None, None) as (context, state):
         run(context, state, (union_bound, first_pieces))

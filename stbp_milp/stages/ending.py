@@ -1,4 +1,4 @@
-"""From what a run knows at its end to the outcome."""
+"""The outcome of a run, made from what is known at its end."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from stbp_milp.stages.checks import compare, reading
 from stbp_milp.stages.context import Context, State
 from stbp_milp.verdict import Falsified, Outcome, Reason, Unknown, Verdict, Verified
 
-# Why programs left pieces open, the most telling reason first.
+# Why programs left pieces open, the most informative reason first.
 _OPEN = {
-    Reason.ROUNDING: "numbers of the network cancel so much that rounding hides the sign of what splits left",
-    Reason.SOLVER_TIME: "the solver's time for a part of the problem was over before it was settled",
+    Reason.ROUNDING: "the network's values cancel so much that rounding hides the sign of the remaining subproblems",
+    Reason.SOLVER_TIME: "the solver ran out of time on a subproblem before it was settled",
     Reason.TOLERANCE: "the margin is too close to 0 for the tolerances of bounds and solvers",
 }
 
 
 def outcome(context: Context, state: State) -> Outcome:
-    """The outcome of a run that has ended.
+    """Returns the outcome of a run that has ended.
 
     Raises:
-        SoundnessError: what was proved contradicts what was seen.
+        SoundnessError: a proved bound contradicts an observed margin.
     """
     if (found := state.judge.counterexample) is not None:
         return _outcome(context, state, Falsified(found), found.stage)
@@ -33,7 +33,7 @@ def outcome(context: Context, state: State) -> Outcome:
 
 
 def interrupted(context: Context, state: State, reason: str) -> Outcome:
-    """What is known when a fault ends the run: a counterexample stands, whatever came after it."""
+    """Returns the outcome when a fault ends the run: a counterexample stays valid, whatever came after it."""
     if (found := state.judge.counterexample) is not None:
         return _outcome(context, state, Falsified(found), found.stage)
     return _outcome(context, state, Unknown(Reason.INTERNAL, f"internal error: {reason}"), None)
@@ -42,15 +42,15 @@ def interrupted(context: Context, state: State, reason: str) -> Outcome:
 def _unknown(context: Context, state: State) -> Unknown:
     seconds = context.configuration.timeout
     if state.short_of_memory and not context.deadline.expired():
-        return Unknown(Reason.MEMORY, f"out of memory: {_room(context)}, and open parts of the problem need more")
+        return Unknown(Reason.MEMORY, f"out of memory: {_room(context)}, but open subproblems need more")
     if state.end is SearchEnd.EXPIRED or context.deadline.expired():
         return Unknown(Reason.TIME, f"out of time after {seconds:g} s")
     if state.refusal is not None:
-        return Unknown(Reason.SOLVER_REFUSED, f"no solver took what splits left: {state.refusal}")
+        return Unknown(Reason.SOLVER_REFUSED, f"no solver accepted the remaining subproblems: {state.refusal}")
     for kind, sentence in _OPEN.items():
         if state.open_for[kind]:
             return Unknown(kind, sentence)
-    return Unknown(Reason.NO_SOLVER, "every undecided ReLU was split and no solver could be asked about what is left")
+    return Unknown(Reason.NO_SOLVER, "every undecided ReLU was split, and no solver was available for what is left")
 
 
 def _room(context: Context) -> str:
@@ -58,7 +58,7 @@ def _room(context: Context) -> str:
     if limit is None:
         return f"{room} was free"
     if not context.memory:
-        return f"the process with its model holds {size_in_words(resident())}, the limit is {size_in_words(limit)}"
+        return f"the process with its model holds {size_in_words(resident())}, but the limit is {size_in_words(limit)}"
     return f"the limit of {size_in_words(limit)} leaves {room} for the search"
 
 

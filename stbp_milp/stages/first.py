@@ -1,4 +1,4 @@
-"""First subproblems: all members where they are few or cheap to bound one by one, else the whole set."""
+"""First pieces: all members if they are few or cheap to bound one by one, otherwise the whole set."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from stbp_milp.stages.program import program
 
 
 def first_pieces(context: Context, state: State) -> None:
-    """Raises:
-    OutOfTimeError: the time was over before the first bound.
+    """Bounds the first pieces, and begins the search with those that stay open.
+
+    Raises:
+        OutOfTimeError: time ran out before the first bound.
     """
     assert state.bounder is not None
     assert state.plan is not None
@@ -32,7 +34,7 @@ def first_pieces(context: Context, state: State) -> None:
 
 
 def _started(context: Context, state: State, bounder: Bounder, plan: Plan) -> tuple[Expander, list[Piece]]:
-    """On matrices where a share of the time, and the memory, suffice to write them down, else on crops."""
+    """Begins on matrices if a share of the time and the memory suffice to write them down, otherwise on crops."""
     if plan.matrices:
         limit = context.deadline.within(context.strategy.matrices_share * context.deadline.remaining())
         with suppress(OutOfTimeError, MemoryError):

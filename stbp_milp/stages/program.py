@@ -1,4 +1,4 @@
-"""The MILP: settles a subproblem with few undecided ReLUs exactly."""
+"""The MILP, which settles a subproblem with few undecided ReLUs exactly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stbp_milp.stages.context import TARGET, Context, State
 
 
 def program(context: Context, state: State, maps: Sequence[AffineMap]) -> Program | None:
-    """Solves one piece; None where no solver may be used. `maps` are the network's normal form."""
+    """Returns a function that solves one piece; None if no solver may be used. `maps` is the network's normal form."""
     configuration, property = context.configuration, context.query.property
     if configuration.solver == "none":
         return None

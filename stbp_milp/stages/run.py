@@ -1,4 +1,4 @@
-"""Running stages one after the other, within limits, so that whatever happens leaves as an outcome or a known error."""
+"""Runs stages one after the other, within limits, and turns whatever happens into an outcome or a known error."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Stage = Callable[[Context, State], None]
 
 
 def run(context: Context, state: State, stages: Sequence[Stage]) -> None:
-    """The stages in order, until one ends the run, a counterexample is found or the time is over.
+    """Runs the stages in order, until one ends the run, a counterexample is found, or time runs out.
 
     Raises:
-        SoundnessError: what was proved contradicts what was seen.
+        SoundnessError: a proved bound contradicts an observed margin.
     """
     try:
         with limited(context.memory_limit):
@@ -40,12 +40,12 @@ def run(context: Context, state: State, stages: Sequence[Stage]) -> None:
                 compare(context, state)
     except OutOfTimeError:
         state.end = SearchEnd.EXPIRED
-    except (MemoryError, RuntimeError) as error:  # where there is no batch that could be halved
+    except (MemoryError, RuntimeError) as error:  # raised where no batch could be halved
         if not is_exhaustion(error):
             raise
         state.short_of_memory, state.end = True, SearchEnd.GIVEN_UP
     finally:
-        state.search = state.expander = None  # what they hold is free for what comes after
+        state.search = state.expander = None  # frees their memory for what follows
 
 
 @contextmanager
@@ -56,11 +56,11 @@ def started(
     on_progress: OnProgress | None,
     deadline: Deadline | None,
 ) -> Iterator[tuple[Context, State]]:
-    """Around a run: its context and a state that knows nothing yet; faults leave as errors of this package.
+    """Yields the context of a run and an empty state; faults leave the block as errors of this package.
 
-    Whatever is no `StbpError` was not foreseen, so no kind of it can be named; it is not swallowed but raised again,
-    with what was known and with its own traceback as the cause, so that tests fail on it as on any exception. Errors
-    of the caller's `on_progress` are the caller's, and go through.
+    An exception that is not an `StbpError` was not foreseen, so its type cannot be named here. It is not swallowed: an
+    `InternalError` is raised with what was known and with the exception as its cause, so that tests still fail on it.
+    Errors of the caller's `on_progress` belong to the caller and pass through.
     """
     caller, known = _Caller(on_progress), None
     try:
@@ -80,7 +80,7 @@ def started(
 
 
 class _Caller:
-    """The caller's `on_progress`, and the error that it raised."""
+    """The caller's `on_progress`, and the error that it raised, if any."""
 
     def __init__(self, report: OnProgress | None) -> None:
         self.report = report
@@ -103,7 +103,7 @@ def _internal_error(error: Exception, known: tuple[Context, State] | None) -> In
     outcome = interrupted(*known, what)
     return InternalError(
         f"{what}; {report}. By then the margin was proved to be at least {outcome.lower:g}, and "
-        f"{outcome.upper:g} was the smallest seen",
+        f"{outcome.upper:g} was the smallest observed",
         outcome,
     )
 

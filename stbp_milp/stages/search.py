@@ -1,4 +1,4 @@
-"""Branch and bound on what first bounds leave open."""
+"""Branch and bound on the pieces that first bounds leave open."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def branch_and_bound(context: Context, state: State) -> None:
     assert expander is not None
     assert plan is not None
     state.end = _searched(context, state, search, expander, plan)
-    if state.end is not SearchEnd.STOPPED:  # a stopped expansion does not give back what it took
+    if state.end is not SearchEnd.STOPPED:  # a stopped expansion does not return its pieces
         state.ledger.raise_lower(search.lower())
 
 
 def _searched(context: Context, state: State, search: Search[Piece], expand: Expander, plan: Plan) -> SearchEnd:
     pace = Pace(plan.most_at_once)
     held = max(piece.memory for piece in state.pieces)
-    state.pieces = []  # the search holds those that are open
+    state.pieces = []  # the search holds the open ones
 
     def step(pieces: list[Piece]) -> Expansion[Piece]:
-        # The batch taken is no longer in the search: its bounds count too.
+        # The search no longer holds this batch, but its bounds count too.
         state.ledger.raise_lower(min(search.lower(), *(p.lower for p in pieces)))
         state.tell(context, pieces[0].method, search.open + len(pieces))
         try:
@@ -34,7 +34,7 @@ def _searched(context: Context, state: State, search: Search[Piece], expand: Exp
         except (MemoryError, RuntimeError) as error:
             if not is_exhaustion(error):
                 raise
-        # Smaller batches from now on; one piece that is too large is given up, with the bound it has.
+        # Batches are smaller from now on; a single piece that is too large is given up, with the bound that it has.
         pace.halve()
         if len(pieces) > 1:
             return Expansion(pieces)

@@ -1,4 +1,4 @@
-"""One bound of the whole set for every clause; what it proves is not looked at again."""
+"""One bound of the whole set per clause; clauses that this proves are not examined again."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from stbp_milp.plan import Plan
 from stbp_milp.search import SearchEnd
 from stbp_milp.stages.context import TARGET, Context, State
 
-_PRECISE_RATE = 3e8  # multiplications a second of the time left, that clean values may take: about a tenth of it
+_PRECISE_RATE = 3e8  # multiplications per second of the remaining time for clean values: about a tenth of it
 
 
 def union_bound(context: Context, state: State) -> None:
-    """Raises:
-    OutOfTimeError: the time was over before the first bound.
+    """Bounds the whole set for every clause, and closes the clauses that this proves.
+
+    Raises:
+        OutOfTimeError: time ran out before the first bound.
     """
     bounder, plan = _prepared(context, state)
     state.tell(context, "union bound", 1)
@@ -57,7 +59,7 @@ def _prepared(context: Context, state: State) -> tuple[Bounder, Plan]:
 
 
 def _pieces(context: Context, bounder: Bounder, plan: Plan) -> list[Piece]:
-    """A piece for every clause; none where members, on crops, are bounded sooner."""
+    """Returns one piece per clause; none if bounding members on crops is cheaper."""
     many, alone = context.many_places, float(context.set.choice.members()[0]) == 1.0
     hardly = not plan.matrices and (alone or (many and not plan.union))
     if not context.strategy.union or hardly:

@@ -1,4 +1,4 @@
-"""What the compared methods are given and give back, and the bounds that several of them build on."""
+"""The input and the result of the compared methods, and the bounds that several of them build on."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from stbp_milp.query import Configuration, Query
 from stbp_milp.search import Deadline
 from stbp_milp.sets import VoxelBox
 
-HIDDEN_STEPS = 12  # of gradient ascent on the slopes of every hidden neuron
+HIDDEN_STEPS = 12  # steps of gradient ascent on the slopes of every hidden neuron
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A question and what answering it may take.
+    """A question and the limits for answering it.
 
     Attributes:
-        memory_bytes: what batches and solvers are planned by, beyond what the process holds already.
+        memory_bytes: memory for batches and solvers, beyond what the process holds already.
     """
 
     query: Query
@@ -44,14 +44,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Found:
-    """What a method says of the least margin over the set, in the unit of the network's output.
+    """A method's bounds of the smallest margin over the set, in the unit of the network's output.
 
     Attributes:
-        lower: proved, minus infinity where nothing is.
-        upper: seen on a clip of the set, infinity where none was.
-        certified: is the margin positive? None: where `lower` exceeds what rounding can have added.
-        note: what should be known about the number.
-        late: did time end before the method did?
+        lower: proved lower bound; minus infinity if nothing is proved.
+        upper: smallest margin observed on a clip of the set; infinity without one.
+        certified: is the margin proved to be positive? None: it is, if `lower` exceeds what rounding can have added.
+        note: a remark about the number.
+        late: did time run out before the method ended?
     """
 
     lower: float
@@ -73,7 +73,7 @@ def whole_box(query: Query) -> Problem:
 
 
 def alpha_bounds(problem: Problem, request: Request) -> tuple[dict[int, Interval], dict[int, Interval]]:
-    """Bounds of ReLU operands by backward passes, and the same improved by ascent on hidden slopes."""
+    """Returns pre-activation bounds by backward passes, and the same improved by ascent on hidden slopes."""
     plain = preactivations(problem, BoundingOptions(), expired=request.deadline.expired)
     half = request.deadline.within(0.5 * request.deadline.remaining())
     options = BoundingOptions(slope_steps=HIDDEN_STEPS)
@@ -87,11 +87,11 @@ def forms_bound(problem: Problem, bounds: Preactivations, request: Request) -> f
 
 
 def flat_boxes(bounds: Preactivations) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Bounds of one set for a program, each `(size,)`."""
+    """Converts the bounds of one set for a program, each `(size,)`."""
     return {relu: (b.lower.flatten().numpy(), b.upper.flatten().numpy()) for relu, b in bounds.items()}
 
 
 def margin(query: Query, clip: Tensor) -> float:
-    """The margin of one clip (C, T, H, W) by the network in float64."""
+    """Computes the margin of one clip (C, T, H, W) by the network in float64."""
     with torch.no_grad():
         return float(query.property.margin(query.model.network(clip.to(torch.float64).unsqueeze(0))))

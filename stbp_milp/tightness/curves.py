@@ -1,7 +1,7 @@
-"""From measurements to what tables and figures show: shares certified per set, budget and method.
+"""The data of tables and figures, made from measurements: certified shares per set, budget and method.
 
-A *panel* is a network with a set; a *budget* is a multiple of the specification's radius where the study swept over
-multiples, else the radius itself in the unit of the data.
+A *panel* is a network with a set. A *budget* is a multiple of the specification's radius if the study sweeps over
+multiples, and otherwise the radius itself in the unit of the data.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Point:
     """One panel at one budget.
 
     Attributes:
-        questions: how many.
-        certified: share that each method proves of the questions it was measured on; a killed measurement proves
-            nothing, one that a study broken off has not made yet does not count.
-        unbroken: share that no margin seen by any method breaks: no method can certify more. None: nothing was seen.
-        decided: share with a verdict of the complete search; None where it was not run.
-        exact: share whose exact optimum is known.
+        questions: the number of questions.
+        certified: per method, the share that it proves of the questions it was measured on; a killed measurement proves
+            nothing, and measurements that an interrupted study has not made yet do not count.
+        unbroken: the share that no observed margin breaks; no method can certify more. None: nothing was observed.
+        decided: the share with a verdict of the complete search; None if it was not run.
+        exact: the share whose exact optimum is known.
     """
 
     model: str
@@ -41,27 +41,27 @@ class Point:
 
     @property
     def best_box(self) -> float | None:
-        """The share of the better method over the whole-clip box."""
+        """Returns the share of the better method over the whole-clip box."""
         return max((self.certified[name] for name in BOX if name in self.certified), default=None)
 
 
 def budget(row: Measurement) -> float:
-    """What the x-axis shows."""
+    """Returns the quantity on the x-axis."""
     return round(row.epsilon if row.factor is None else row.factor, 9)
 
 
 def unit(rows: Sequence[Measurement]) -> str:
-    """The budgets' unit, in words."""
+    """Returns the unit of the budgets, in words."""
     return "ε, in the unit of the data" if any(r.factor is None for r in rows) else "multiple of the specification's ε"
 
 
 def panel(row: Measurement) -> tuple[str, str]:
-    """A network, without its file's ending, and a set."""
+    """Returns a network's name without its file extension, and a set."""
     return Path(row.model).name.removesuffix(".gz").removesuffix(".onnx"), row.set
 
 
 def points(rows: Sequence[Measurement]) -> list[Point]:
-    """Panel by panel, from small budgets to large ones."""
+    """Returns the points panel by panel, from small budgets to large ones."""
     groups: dict[tuple[tuple[str, str], float], list[list[Measurement]]] = {}
     for own in by_question(r for r in rows if r.method != LAYERS).values():
         groups.setdefault((panel(own[0]), budget(own[0])), []).append(own)

@@ -1,4 +1,4 @@
-"""What must hold among the measurements of one question, whatever the methods; and the exact optimum they bracket."""
+"""Laws that the measurements of one question must satisfy, and the exact optimum that they bracket."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stbp_milp.tightness.measure import Measurement
 from stbp_milp.tightness.methods import METHODS
 
 COMPLETE = ("complete", "search", "milp")
-WIDTH = 1e-4  # of a bracket that counts as the exact optimum
+WIDTH = 1e-4  # the largest width of a bracket that counts as the exact optimum
 AGREEMENT = 1e-4  # of the two linear programs, relative to 1 + |bound|
 
-# Theorems, with how far rounding, widened bounds and solvers' tolerances may bend them, relative to 1 + |bound|:
+# Theorems, with the deviation that rounding, widened bounds and solvers' tolerances allow, relative to 1 + |bound|:
 # intervals over a smaller set; slopes that start from the backward pass; weak duality on the same bounds.
 # Backward bounds with adaptive slopes are not monotone in the set, so nothing orders the other pairs.
 ORDERS = (
@@ -26,19 +26,19 @@ ORDERS = (
 
 @dataclass(frozen=True)
 class Bracket:
-    """The least margin lies in it: proved from below, seen from above."""
+    """The interval that contains the smallest margin: proved from below, observed from above."""
 
     lower: float
     upper: float
 
     @property
     def exact(self) -> float | None:
-        """The optimum, where the bracket is narrow enough to be called that."""
+        """The optimum, if the bracket is narrow enough to be called that."""
         return self.upper if self.upper - self.lower <= WIDTH else None
 
 
 def by_question(rows: Iterable[Measurement]) -> dict[tuple[str, str, float], list[Measurement]]:
-    """The rows of every question."""
+    """Groups the rows by question."""
     groups: dict[tuple[str, str, float], list[Measurement]] = {}
     for row in rows:
         groups.setdefault(row.instance_key, []).append(row)
@@ -46,18 +46,18 @@ def by_question(rows: Iterable[Measurement]) -> dict[tuple[str, str, float], lis
 
 
 def bracket(rows: Sequence[Measurement]) -> Bracket:
-    """Of one question's rows: the complete methods' lower bounds, and every margin that was seen."""
+    """Brackets one question's optimum by the complete methods' lower bounds and all observed margins."""
     lower = [r.lower for r in rows if r.method in COMPLETE and r.lower is not None]
     upper = [r.upper for r in rows if r.upper is not None]
     return Bracket(max(lower, default=-math.inf), min(upper, default=math.inf))
 
 
 def check(rows: Sequence[Measurement]) -> None:
-    """Does what one question's rows say fit together?
+    """Checks that the rows of one question are consistent.
 
     Raises:
-        SoundnessError: a bound exceeds a margin that was seen, a theorem about two methods does not hold, or the two
-            linear programs differ.
+        SoundnessError: a bound exceeds an observed margin, a theorem about two methods is violated, or the two linear
+            programs differ.
     """
     seen = bracket(rows).upper
     lower = {row.method: row.lower for row in rows if row.lower is not None}

@@ -1,8 +1,8 @@
 """How wide every method's pre-activation bounds are, relative to the exact width, layer by layer.
 
-The *exact width* of a neuron is the largest minus the smallest value of its operand over the set, both attained by
-points that a MILP found and proved to be optimal. Neurons are a seeded sample of those that STBP's intervals leave
-undecided (of the first layer: of all that can move), because passes and programs only look at such neurons.
+The *exact width* of a neuron is the largest minus the smallest value of its pre-activation over the set, both attained
+by points that a MILP found and proved to be optimal. Neurons are a seeded sample of those that STBP's intervals leave
+undecided (in the first layer: of all that can move), because passes and programs only treat such neurons.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stbp_milp.milp import InputRegion, encode, minimum, relax
 from stbp_milp.network.normal_form import AffineMap, normal_form
 from stbp_milp.tightness.bounding import Request, alpha_bounds, flat_boxes, whole_box, whole_set
 
-_MOVES = 1e-9  # a neuron that moves less has no width worth a ratio
+_MOVES = 1e-9  # a neuron that moves less is too narrow for a ratio of widths
 _TOLERANCE = 1e-6  # relative to 1 + |bound|: by how much an attained value may lie outside a bound
 
 Boxes = Mapping[int, tuple[np.ndarray, np.ndarray]]
@@ -34,9 +34,9 @@ class LayerWidths:
 
     Attributes:
         layer: 1 for the first ReLU of the network.
-        neurons: whose exact width was found in time.
-        mean_width, exact_width: in the unit of the operand, means over these neurons.
-        ratio: of the two means; 1 is exact.
+        neurons: number of neurons whose exact width was found in time.
+        mean_width, exact_width: means over these neurons, in the unit of the pre-activation.
+        ratio: the ratio of the two means; 1 is exact.
     """
 
     layer: int
@@ -48,10 +48,10 @@ class LayerWidths:
 
 
 def layer_widths(request: Request, sample: int) -> list[LayerWidths]:
-    """The widths of all methods on all layers, as far as time allows.
+    """Measures the widths of all methods on all layers, as far as time allows.
 
     Args:
-        sample: neurons of every layer.
+        sample: number of neurons per layer.
 
     Raises:
         SoundnessError: a neuron attains a value outside its bounds.
@@ -106,7 +106,7 @@ def _exact(
     boxes: Boxes,
     request: Request,
 ) -> dict[int, tuple[float, float]]:
-    """The least and the largest value of every neuron of map `at` that the MILP settles in time."""
+    """Computes the least and the largest value of every neuron of map `at` that the MILP settles in time."""
     affine = maps[at]
     assert affine.relu is not None
     operand = problem.network.nodes[affine.relu].inputs[0]
@@ -132,7 +132,7 @@ def _exact(
 def _relaxed(
     maps: tuple[AffineMap, ...], at: int, neurons: np.ndarray, region: InputRegion, boxes: Boxes, request: Request
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of the neurons of map `at` by the triangle relaxation, met with those it is built on."""
+    """Bounds the neurons of map `at` by the triangle relaxation, intersected with the bounds that it is built on."""
     affine = maps[at]
     assert affine.relu is not None
     low, high = (side[neurons].copy() for side in boxes[affine.relu])

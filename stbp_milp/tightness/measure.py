@@ -1,4 +1,4 @@
-"""One measurement, in a process of its own: the *job* that a keeper's child runs, and the row that comes of it."""
+"""One measurement in its own process: the *job* that a keeper's child runs, and the row that results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stbp_milp.tightness.layers import LayerWidths, layer_widths
 from stbp_milp.tightness.methods import METHODS
 from stbp_milp.tightness.questions import Question
 
-LAYERS = "layers"  # what a row of widths calls its method; its columns are in `widths`
+LAYERS = "layers"  # the method's name in a row of widths, whose columns are in `widths`
 JOB = "stbp_milp.tightness.measure:measure"
 _MIB = 1 << 20
 
@@ -29,7 +29,7 @@ class MeasurementTask:
     """A question and a method, or the widths of its layers.
 
     Attributes:
-        sample: neurons of every layer whose exact width is computed.
+        sample: number of neurons per layer whose exact width is computed.
     """
 
     question: Question
@@ -40,7 +40,7 @@ class MeasurementTask:
 
     @property
     def key(self) -> tuple[str, str, float, str, int]:
-        """The same for the same measurement."""
+        """The key of the measurement; equal measurements have equal keys."""
         return (self.question.digest, self.question.set, self.question.epsilon, self.method, self.seed)
 
 
@@ -49,16 +49,16 @@ class Measurement:
     """One measurement; every field is a column.
 
     Attributes:
-        epsilon: radius in the unit of the data.
-        factor: of the specification's radius, where the study sweeps over multiples.
-        lower, upper: of the least margin over the set, in the unit of the network's output; None: nothing is known.
+        epsilon: the radius in the unit of the data.
+        factor: the multiple of the specification's radius, if the study sweeps over multiples.
+        lower, upper: bounds of the smallest margin over the set, in the unit of the network's output; None: unknown.
         certified: is the property proved by this method?
-        seconds: wall clock of the method alone; of all of the process where it did not come to its end.
-        peak_mib: the most memory that the process held (2^20 bytes); about 300 of it are torch and the interpreter.
-        own_mib: what of it came on top while the method ran.
+        seconds: wall-clock seconds of the method alone; of the whole process if the method did not finish.
+        peak_mib: the peak memory of the process (in 2^20 bytes); about 300 of it are torch and the interpreter.
+        own_mib: the part of it that was added while the method ran.
         ended: "done", "timeout", "memory" or how else the process ended.
-        limit: seconds that were allowed.
-        late: did time end before a method that was done otherwise?
+        limit: the time limit in seconds.
+        late: did time run out before the method, which ended in order, was finished?
     """
 
     digest: str
@@ -88,12 +88,12 @@ class Measurement:
 
     @property
     def instance_key(self) -> tuple[str, str, float]:
-        """The same for all methods on one question."""
+        """The key of the question, shared by all methods."""
         return (self.digest, self.set, self.epsilon)
 
 
 def measure(task: MeasurementTask, tell: Tell) -> dict[str, Any]:
-    """What the method finds, as JSON values; a contradiction between methods comes back in words."""
+    """Runs the method and returns its result as JSON values; a contradiction between methods is returned as text."""
     torch.set_num_threads(task.limits.threads)
     model = load_model(task.question.model)
     query = task.question.query(model)
@@ -128,10 +128,10 @@ def measure(task: MeasurementTask, tell: Tell) -> dict[str, Any]:
 
 
 def row_of(task: MeasurementTask, ended: Ended) -> Measurement:
-    """The row that a process leaves, however it ended.
+    """Makes the row of a process, however it ended.
 
     Raises:
-        SoundnessError: two methods contradicted each other in it.
+        SoundnessError: two methods contradicted each other in that process.
     """
     answer = ended.answer
     if answer is not None and "contradiction" in answer:

@@ -1,8 +1,8 @@
-"""Member by member: the least of the members' bounds, and the exact optimum by programs on few of them.
+"""Bounds member by member: the least of the members' bounds, and the exact optimum by programs on few members.
 
 The exact optimum is a branch and bound over *pairs* of a member and a clause: the pair with the lowest bound goes to
-the MILP next, until the lowest bound left is no lower than a margin that was seen. Sets with too many members to list
-are one member that chooses by binaries.
+the MILP next, until the lowest remaining bound is no lower than an observed margin. A set with too many members to list
+counts as one member whose choice is modelled by binaries.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from stbp_milp.tightness.bounding import Found, Request, alpha_bounds, flat_boxe
 
 MEMBERS_AT_MOST, GROUPS = 4096, 64
 _AT_ONCE = 32
-_TIGHTEN_SHARE = 0.2  # of a program's time, for LP-based tightening
+_TIGHTEN_SHARE = 0.2  # the share of a program's time for LP-based tightening
 
 
 def least_of_members(request: Request) -> Found:
-    """The least of the members' backward bounds; of groups' where members are too many to be listed."""
+    """Returns the least of the members' backward bounds, or of groups' bounds if there are too many members to list."""
     whole = _built(request)
     count = float(whole.choice.members()[0])
     listed = count <= MEMBERS_AT_MOST
@@ -45,10 +45,10 @@ def least_of_members(request: Request) -> Found:
 
 
 def exact_minimum(request: Request, upper: float) -> Found:
-    """The least margin over the set, as far as time allows.
+    """Finds the smallest margin over the set, as far as time allows.
 
     Args:
-        upper: a margin that was seen.
+        upper: an observed margin.
     """
     query, whole = request.query, _built(request)
     listed = float(whole.choice.members()[0]) <= MEMBERS_AT_MOST
@@ -78,7 +78,7 @@ def exact_minimum(request: Request, upper: float) -> Found:
 def _solved(
     request: Request, maps: tuple[AffineMap, ...], member: PerturbationSet, clause: int, upper: float
 ) -> tuple[float, float, float]:
-    """A clause's dual bound on a member (its optimum, or more than `upper`), its tolerance, and a margin seen."""
+    """Returns a clause's dual bound on a member (its optimum, or above `upper`), its tolerance, and a margin."""
     query, region = request.query, InputRegion.of(member)
     problem = whole_set(query).with_inputs(member)
     if region.choice is None:
@@ -88,7 +88,7 @@ def _solved(
     rows = list(query.property.clauses[clause])
     encoded = encode(maps, region, boxes, query.property.rows[rows].numpy(), query.property.offset[rows].numpy())
     left, memory = request.deadline.remaining(), request.memory_bytes
-    # A bound this far above a margin that was seen settles the pair, the solver's tolerance included.
+    # A bound this far above an observed margin settles the pair, the solver's tolerance included.
     limits = SolveLimits(left, upper + encoded.tolerance, None, memory, request.threads, request.seed)
     result = minimum(encoded, "auto", limits)
     seen = math.inf if result.candidate is None else margin(query, torch.from_numpy(result.candidate))
@@ -100,7 +100,7 @@ def _built(request: Request) -> PerturbationSet:
 
 
 def _bounded(request: Request, parts: PerturbationSet, members: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Which parts, and their backward bounds `(n, clauses)`, batch by batch while time allows."""
+    """Yields parts and their backward bounds `(n, clauses)`, batch by batch while time allows."""
     forms = Forms(*request.query.property.forms())
     expired = request.deadline.expired
     problem = Problem.of(request.query.model.network, parts)
@@ -112,7 +112,7 @@ def _bounded(request: Request, parts: PerturbationSet, members: bool) -> Iterato
 
 
 def _batches(problem: Problem, parts: PerturbationSet, members: bool) -> Iterator[tuple[Tensor, Problem]]:
-    """The parts some at a time; members that are patches on crops of every layer."""
+    """Yields the parts in batches; members that are patches are bounded on crops of every layer."""
     if members and isinstance(parts.choice, Patch) and parts.choice.size[1:] != parts.choice.voxels[1:]:
         for cell in cells(problem.network, parts):
             own = cell_problem(problem, parts.select(cell.members), cell.voxels)

@@ -1,6 +1,6 @@
-"""The methods that are compared: a query in, a lower bound of its margin out.
+"""The compared methods, which take a query and return a lower bound of its margin.
 
-The *whole-clip box* is the smallest box around the set: the whole clip's wherever every frame may move. *STBP* bounds
+The *whole-clip box* is the smallest box around the set: the whole clip's, if every frame may move. *STBP* bounds
 the set itself: the closed form in the first layer, the support function at the end of every backward pass. A bound is
 the least over the property's clauses; a clause of several rows counts by the mean of its rows, but `lp`, `lp-cvxpy`,
 `milp`, `search` and `complete` take the largest of them.
@@ -39,7 +39,7 @@ from stbp_milp.tightness.members import exact_minimum, least_of_members
 from stbp_milp.tightness.optimum import searched_minimum
 from stbp_milp.verify import verify
 
-FINAL_STEPS = 60  # of gradient ascent on the slopes of the property's forms
+FINAL_STEPS = 60  # steps of gradient ascent on the slopes of the property's forms
 
 
 Run = Callable[[Request], Found]
@@ -47,10 +47,10 @@ Run = Callable[[Request], Found]
 
 @dataclass(frozen=True)
 class Method:
-    """A method by name.
+    """A method with its name.
 
     Attributes:
-        family: of methods drawn in one colour: "box", "stbp", "member", "lp", "exact", "attack".
+        family: the family of methods drawn in one colour: "box", "stbp", "member", "lp", "exact" or "attack".
         tolerance: how far, relative to 1 + |bound|, its bound may lie above the truth: solvers keep rows to 1e-6.
     """
 
@@ -98,7 +98,7 @@ def _alpha(request: Request) -> Found:
 
 
 def _programs(request: Request) -> Iterator[Encoded]:
-    """The program of every clause on the whole set, with the bounds of `stbp-alpha`."""
+    """Encodes the program of every clause on the whole set, with the bounds of `stbp-alpha`."""
     query = request.query
     maps, region = normal_form(query.model.network), InputRegion.of(query.set.build(query.clip))
     _, bounds = alpha_bounds(whole_set(query), request)
@@ -111,7 +111,7 @@ def _programs(request: Request) -> Iterator[Encoded]:
 def _linear(request: Request) -> Found:
     """The triangle relaxation of every undecided ReLU, the set by the convex hull of its members.
 
-    What counts is the dual bound recomputed from the solver's multipliers, so it is rigorous.
+    The result is the dual bound, recomputed from the solver's multipliers, so it is rigorous.
     """
     lower = math.inf
     for encoded in _programs(request):
@@ -140,7 +140,7 @@ def _milp(request: Request) -> Found:
 
 
 def _search(request: Request) -> Found:
-    """The verifier's search, run until what is proved is within 1e-4 of what was seen; see `optimum`."""
+    """The verifier's search, run until the proved bound is within 1e-4 of an observed margin; see `optimum`."""
     short = replace(request, deadline=request.deadline.within(0.1 * request.deadline.remaining()))
     return searched_minimum(request, _attack(short).upper)
 
@@ -182,4 +182,4 @@ METHODS = {
         Method("milp", "exact", _milp, 1e-5),
     )
 }
-"""Every method by its name, from quick to exact; the attack first, for its upper bound."""
+"""All methods by name, from quick to exact, after the attack, which gives an upper bound."""

@@ -1,11 +1,12 @@
-"""The least margin by the verifier's own search, to a gap: is it more than a little below the least that was seen?
+"""The smallest margin up to a gap, found by the verifier's own search.
 
-That question is the property with its offset moved, so the search that knows a sign only serves unchanged. A clip
-that it finds is the next least margin seen; then it is asked further down at once, because small steps would each
-cost a search.
+The search is asked whether any margin is more than the gap below the smallest observed one. That question is the
+property with a shifted offset, so the search, which only decides signs, can be used unchanged. If it finds a clip, the
+clip's margin is the new smallest one, and the next question goes further down at once, because small steps would cost a
+search each.
 
-The property is scaled up as well: what the verifier takes off a program's bound for the solver's tolerances
-(`PROOF_MARGIN`, as large as the gap) counts so much less. That is for numbers in studies; verdicts keep all of it.
+The property is also scaled up: what the verifier subtracts from a program's bound for the solver's tolerances
+(`PROOF_MARGIN`, as large as the gap) then counts less. This is only for numbers in studies; verdicts keep all of it.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from stbp_milp.tightness.bounding import Found, Request, margin
 from stbp_milp.verdict import Falsified, Unknown
 from stbp_milp.verify import verify
 
-GAP = 1e-4  # between what is proved and what was seen, in the unit of the network's output
-_ALMOST = 0.9  # of the gap is asked for, so that rounding keeps within it
+GAP = 1e-4  # between the proved bound and the observed margin, in the unit of the network's output
+_ALMOST = 0.9  # the share of the gap that is asked for, so that rounding stays within it
 _SCALE = 4.0
-_FURTHER = 4.0  # a step's length after one that was too short
+_FURTHER = 4.0  # the factor of a step's length after one that was too short
 
 
 def searched_minimum(request: Request, upper: float) -> Found:
-    """The least margin over the set, as far as time allows.
+    """Finds the smallest margin over the set, as far as time allows.
 
     Args:
-        upper: a margin that was seen.
+        upper: an observed margin.
     """
     asked, lower, step, searches = request.query, -math.inf, _ALMOST * GAP, 0
     while upper - lower > GAP and not request.deadline.expired():

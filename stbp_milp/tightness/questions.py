@@ -1,6 +1,6 @@
-"""Which questions a study asks: the instances of a bench, each at its own radius or at several.
+"""The questions of a study: the instances of a bench, each at its own radius or at several.
 
-A *budget* is what a curve's x-axis shows: the radius, or a multiple of the radius in the instance's specification.
+A *budget* is the quantity on a curve's x-axis: the radius, or a multiple of the radius in the specification.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Question:
         epsilon: radius in the unit of the data.
         factor: multiple of the specification's radius; None where radii are absolute.
         timeout: seconds, as the bench says.
-        digest: of the model, the clip, the property and the set's words: names the question, not where it lies.
+        digest: the digest of the model, the clip, the property and the set's text, which identifies the question.
     """
 
     instance: str
@@ -47,7 +47,7 @@ class Question:
     digest: str
 
     def query(self, model: Model) -> Query:
-        """The question about its model, loaded."""
+        """Loads the model and returns the question about it."""
         specification = read_specification(self.specification)
         return replace(specification, set=replace(specification.set, epsilon=self.epsilon)).query(model)
 
@@ -55,11 +55,11 @@ class Question:
 def read_questions(
     bench: Path, sweep: Sweep | None = None, only: str | None = None, count: int | None = None
 ) -> list[Question]:
-    """The questions about the instances in `bench / instances.csv`; every one is built once, to be sure that it can.
+    """Reads the questions about the instances in `bench / instances.csv`; each is built once, as a check.
 
     Args:
-        only: a pattern, as `*window*`, that the specification's or the model's path must match.
-        count: only so many instances.
+        only: a pattern, for example `*window*`, that the specification's or the model's path must match.
+        count: the largest number of instances.
 
     Raises:
         InputError: the bench, a model, a specification or a clip cannot be used.

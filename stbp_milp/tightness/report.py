@@ -15,7 +15,7 @@ WORTH = (0.2, 0.6)  # between these shares of the box method a ratio says someth
 
 
 def page(rows: Sequence[Measurement], command: str) -> str:
-    """All tables; `command` makes them again."""
+    """Returns all tables; `command` is the command line that makes them again."""
     plain = [row for row in rows if row.method != LAYERS]
     parts = [
         f"# Tightness study\n\nCommand: `{command}`\n",
@@ -50,7 +50,7 @@ def certified(all_points: Sequence[Point]) -> str:
 
 
 def ratio(point: Point) -> str:
-    """How many times as many instances STBP certifies, in words."""
+    """Says how many times as many instances STBP certifies."""
     own, box = point.certified.get(RATIO_OF), point.best_box
     if own is None or box is None:
         return "-"

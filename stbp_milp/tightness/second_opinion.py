@@ -1,9 +1,8 @@
-"""The triangle relaxation once more, in cvxpy, from the layers and the set's words alone.
+"""A second implementation of the triangle relaxation, in cvxpy, from the layers and the set's text alone.
 
-Shares no encoding with `stbp_milp.milp`: matrices come from probing a layer with unit vectors, the convex hull of the
-members is written out by the form of the set. Only the bounds of ReLU operands are given: they are part of the
-question.
-A second opinion, never a verdict: cvxpy's value is believed as the solver reports it.
+It shares no encoding with `stbp_milp.milp`: matrices are found by probing layers with unit vectors, and the convex hull
+of the members is written out by the form of the set. Only the pre-activation bounds are given, as part of the question.
+It is never a verdict, because the value that the solver reports is taken as it is.
 """
 
 from __future__ import annotations

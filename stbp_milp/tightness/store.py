@@ -1,7 +1,7 @@
-"""Where measurements are kept: one JSON line each as they come, then the same as CSV and Parquet.
+"""The store of measurements: one JSON line per measurement as it arrives, and then the same as CSV and Parquet.
 
-A line is on the disk (fsync) before the next measurement counts as begun; one that a crash tore is ignored. Tables are
-written to a temporary file and renamed: they are made again from the lines each time.
+A line is synced to the disk before the next measurement counts as begun; a line that a crash left incomplete is
+ignored. Tables are made from the lines each time, written to a temporary file and renamed.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class Store:
 
     @property
     def rows(self) -> list[Measurement]:
-        """The latest row of every measurement."""
+        """Returns the latest row of every measurement."""
         return list(self._rows.values())
 
     def finished(self, key: tuple[str, str, float, str, int], limit: float) -> bool:
-        """Is there no use in measuring again? (What ran out of time is worth another try with more of it.)"""
+        """Is measuring again pointless? (A measurement that ran out of time is worth repeating with a larger limit.)"""
         row = self._rows.get(key)
         return row is not None and ((row.ended == "done" and not _late(row)) or row.limit >= limit)
 
     def add(self, row: Measurement) -> None:
-        """Keep a row, in place of an earlier one of the same measurement."""
+        """Keeps a row, in place of an earlier one of the same measurement."""
         with self._path.open("a+b") as file:
             torn = file.tell() > 0 and not _ends_with_newline(self._path)
             line = json.dumps(asdict(row), allow_nan=False) + "\n"
@@ -57,7 +57,7 @@ class Store:
         self._rows[row.key] = row
 
     def write_tables(self) -> None:
-        """`measurements` and, where there are any, `layers`, each `.csv` and `.parquet`."""
+        """Writes `measurements` and, if there are any, `layers`, each as `.csv` and `.parquet`."""
         exact = {key: bracket(rows) for key, rows in by_question(self.rows).items()}
         plain, widths = [], []
         for row in self.rows:
@@ -79,7 +79,7 @@ class Store:
                 self.write(f"{name}.parquet", buffer.getvalue())
 
     def write(self, name: str, content: bytes) -> None:
-        """A file of the folder made from the lines, in place of the last one, whole or not at all."""
+        """Writes a file of the folder completely or not at all, in place of the last one."""
         replace_file(self.folder / name, content)
 
 
@@ -102,7 +102,7 @@ def _read(path: Path) -> list[Measurement]:
     for number, line in enumerate(lines, 1):
         try:
             entries: Any = json.loads(line)
-        except ValueError:  # the last line of a run that was killed, or no line at all
+        except ValueError:  # the incomplete last line of a run that was killed
             continue
         if not isinstance(entries, dict) or entries.keys() != names:
             raise InputError(f"line {number} of {str(path)!r} is not a measurement of this version; give a new --out")

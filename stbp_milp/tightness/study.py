@@ -1,4 +1,4 @@
-"""A study: every question with every method, one process a measurement, kept as they come."""
+"""A study: every question with every method, in one process per measurement, stored as they arrive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stbp_milp.tightness.measure import JOB, LAYERS, Measurement, MeasurementTas
 from stbp_milp.tightness.questions import Question
 from stbp_milp.tightness.store import Store
 
-_GRACE = 5.0  # seconds beyond the limit until a measurement is killed: methods end by themselves, mostly
+_GRACE = 5.0  # seconds between the limit and the killing of a measurement: most methods end by themselves
 # What a child would import before it measures: loading a model pulls in the last two, 1.4 seconds of CPU.
 _MODULES = ("stbp_milp.tightness.measure", "cvxpy", "onnx.reference", "torch._dynamo")
 
@@ -24,14 +24,14 @@ OnRow = Callable[[Measurement], None]
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """How a study is done.
+    """The options of a study.
 
     Attributes:
-        timeout: seconds a measurement; None: as the bench says.
-        memory_bytes: what a measurement's process may hold.
-        jobs: measurements at a time, each with `threads` threads.
-        layers: measure the widths of layers as well.
-        sample: neurons of every layer, for that.
+        timeout: seconds per measurement; None: as the bench says.
+        memory_bytes: memory that a measurement's process may hold.
+        jobs: number of measurements at a time, each with `threads` threads.
+        layers: are the widths of layers measured as well?
+        sample: number of neurons per layer for that.
     """
 
     methods: tuple[str, ...]
@@ -45,7 +45,7 @@ class StudyOptions:
 
 
 def tasks(questions: Sequence[Question], options: StudyOptions) -> list[MeasurementTask]:
-    """All measurements, question by question, so that a study broken off has whole questions."""
+    """Lists all measurements question by question, so that an interrupted study has complete questions."""
     names = (*options.methods, *((LAYERS,) if options.layers else ()))
     return [
         MeasurementTask(
@@ -61,13 +61,13 @@ def tasks(questions: Sequence[Question], options: StudyOptions) -> list[Measurem
 
 
 def run_study(todo: Sequence[MeasurementTask], options: StudyOptions, store: Store, on_row: OnRow) -> None:
-    """Measure what the store does not have yet. Whatever ends this, what was measured is in the store.
+    """Measures what the store does not have yet; whatever ends this, all finished measurements are in the store.
 
     Args:
         on_row: called with every new row, from this thread.
 
     Raises:
-        SoundnessError: measurements contradict each other; they are in the store too.
+        SoundnessError: measurements contradict each other; they are stored too.
     """
     for rows in by_question(r for r in store.rows if r.method != LAYERS).values():
         check(rows)
@@ -111,7 +111,7 @@ def _work(
     stop: threading.Event,
     options: StudyOptions,
 ) -> None:
-    """One keeper's life; a new one follows where a measurement took its keeper with it."""
+    """Runs measurements on one keeper, and on a new one whenever a measurement has killed its keeper."""
     keeper = Keeper(_MODULES, options.threads)
     try:
         while not stop.is_set():

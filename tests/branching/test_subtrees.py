@@ -122,7 +122,7 @@ def test_phases_of_no_neuron_are_refused(phase: object) -> None:
     (relu,) = query.model.network.relus
     named = {"beyond": (relu, 1, 1), "before": (relu, -1, 1), "no sign": (relu, 0, 0)}
     wrong = named[phase] if isinstance(phase, str) else phase
-    with pytest.raises(InputError, match="none of the model"):
+    with pytest.raises(InputError, match="does not exist in the model"):
         verify(replace(query, phases=(wrong,)), Configuration(10.0))  # type: ignore[arg-type]
 
 

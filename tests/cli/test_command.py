@@ -118,7 +118,7 @@ def test_verified(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     printed = capsys.readouterr()
     assert "verified" in printed.out
-    assert "[0.4, 7.2]" in printed.out
+    assert "at least 0.4 (proved), at most 7.2 (observed)" in printed.out
     assert printed.err == ""
     assert _files(run) == [".json"]
     (path,) = run.out.iterdir()
@@ -339,7 +339,7 @@ def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> No
         ({"threads": "0"}, "--threads"),
         ({"epsilon": "1"}, "--eps"),
         ({"set": "window:0"}, "is empty"),
-        ({"input": "net.onnx"}, ".npy or .npz file, such as clip.npy or clips.npz:key[7] or a video, .avi or .mp4"),
+        ({"input": "net.onnx"}, ".npy or .npz file, for example clip.npy or clips.npz:key[7] or a video, .avi or .mp4"),
         ({"input": "clip.mkv"}, ".avi or .mp4"),
     ],
 )

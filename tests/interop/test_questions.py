@@ -152,7 +152,7 @@ def test_our_own_specifications_come_through_the_same_door(tmp_path: Path) -> No
 def test_another_model_is_refused(tmp_path: Path) -> None:
     text = declarations(2, 1) + f"(assert (and {boxed(['0', '0'], ['1', '1'])} (>= Y_0 1)))"
     model = load_model(networks.write(tmp_path / "flat.onnx", "flat"))
-    with pytest.raises(InputError, match="2 inputs and 1 outputs, model flat has 3 and 2"):
+    with pytest.raises(InputError, match="2 inputs and 1 outputs, but model flat has 3 and 2"):
         asked(tmp_path, model, text)
 
 

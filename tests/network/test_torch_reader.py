@@ -89,10 +89,10 @@ class Branches(nn.Module):
 
 
 UNSUPPORTED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
-    "sigmoid": (nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()), (2,), r"node '1' \(Sigmoid\)"),
-    "lstm": (nn.Sequential(nn.LSTM(2, 2)), (3, 2), r"node '0' \(LSTM\)"),
-    "function": (Forward(lambda self, x: torch.sigmoid(x)), (2,), r"node 'sigmoid' \(sigmoid\)"),
-    "method": (Forward(lambda self, x: x.tanh()), (2,), r"node 'tanh' \(tanh\)"),
+    "sigmoid": (nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()), (2,), r"Sigmoid \(node '1'\)"),
+    "lstm": (nn.Sequential(nn.LSTM(2, 2)), (3, 2), r"LSTM \(5 nodes, the first is '0'\)"),
+    "function": (Forward(lambda self, x: torch.sigmoid(x)), (2,), r"sigmoid \(node 'sigmoid'\)"),
+    "method": (Forward(lambda self, x: x.tanh()), (2,), r"tanh \(node 'tanh'\)"),
     "product": (Forward(lambda self, x: x * x), (2,), "both depend on the input"),
     "divisor": (Forward(lambda self, x: 1.0 / x), (2,), "reciprocal"),
     "batch_mean": (Forward(lambda self, x: x - x.mean(0)), (2,), "batch axis"),

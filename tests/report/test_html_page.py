@@ -114,7 +114,7 @@ def test_an_older_page_is_replaced_and_nothing_else(folder: Path, tmp_path: Path
     write_report(run, path)
     write_report(run, path)
     path.write_text("a thesis")
-    with pytest.raises(InputError, match="is no report"):
+    with pytest.raises(InputError, match="is not a report"):
         write_report(run, path)
     assert path.read_text() == "a thesis"
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]

@@ -71,7 +71,13 @@ def test_question(asked: Query) -> None:
 
 def test_summary(asked: Query) -> None:
     text = _printed(summary(asked, verified(), {"record": Path("results/[bold]a.json")}))
-    for part in ("verified", "[0.4, 7.2]", "attack 0.50, milp 1.00", "1 programs", "results/[bold]a.json"):
+    for part in (
+        "verified",
+        "at least 0.4 (proved), at most 7.2 (observed)",
+        "attack 0.50, milp 1.00",
+        "1 programs",
+        "results/[bold]a.json",
+    ):
         assert part in text
     assert "2 pieces closed: 1 by union bound, 1 by milp" in text
 

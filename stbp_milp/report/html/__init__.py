@@ -1,7 +1,7 @@
-"""A run as one HTML file: what people open in a browser, filter, look at and hand on.
+"""A run as a single HTML file that people can open in a browser, filter and pass on.
 
-`run` reads the folder of a run, `changes` compares two of them, `clips` packs counterexamples, `figures` sums up and
-`page` writes it all into one file that asks nothing of a server or a network.
+`run` reads the folder of a run, `changes` compares two runs, `clips` packs counterexamples, `figures` computes summary
+numbers, and `page` writes everything into one file that needs no server and no network.
 """
 
 from stbp_milp.report.html.page import Written, write_report

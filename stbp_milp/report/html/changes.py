@@ -1,8 +1,8 @@
-"""Two runs side by side: which verdicts changed, and what became slower or faster.
+"""Comparison of two runs: which verdicts changed, and which instances became slower or faster.
 
-Instances are *paired* by the surest thing that they share: the digests of their files, the digest of the question, or
-their name alone. Pairs by name may be of different clips or networks, so a verdict and its opposite are a
-*contradiction* only between pairs of the same question.
+Instances are *paired* by the most reliable identity that they share: the digests of their files, the digest of the
+question, or only their name. Instances paired by name may have different clips or networks, so opposite verdicts are a
+*contradiction* only in pairs that share a question.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from stbp_milp.report.html.instance import ShownInstance
 from stbp_milp.report.html.run import Run
 
-SLOWER = 1.5  # times as long, and
-NOTICEABLE = 0.5  # seconds more: less is noise of the machine
+SLOWER = 1.5  # a slower instance takes at least this many times as long,
+NOTICEABLE = 0.5  # and at least this many seconds longer: smaller differences are noise
 
 _KINDS = ("files", "question", "name")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An instance of this run and the same of the other.
+    """An instance of this run and the same instance of the other run.
 
     Attributes:
-        kind: "files", "question" or "name": what they were recognised by.
+        kind: the identity that they share, "files", "question" or "name".
     """
 
     here: ShownInstance
@@ -39,17 +39,17 @@ class Pair:
 
     @property
     def contradiction(self) -> bool:
-        """One run proves what the other refutes."""
+        """Does one run prove what the other refutes?"""
         return self.changed and self.here.decided and self.there.decided and self.kind != "name"
 
     @property
     def ratio(self) -> float:
-        """How many times as long it took as in the other run."""
+        """Returns this run's time divided by the other run's time."""
         return max(self.here.seconds, 1e-3) / max(self.there.seconds, 1e-3)
 
     @property
     def pace(self) -> str:
-        """ "slower", "faster" or "", between two runs that both decided it."""
+        """Returns "slower", "faster" or "", the last also if not both runs decided the instance."""
         if not (self.here.decided and self.there.decided):
             return ""
         if abs(self.here.seconds - self.there.seconds) < NOTICEABLE:
@@ -59,11 +59,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Changes:
-    """This run against another.
+    """The differences between this run and another.
 
     Attributes:
-        pairs: by the position of this run's instance.
-        only_there: the other run's instances that this one lacks.
+        there: the other run.
+        pairs: the pairs, by the position of this run's instance.
+        only_there: instances of the other run that this run lacks.
     """
 
     there: Run
@@ -72,12 +73,12 @@ class Changes:
 
     @property
     def kinds(self) -> Mapping[str, int]:
-        """How many pairs were recognised by what."""
+        """Returns the number of pairs per kind of identity."""
         return Counter(pair.kind for pair in self.pairs.values())
 
     @property
     def transitions(self) -> Mapping[tuple[str, str], int]:
-        """How many pairs went from which word to which."""
+        """Returns the number of pairs per old and new status."""
         return Counter((pair.there.word, pair.here.word) for pair in self.pairs.values())
 
     @property
@@ -86,13 +87,13 @@ class Changes:
 
     @property
     def mean_ratio(self) -> float | None:
-        """Geometric mean of the times' ratios over what both decided; None without such pairs."""
+        """Returns the geometric mean of the time ratios of instances that both runs decided; None without any."""
         ratios = [math.log(pair.ratio) for pair in self.pairs.values() if pair.here.decided and pair.there.decided]
         return math.exp(sum(ratios) / len(ratios)) if ratios else None
 
 
 def compare_runs(here: Run, there: Run) -> Changes:
-    """Pair the instances of two runs; several of one question are paired in their order."""
+    """Pairs the instances of two runs; several instances of one question are paired in order."""
     pairs: dict[int, Pair] = {}
     left = dict(enumerate(there.instances))
     for kind in _KINDS:
@@ -113,6 +114,6 @@ def _by_identity(instances: Mapping[int, ShownInstance], kind: str) -> dict[str,
 
 
 def slowest_first(pairs: Sequence[Pair], pace: str) -> list[Pair]:
-    """The pairs of that pace, the largest change first."""
+    """Returns the pairs of that pace, those with the largest change first."""
     chosen = [pair for pair in pairs if pair.pace == pace]
     return sorted(chosen, key=lambda pair: abs(math.log(pair.ratio)), reverse=True)

@@ -1,9 +1,9 @@
-"""Counterexamples as the page plays them: few bytes, unpacked when somebody looks.
+"""Counterexamples in the compact format that the page unpacks when a viewer is opened.
 
 A packed clip is zlib data in base64. Inside: a line of JSON (the header), then bytes `(channels, T, H, W)` of the
 clean clip's levels (0 to 255 over the data domain), of the attacked levels minus the clean ones (modulo 256), of the
-change (127 times its share of the largest change, signed), and one bit a voxel `(T, H, W)` of the attacker's cover.
-The screen has 256 levels; the npz beside the record keeps the values.
+change (127 times its share of the largest change, signed), and one bit per voxel `(T, H, W)` of the attacker's cover.
+256 levels are enough for a screen; the npz beside the record keeps the exact values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stbp_milp.report.html.instance import ShownInstance
 from stbp_milp.sets import SetSpecification
 
 LARGEST_SIDE = 256  # pixels; larger frames are averaged down
-_SMALLEST = 128  # bytes that no packed clip stays below; with less room left, none is tried
+_SMALLEST = 128  # bytes: every packed clip is larger, so none is tried if less room is left
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Viewers:
     """The clips that go into the page.
 
     Attributes:
-        packed: by the position of their instance.
-        too_many: positions of instances whose clips found no room.
-        broken: a sentence for each clip that cannot be read.
+        packed: the packed clips, by the position of their instance.
+        too_many: positions of instances for whose clips there was no room.
+        broken: one sentence per clip that cannot be read.
     """
 
     packed: dict[int, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Viewers:
 
 
 def pack_all(instances: Iterable[tuple[int, ShownInstance]], room: int) -> Viewers:
-    """Pack the counterexamples of the instances, given with their positions, in their order while `room` bytes last."""
+    """Packs the counterexamples of the instances, given with their positions, in order, into at most `room` bytes."""
     packed: dict[int, str] = {}
     too_many: list[int] = []
     broken: list[str] = []
@@ -68,7 +68,7 @@ def pack_all(instances: Iterable[tuple[int, ShownInstance]], room: int) -> Viewe
 
 
 def pack(instance: ShownInstance) -> str:
-    """The instance's counterexample, packed.
+    """Packs the instance's counterexample.
 
     Raises:
         InputError: the file of the clips cannot be read.
@@ -101,12 +101,12 @@ def pack(instance: ShownInstance) -> str:
 
 
 def pack_bytes(content: bytes) -> str:
-    """zlib data in base64: what the page's `unpack` takes."""
+    """Compresses bytes with zlib and encodes them in base64, as the page's `unpack` expects them."""
     return base64.b64encode(zlib.compress(content, 9)).decode()
 
 
 def _read(path: Path) -> tuple[Array, Array]:
-    """Clean and attacked clip (C, T, H, W) float64."""
+    """Reads the clean and the attacked clip (C, T, H, W) in float64."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             clean, attacked = (np.asarray(archive[name], dtype=np.float64) for name in ("clean", "attacked"))
@@ -125,13 +125,13 @@ def _domain(instance: ShownInstance) -> tuple[float, float]:
 
 
 def _cover(instance: ShownInstance, clean: Array, attacked: Array) -> tuple[Array, bool]:
-    """The voxels the attacker chose; where the set is not known (False), those that changed."""
+    """Returns the voxels that the attacker chose and True; if the set is unknown, those that changed and False."""
     asked = instance.set
     if asked:
         try:
             specification = SetSpecification(asked["text"], float(asked["epsilon"]), tuple(asked["domain"]))
             cover = chosen_cover(specification, torch.from_numpy(clean), torch.from_numpy(attacked))
-        except InputError:  # a set in words of another kind, as VNN-LIB's
+        except InputError:  # a set of another kind, for example VNN-LIB's boxes
             cover = None
         if cover is not None:
             return np.asarray(cover.numpy()), True
@@ -139,7 +139,7 @@ def _cover(instance: ShownInstance, clean: Array, attacked: Array) -> tuple[Arra
 
 
 def _reduced(clip: Array, step: int) -> Array:
-    """Frames averaged over squares of `step` pixels; those at the lower and right edge may be smaller."""
+    """Averages frames over squares of `step` pixels; squares at the lower and right edge may be smaller."""
     if step == 1:
         return clip
     rows = np.add.reduceat(clip, np.arange(0, clip.shape[2], step), axis=2)

@@ -1,4 +1,4 @@
-"""A run in a few numbers, for the head of the page."""
+"""Summary numbers of a run, for the top of the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_GROUPS = 40
 
 @dataclass(frozen=True)
 class Share:
-    """How many instances came out so."""
+    """How many instances have a given status."""
 
     word: str
     count: int
@@ -39,13 +39,13 @@ class Curve:
 
 
 def shares(instances: Sequence[ShownInstance]) -> tuple[Share, ...]:
-    """A share for every word that occurs, in the order of WORDS."""
+    """Returns one share per status that occurs, in the order of WORDS."""
     counted = Counter(instance.word for instance in instances)
     return tuple(Share(word, counted[word], 100 * counted[word] / len(instances)) for word in WORDS if counted[word])
 
 
 def groups(instances: Iterable[ShownInstance]) -> list[Curve]:
-    """The instances by network, set and radius, in the order of their first."""
+    """Groups the instances by network, set and radius, in order of first appearance."""
     found: defaultdict[tuple[str, str, str], list[ShownInstance]] = defaultdict(list)
     for instance in instances:
         asked: Mapping[str, str] = instance.question
@@ -65,7 +65,7 @@ def _group(key: tuple[str, str, str], members: Sequence[ShownInstance]) -> Curve
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 12 ms, 3.4 s, 12 min 5 s, 3 h 20 min."""
+    """Formats a time for people to read: 12 ms, 3.4 s, 12 min 5 s, 3 h 20 min."""
     if seconds < 0.9995:
         return f"{1000 * seconds:.0f} ms" if seconds >= 0.0095 else f"{1000 * seconds:.2g} ms"
     if seconds < 99.5:
@@ -77,7 +77,7 @@ def duration(seconds: float) -> str:
 
 
 def size(content: float) -> str:
-    """A number of bytes as people say it: 512 kB, 1.4 GB (powers of 1000)."""
+    """Formats a number of bytes for people to read: 512 kB, 1.4 GB (powers of 1000)."""
     for unit in ("B", "kB", "MB", "GB"):
         if content < 999.5:
             return f"{content:.3g} {unit}"

@@ -1,7 +1,7 @@
-"""One question and what came of it, out of the file that `run_batch.py` or `verify_complete.py` wrote.
+"""One question and its result, read from the file that `run_batch.py` or `verify_complete.py` wrote.
 
-Its *word* is the verdict, or what ended it without one. Its *identities* are what it can be recognised by in another
-run.
+Its `word` is the status: the verdict, or what ended the instance without one. Its *identities* are the properties by
+which it is recognised in another run.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _STEM = re.compile(r"^\d{8}T\d{9}Z-(?:(?P<label>.+)-)?[0-9a-f]{8}$")
 
 @dataclass(frozen=True)
 class ShownInstance:
-    """One question and what came of it.
+    """One question and its result.
 
     Attributes:
-        name: what people call it; not necessarily unique.
-        word: one of WORDS.
-        question: what was asked, by name: model, clip, set, epsilon, property; only what is known.
-        identities: what it can be recognised by in another run, the surest first: the digests of its files, the
+        name: a name for people to read, not necessarily unique.
+        word: the status, one of WORDS.
+        question: what is known of the question, by name: model, clip, set, epsilon, property.
+        identities: what it is recognised by in another run, the most reliable first: the digests of its files, the
             digest of the question, its name.
-        lower, upper: the margin's least value over the set, proved from below (-inf: nothing) and seen (inf: nothing).
+        lower, upper: the smallest margin over the set is at least `lower` (proved) and at most `upper` (observed).
         seconds: wall-clock time.
         memory: peak, in bytes; None: not measured.
         decided_by: the stage that settled it.
@@ -65,14 +65,14 @@ class ShownInstance:
 
 
 def read_instance(path: Path, folder: Path, batch: bool, specifications: Path | None = None) -> ShownInstance:
-    """The instance in the file `path` of the run in `folder`.
+    """Reads the instance in the file `path` of the run in `folder`.
 
     Args:
-        batch: is it a batch's, with results instead of records?
+        batch: is it a batch, with results instead of records?
         specifications: the folder that the paths of a batch's list are relative to.
 
     Raises:
-        InputError: the file cannot be read, or holds no whole result of schema 1.
+        InputError: the file cannot be read, or is not a complete result of schema 1.
     """
     read = read_result(path) if batch else _entries(path)
     try:
@@ -96,7 +96,7 @@ def _entries(path: Path) -> dict[str, Any]:
 
 
 def _of_record(record: dict[str, Any], folder: Path, path: Path) -> ShownInstance:
-    """The instance in a record that `verify_complete.py` wrote."""
+    """Makes the instance from a record that `verify_complete.py` wrote."""
     asked = _question(record)
     labelled = _STEM.match(path.stem)
     label = labelled["label"] if labelled else path.stem
@@ -131,7 +131,7 @@ def _of_record(record: dict[str, Any], folder: Path, path: Path) -> ShownInstanc
 
 
 def _of_batch(result: InstanceResult, folder: Path, path: Path, specifications: Path | None) -> ShownInstance:
-    """The instance in a result that `run_batch.py` wrote; one that was killed has no record inside."""
+    """Makes the instance from a result that `run_batch.py` wrote; a killed instance has no record inside."""
     listed, record = result.instance, result.record
     name = f"{stem_of(listed['model'])} / {stem_of(listed['specification'])}"
     asked = _question(record) if record else _asked(listed, specifications)
@@ -195,7 +195,7 @@ def _question(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _asked(listed: Mapping[str, Any], specifications: Path | None) -> dict[str, str]:
-    """What is known of an instance that left no record: what its worker read, or what its specification says by now."""
+    """Returns what is known of an instance without a record: from its worker, or from its specification."""
     asked = {"model": stem_of(listed["model"])}
     if heard := listed.get("asked"):
         words = {name: str(heard[name]) for name in ("clip", "set", "property") if name in heard}

@@ -1,7 +1,7 @@
-"""The page: a template, the run as JSON, and plotly and DataTables out of their own packages.
+"""The page: a template, the run as JSON, and plotly and DataTables from their own packages.
 
-Nothing is loaded from anywhere: the page's content security policy forbids it. What is large is packed (zlib, base64)
-and unpacked in the browser when it is needed: plotly, the instances' details, the clips. All text from records goes
+The page loads nothing from elsewhere: its content security policy forbids that. Large content (plotly, the instances'
+details, the clips) is packed (zlib, base64) and unpacked in the browser on demand. All text from records goes either
 into JSON that cannot end its script element, or through the template's escaping.
 """
 
@@ -32,19 +32,19 @@ from stbp_milp.versions import VERSION
 GENERATOR = "stbp-milp report"
 
 _SCRIPTS = ("base.js", "table.js", "charts.js", "viewer.js", "detail.js", "main.js")
-_MOST_LISTED = 12  # lines of each list of the comparison
+_MOST_LISTED = 12  # lines per list of the comparison
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """A report that was written.
 
     Attributes:
         path: the page.
-        bytes: its size.
-        viewers: counterexamples that can be played in it.
-        left_out: counterexamples that found no room.
-        warnings: a sentence for each file that could not be read.
+        bytes: the size of the page.
+        viewers: number of counterexamples that can be played in it.
+        left_out: number of counterexamples for which there was no room.
+        warnings: one sentence per file that could not be read.
     """
 
     path: Path
@@ -55,9 +55,9 @@ class Written:
 
 
 def write_report(run: Run, path: Path, against: Run | None = None, room: int = 32 * 1024**2) -> Written:
-    """Write the page of `run` to `path`, with at most `room` bytes of clips.
+    """Writes the page of `run` to `path`, with at most `room` bytes of clips.
 
-    A report that is already there is replaced, any other file is not.
+    An existing report is replaced; any other existing file is not.
 
     Raises:
         InputError: a package of the page is not installed, or the file cannot be written.
@@ -72,7 +72,7 @@ def write_report(run: Run, path: Path, against: Run | None = None, room: int = 3
 
 
 def render(run: Run, changes: Changes | None, viewers: Viewers, home: Path) -> str:
-    """The page as text; `home` is the folder that its links start from."""
+    """Returns the page as text; links are relative to the folder `home`."""
     jinja2 = _package("jinja2")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_part), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -112,7 +112,7 @@ def render(run: Run, changes: Changes | None, viewers: Viewers, home: Path) -> s
 
 
 def _rows(run: Run, changes: Changes | None, viewers: Viewers) -> list[dict[str, Any]]:
-    """What the table and the charts need of every instance."""
+    """Returns what the table and the charts need to know about every instance."""
     shown = dict.fromkeys(viewers.packed, 1) | dict.fromkeys(viewers.too_many, 2)
     rows = []
     for i, each in enumerate(run.instances):
@@ -152,7 +152,7 @@ def _listed(changes: Changes | None, pace: str) -> list[tuple[int, Pair]]:
 
 
 def _detail(instance: ShownInstance, folder: Path, home: Path) -> dict[str, Any]:
-    """What the page shows of the instance that was opened."""
+    """Returns what the page shows when an instance is opened."""
     files = {**instance.evidence, "record": folder / str(instance.details["file"])}
     links = {kind: quote(Path(os.path.relpath(path, home)).as_posix()) for kind, path in files.items()}
     plain: dict[str, Any] = _plain({"question": instance.question, **instance.details, "links": links})
@@ -160,7 +160,7 @@ def _detail(instance: ShownInstance, folder: Path, home: Path) -> dict[str, Any]
 
 
 def _unexpected(instance: ShownInstance) -> bool:
-    """The specification says otherwise: the opposite verdict of the expected one."""
+    """Is the verdict the opposite of the one that the specification expects?"""
     expected = instance.details.get("expected")
     return instance.decided and expected in ("verified", "falsified") and expected != instance.word
 
@@ -170,13 +170,13 @@ def _name(run: Run) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that stays inside its script element."""
+    """Returns JSON that cannot end its script element."""
     text = json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _plain(value: Any) -> Any:
-    """`value` with null for numbers that JSON cannot say."""
+    """Returns `value` with null for numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -215,7 +215,7 @@ def _package(name: str) -> Any:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write the page whole or not at all, in place of an older page only."""
+    """Writes the page completely or not at all, and replaces nothing but an older page."""
     if not path.exists():
         write_new_file(path, content)
         return
@@ -223,7 +223,7 @@ def _write(path: Path, content: bytes) -> None:
         with path.open("rb") as stream:
             ours = f'content="{GENERATOR}"'.encode() in stream.read(1000)
         if not ours:
-            raise InputError(f"{str(path)!r} is already there and is no report; give another file with --out")
+            raise InputError(f"{str(path)!r} is already there and is not a report; give another file with --out")
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{str(path)!r} cannot be written ({reason}); give another file with --out") from error

@@ -1,6 +1,6 @@
-"""The folder of a run as plain data, whether `run_batch.py` or `verify_complete.py` wrote it.
+"""Reader of a run's folder, written by `run_batch.py` or `verify_complete.py`.
 
-A folder may hold broken files among thousands of good ones: they are left out, and named.
+A folder may hold a few broken files among thousands of good ones; those are left out and reported.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from stbp_milp.report.html.instance import ShownInstance, read_instance, stem_of
 
 @dataclass(frozen=True)
 class Run:
-    """What a folder holds.
+    """The contents of a run's folder.
 
     Attributes:
-        instances: in the order of the list, or of their beginning.
-        pending: names of the instances of the list without a result.
-        broken: a sentence for each file that cannot be read.
-        commands: the command lines that made it.
-        made_by: versions and machines, every value that occurs.
+        instances: in the order of the instance list, or of their start.
+        pending: names of listed instances without a result.
+        broken: one sentence per file that cannot be read.
+        commands: the command lines that produced the run.
+        made_by: every value that occurs of versions and machines.
     """
 
     folder: Path
@@ -38,10 +38,10 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in `folder`.
+    """Reads the run in `folder`.
 
     Raises:
-        InputError: no such folder, one that no run wrote to, or no result in it can be read.
+        InputError: there is no such folder, no run wrote to it, or no result in it can be read.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {str(folder)!r}; give the folder that a run wrote its results to")
@@ -73,7 +73,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _listed(database: Path) -> list[tuple[str, str]]:
-    """Key and name of every instance of the list, in its order; nothing where the mirror cannot be read."""
+    """Returns key and name of every listed instance, in order; nothing if the mirror cannot be read."""
     if not database.is_file():
         return []
     try:
@@ -85,7 +85,7 @@ def _listed(database: Path) -> list[tuple[str, str]]:
 
 
 def _runs(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """What the driver wrote down at each of its starts."""
+    """Yields what the driver noted at each of its starts."""
     for path in sorted((folder / "runs").glob("*.json")):
         try:
             entries = from_json(path.read_text(encoding="utf-8"))
