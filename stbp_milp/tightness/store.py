@@ -1,7 +1,7 @@
 """Where measurements are kept: one JSON line each as they come, then the same as CSV and Parquet.
 
 A line is on the disk (fsync) before the next measurement counts as begun; one that a crash tore is ignored. Tables are
-written to a temporary file and renamed: they are made again from the lines each time.
+written to a temporary file and renamed: they are made again from the lines each time. They suffice for the figures.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,29 @@ class Store:
     def write(self, name: str, content: bytes) -> None:
         """A file of the folder made from the lines, in place of the last one, whole or not at all."""
         replace_file(self.folder / name, content)
+
+
+def read_tables(folder: Path) -> list[Measurement]:
+    """The measurements of `folder` from its CSV tables alone.
+
+    Raises:
+        InputError: the tables are missing, or of another kind.
+    """
+    names = {field.name for field in fields(Measurement)}
+    try:
+        rows = [Measurement(**{k: v for k, v in row.items() if k in names}) for row in _csv(folder / f"{TABLE}.csv")]
+        first = {row.instance_key: row for row in reversed(rows)}
+        widths: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+        if (folder / f"{WIDTHS}.csv").exists():
+            for layer in _csv(folder / f"{WIDTHS}.csv"):
+                widths.setdefault((layer["digest"], layer["set"], layer["epsilon"]), []).append(layer)
+        return rows + [replace(first[key], method=LAYERS, widths=tuple(own)) for key, own in widths.items()]
+    except (OSError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{str(folder)!r} has no tables of a study that can be read: {error}") from error
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    return pl.read_csv(path, infer_schema_length=None).to_dicts()
 
 
 def _late(row: Measurement) -> bool:
