@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.network.graph import Network, NetworkBuilder
-from stbp_milp.network.layers import Add, Convolution, Layer, Linear, ReLU, Reshape, Scale, Select
+from stbp_milp.network.layers import Add, Concatenate, Convolution, Layer, Linear, Permute, ReLU, Reshape, Scale, Select
 from stbp_milp.network.model import Model
 from stbp_milp.network.views import Axes
 from stbp_milp.properties import Property, same_class, within_tolerance
@@ -112,6 +112,33 @@ def _select(drawing: _Drawing) -> None:
     drawing.add(Select(axis, torch.from_numpy(index)), name)
 
 
+def _pad(drawing: _Drawing) -> None:
+    """Places of an axis in any order, with zeros between them."""
+    name = drawing.pick()
+    axis = int(drawing.random.integers(0, 4))
+    size = drawing.shape(name)[axis]
+    index = drawing.random.integers(-1, size, int(drawing.random.integers(1, size + 2)))
+    drawing.add(Select(axis, torch.from_numpy(index), padded=True), name)
+
+
+def _permute(drawing: _Drawing) -> None:
+    drawing.add(Permute(tuple(int(axis) for axis in drawing.random.permutation(4))), drawing.pick())
+
+
+def _join(drawing: _Drawing) -> None:
+    """Two nodes that are alike but for one axis, or one node twice."""
+    first = drawing.pick()
+    axis = int(drawing.random.integers(0, 4))
+    own = drawing.shape(first)
+    fitting = [
+        name
+        for name in drawing.nodes
+        if all(a == b or i == axis for i, (a, b) in enumerate(zip(drawing.shape(name), own, strict=True)))
+    ]
+    second = fitting[int(drawing.random.integers(len(fitting)))]
+    drawing.add(Concatenate(axis, (own[axis], drawing.shape(second)[axis])), first, second)
+
+
 def _pool(drawing: _Drawing) -> None:
     """Pairwise maxima of neighbours along an axis."""
     name = drawing.pick()
@@ -134,6 +161,9 @@ _STEPS: tuple[Callable[[_Drawing], None], ...] = (
     _select,
     _pool,
     _scale,
+    _pad,
+    _permute,
+    _join,
 )
 
 

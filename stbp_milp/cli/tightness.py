@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +17,10 @@ from stbp_milp.cli import shared
 from stbp_milp.cli.screen import configure_logging, console
 from stbp_milp.cli.shared import COUNT, FILE, POSITIVE, Exit
 from stbp_milp.errors import InputError
-from stbp_milp.files import only_run_in, prepare_folder
+from stbp_milp.files import only_run_in, prepare_folder, replace_file
 
 if TYPE_CHECKING:  # torch takes seconds, which --help and mistyped options need not wait for
-    from stbp_milp.tightness.measure import MeasurementTask
+    from stbp_milp.tightness.measure import Measurement, MeasurementTask
     from stbp_milp.tightness.questions import Sweep
     from stbp_milp.tightness.store import Store
     from stbp_milp.tightness.study import StudyOptions
@@ -28,7 +30,7 @@ _HELP = """Measure how tight each bounding method is.
 The bounds of all methods are compared with the exact optimum on the instances of a bench, a folder in the layout of
 VNN-COMP. Every measurement runs in a process of its own, within time and memory limits; an error or a timeout is a
 result too. If the study is interrupted, the same command continues it. The results are measurements (.jsonl, .csv,
-.parquet), figures (.png, .pdf) and tables (study.md).
+.parquet), figures (.png) and tables (study.md).
 
 \b
 Methods, from fast to exact:
@@ -49,12 +51,26 @@ Examples:
   {tightness} --bench bench --methods all --out results/tightness
   {tightness} --bench bench --eps-sweep 0.5,0.75,1,1.25 --only '*window*' --out results/window
   {tightness} --bench bench --eps-sweep 0.02,0.04,0.06 --absolute --layers --out results/layers
+  {tightness} --redraw results/layers
 """
 
 _EXIT_CODES = {
     Exit.DONE: "The study is complete.",
     Exit.INTERRUPTED: "The command was interrupted by Ctrl-C or SIGTERM. All measurements are kept.",
 }
+
+
+def _redraw(context: click.Context, _: click.Parameter, folder: Path | None) -> None:
+    """What `--redraw` does in place of a study; `study.md` keeps the command of the study."""
+    if folder is None:
+        return
+    with _needs_studies():
+        from stbp_milp.tightness.store import read_tables
+    rows, page = read_tables(folder), folder / "study.md"
+    command = re.search(r"^Command: `(.*)`$", page.read_text() if page.exists() else "", re.MULTILINE)
+    _write_pages(folder, rows, command[1] if command else shared.command_line())
+    click.echo(f"the figures and study.md in {folder} are drawn again from {len(rows)} measurements")
+    context.exit()
 
 
 @click.command("tightness", cls=shared.Subcommand, help=_HELP, exit_codes=_EXIT_CODES)
@@ -105,6 +121,15 @@ _EXIT_CODES = {
     help="The number of neurons per layer that --layers measures.",
 )
 @shared.seed
+@click.option(
+    "--redraw",
+    type=FILE,
+    metavar="DIR",
+    is_eager=True,
+    expose_value=False,
+    callback=_redraw,
+    help="Only draw the figures and write study.md again, from the .csv files in this folder. Nothing is measured.",
+)
 @shared.usual
 def command(verbose: int, **given: Any) -> None:
     errors = console(stderr=True)
@@ -153,11 +178,17 @@ def methods_of(text: str) -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in wanted)
 
 
-def _run(given: dict[str, Any], errors: Console) -> None:
+@contextmanager
+def _needs_studies() -> Iterator[None]:
     try:
-        from stbp_milp.tightness.store import Store
+        yield
     except ModuleNotFoundError as error:
         raise InputError(f"studies need {error.name}; install it: pip install -e '.[studies]'") from error
+
+
+def _run(given: dict[str, Any], errors: Console) -> None:
+    with _needs_studies():
+        from stbp_milp.tightness.store import Store
     from stbp_milp.inputs import parse_bytes
     from stbp_milp.tightness.questions import read_questions
     from stbp_milp.tightness.study import StudyOptions, tasks
@@ -194,7 +225,6 @@ def _measure(todo: Sequence[MeasurementTask], options: StudyOptions, store: Stor
         TimeRemainingColumn,
     )
 
-    from stbp_milp.tightness.measure import Measurement
     from stbp_milp.tightness.study import run_study
 
     columns = (
@@ -216,12 +246,15 @@ def _measure(todo: Sequence[MeasurementTask], options: StudyOptions, store: Stor
 
 def _write(store: Store) -> None:
     """Tables and figures of what there is; also after an interruption."""
+    if store.rows:
+        store.write_tables()
+        _write_pages(store.folder, store.rows, shared.command_line())
+
+
+def _write_pages(folder: Path, rows: Sequence[Measurement], command: str) -> None:
     from stbp_milp.tightness.figures import figures
     from stbp_milp.tightness.report import page
 
-    if not store.rows:
-        return
-    store.write_tables()
-    store.write("study.md", page(store.rows, shared.command_line()).encode())
-    for name, content in figures(store.rows):
-        store.write(name, content)
+    replace_file(folder / "study.md", page(rows, command).encode())
+    for name, content in figures(rows):
+        replace_file(folder / name, content)

@@ -181,6 +181,14 @@ def _reduce_max(operator: Operator) -> Value:
 # --- affine -----------------------------------------------------------------------------------------------
 
 
+def _cumulative(operator: Operator) -> Value:
+    x = operator.value()
+    if operator.setting("exclusive", 0) or operator.setting("reverse", 0):
+        raise operator.site.unsupported("sums exclusively or backwards; expected exclusive=0 and reverse=0")
+    (axis,) = shaping.node_axes(operator.site, x, [int(operator.constant(1))])
+    return assembly.cumulative(operator.site, x, axis)
+
+
 def _gemm(operator: Operator) -> Value:
     if operator.setting("transA", 0):
         raise operator.site.unsupported("transA=1 exchanges the batch axis; expected transA=0")
@@ -420,6 +428,7 @@ RULES: dict[str, Callable[[Operator], Value | list[Value]]] = {
     "Concat": _concatenate,
     "Conv": _convolution,
     "ConvTranspose": _transposed_convolution,
+    "CumSum": _cumulative,
     "Div": _divide,
     "Dropout": _dropout,
     "Expand": _expand,

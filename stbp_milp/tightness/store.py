@@ -2,6 +2,7 @@
 
 A line is synced to the disk before the next measurement counts as begun; a line that a crash left incomplete is
 ignored. Tables are made from the lines each time, written to a temporary file and renamed.
+The tables suffice for the figures.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,29 @@ class Store:
     def write(self, name: str, content: bytes) -> None:
         """Writes a file of the folder completely or not at all, in place of the last one."""
         replace_file(self.folder / name, content)
+
+
+def read_tables(folder: Path) -> list[Measurement]:
+    """The measurements of `folder` from its CSV tables alone.
+
+    Raises:
+        InputError: the tables are missing, or of another kind.
+    """
+    names = {field.name for field in fields(Measurement)}
+    try:
+        rows = [Measurement(**{k: v for k, v in row.items() if k in names}) for row in _csv(folder / f"{TABLE}.csv")]
+        first = {row.instance_key: row for row in reversed(rows)}
+        widths: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+        if (folder / f"{WIDTHS}.csv").exists():
+            for layer in _csv(folder / f"{WIDTHS}.csv"):
+                widths.setdefault((layer["digest"], layer["set"], layer["epsilon"]), []).append(layer)
+        return rows + [replace(first[key], method=LAYERS, widths=tuple(own)) for key, own in widths.items()]
+    except (OSError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{str(folder)!r} has no tables of a study that can be read: {error}") from error
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    return pl.read_csv(path, infer_schema_length=None).to_dicts()
 
 
 def _late(row: Measurement) -> bool:

@@ -51,6 +51,36 @@ class Centred(nn.Module):
         return F.relu(self.second(x.flatten(1, 2) - 0.5 * x.flatten(1, 2).mean(2, keepdim=True)))
 
 
+class Joined(nn.Module):
+    """Branches side by side as in DenseNet and ShuffleNet: concatenations, slices, a shuffle of channels, padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(CHANNELS, 2, (1, 3, 3), padding=(0, 1, 1)), nn.Conv3d(2, 2, 3)
+        self.third = nn.Conv3d(6, 2, (1, 2, 2), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.first(x), 0.2)
+        z = F.pad(self.second(F.pad(y, (1, 1, 1, 1, 1, 1), mode="replicate")), (0, 0, 1, -1))
+        both = F.channel_shuffle(torch.cat([x, F.hardtanh(z), y[:, :, :, :].flip(4)], 1), 2)
+        return F.relu(self.third(both))
+
+
+class FramesAlone(nn.Module):
+    """An image network on every frame, then the frames side by side: frames in place of the batch, axes moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up = nn.Conv2d(CHANNELS, 3, 3, 2), nn.ConvTranspose2d(3, 2, 2, 2)
+        self.mixed = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.transpose(1, 2).flatten(0, 1)
+        y = F.relu6(self.up(F.relu(self.first(frames))))
+        y = F.interpolate(y, scale_factor=(0.5, 2.0), mode="bilinear")
+        return F.relu(self.mixed(y.unflatten(0, (-1, 4)).permute(0, 2, 3, 4, 1)))
+
+
 def body(name: str) -> nn.Module:
     c, relu = CHANNELS, nn.ReLU
     bodies: dict[str, list[nn.Module]] = {
@@ -83,6 +113,8 @@ def body(name: str) -> nn.Module:
         ],
         "blocks": [Blocks()],
         "centred": [Centred()],
+        "joined": [Joined()],
+        "frames alone": [FramesAlone()],
         "flat norm": [
             nn.Conv3d(c, 2, (2, 3, 3), 2),
             nn.Flatten(),
@@ -103,6 +135,8 @@ NAMES = (
     "average pooling",
     "blocks",
     "centred",
+    "joined",
+    "frames alone",
     "flat norm",
 )
 

@@ -48,10 +48,13 @@ def box_of(members: PerturbationSet) -> VoxelBox:
 
 
 def one_cell(network: Network, members: PerturbationSet) -> Region:
-    """The box of voxels that all the members lie in."""
+    """The box of voxels that all the members lie in, grown until its footprint needs no others."""
     ranges = voxel_ranges(members)
     ends = zip(ranges[..., 0].amin(0).tolist(), ranges[..., 1].amax(0).tolist(), strict=True)
-    return Region(network.input_shape, ((0, network.input_shape[0]), *ends))
+    box = Region(network.input_shape, ((0, network.input_shape[0]), *ends))
+    while (grown := footprint(network, box)[0]) != box:
+        box = grown
+    return box
 
 
 def on_crop(network: Network, members: PerturbationSet) -> tuple[Problem, tuple[Region, ...], CroppedView]:

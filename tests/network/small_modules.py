@@ -69,6 +69,56 @@ def _constants(self: nn.Module, x: Tensor) -> Tensor:
     return torch.sub(3.0 - x * 2 / 5, -x, alpha=0.5).flatten(1) + torch.arange(8.0)
 
 
+def _joined(self: nn.Module, x: Tensor) -> Tensor:
+    a, b = x.split([1, 2], 1)
+    c, d = x.chunk(2, 3)
+    parts = torch.cat([a, b, x[:, -2:], torch.ones(1, 1, 4, 6, dtype=x.dtype).expand(len(x), -1, -1, -1)], 1)
+    stacked = torch.stack([c, d], 2).unbind(2)[1]
+    return torch.cat(
+        [parts.flatten(1), stacked.flatten(1), x.select(2, -1).flatten(1), x[:, :, ::2].roll(1, 3).flatten(1)], 1
+    )
+
+
+def _shaped(self: nn.Module, x: Tensor) -> Tensor:
+    rows = self.rows(x.permute(0, 2, 3, 1)) + torch.arange(3.0, dtype=x.dtype)
+    columns = torch.matmul(torch.arange(8.0, dtype=x.dtype).reshape(2, 4), x)
+    return torch.cat(
+        [rows.flatten(1), columns.flatten(1), x.sum((1, 3)), x.amax(1).flatten(1), x.cumsum(2).mean(3).flatten(1)], 1
+    )
+
+
+def _frames(self: nn.Module, x: Tensor) -> Tensor:
+    n, c, t, h, w = x.shape
+    y = x.transpose(1, 2).reshape(n * t, c, h, w)
+    y = F.max_pool2d(F.relu(self.image(y)), 2)
+    y = self.head(y.mean((2, 3)))
+    return y.view(n, t, -1).mean(1)
+
+
+def _padded(self: nn.Module, x: Tensor) -> Tensor:
+    ways = [F.pad(x, (1, 2, 0, 1), mode=mode) for mode in ("reflect", "replicate", "circular")]
+    ways += [F.pad(x, (1, 0, -1, 2)), F.pad(x, (2, 1), value=0.5)]
+    return torch.cat([way.flatten(1) for way in ways], 1)
+
+
+def _resized(self: nn.Module, x: Tensor) -> Tensor:
+    ways = [
+        F.interpolate(x, scale_factor=2.0),
+        F.interpolate(x, size=(5, 3), mode="bilinear"),
+        F.interpolate(x, size=(7, 9), mode="bilinear", align_corners=True),
+        F.interpolate(x, scale_factor=(1.5, 0.5)),
+    ]
+    return torch.cat([way.flatten(1) for way in ways], 1)
+
+
+def _kinked(self: nn.Module, x: Tensor) -> Tensor:
+    ways = [
+        F.leaky_relu(x, 0.1), self.prelu(x), F.relu6(5 * x), F.hardtanh(x, -0.3, 0.4), F.hardsigmoid(4 * x), x.abs(),
+        x.clamp(min=-0.2), x.clamp(max=0.1), torch.minimum(x, -x), torch.maximum(x, torch.tensor(0.2)),
+    ]  # fmt: skip
+    return torch.cat(ways, 1).flatten(1)
+
+
 def _maximum(self: nn.Module, x: Tensor) -> Tensor:
     return torch.maximum(self.first(x), self.second(x))
 
@@ -136,7 +186,21 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "normalise": (lambda: _flat(Normalise(), nn.Sequential(nn.Identity(), nn.ReLU())), (2, 3, 3)),
     "spread": (lambda: Forward(_spread), (2, 2, 3)),
     "constants": (lambda: Forward(_constants), (2, 4)),
+    "conv_transpose": (
+        lambda: _flat(nn.ConvTranspose2d(2, 4, (3, 2), (2, 1), (1, 0), (1, 0), groups=2, dilation=(1, 2))),
+        (2, 3, 4),
+    ),
+    "conv_transpose3d": (lambda: _flat(nn.ConvTranspose3d(2, 1, 2, 2, bias=False)), (2, 2, 2, 3)),
+    "conv_circular": (lambda: _flat(nn.Conv1d(1, 2, 3, padding=1, padding_mode="circular")), (1, 5)),
+    "adaptive_uneven": (lambda: _flat(nn.AdaptiveAvgPool2d((2, 3)), nn.AdaptiveMaxPool2d((2, 2))), (2, 5, 4)),
+    "joined": (lambda: Forward(_joined), (3, 4, 6)),
+    "shaped": (lambda: Forward(_shaped, rows=nn.Linear(2, 3)), (2, 4, 5)),
+    "frames": (lambda: Forward(_frames, image=nn.Conv2d(2, 3, 3), head=nn.Linear(3, 2)), (2, 3, 6, 5)),
+    "padded": (lambda: Forward(_padded), (2, 3, 4)),
+    "resized": (lambda: Forward(_resized), (2, 4, 6)),
+    "kinked": (lambda: Forward(_kinked, prelu=nn.PReLU(2)), (2, 3, 4)),
     "maximum": (lambda: Forward(_maximum, first=nn.Linear(3, 2), second=nn.Linear(3, 2)), (3,)),
 }
-# What torch's older exporter, or onnxruntime after it, refuses: dilation with padding="same", sizes that are computed.
-NOT_EXPORTED = {"conv_same", "adaptive_avg_divisor", "functional"}
+# What torch's older exporter, or onnxruntime after it, refuses: dilation with padding="same", sizes that are computed;
+# and what it writes down for a batch of two clips, constants and frames in place of the batch.
+NOT_EXPORTED = {"conv_same", "adaptive_avg_divisor", "functional", "adaptive_uneven", "joined", "frames"}

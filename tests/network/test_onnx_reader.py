@@ -61,6 +61,20 @@ def test_network_equals_the_module_exported_by_dynamo(name: str, tmp_path: Path)
     load_model(path)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["joined", "shaped", "frames", "padded", "resized", "kinked", "conv_transpose3d"])
+def test_network_equals_the_module_exported_for_one_clip(name: str, tmp_path: Path) -> None:
+    module, shape = build(name)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(module, (torch.rand(1, *shape),), path, verbose=False, dynamo=True)
+    network = read_onnx(path)
+    clips = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        alone = torch.cat([module(clip.unsqueeze(0)) for clip in clips])
+    torch.testing.assert_close(network(clips.double()).float(), alone, **CLOSE)
+    load_model(path)
+
+
 # --- graphs by hand ---------------------------------------------------------------------------------------
 
 

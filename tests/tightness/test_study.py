@@ -17,8 +17,11 @@ from stbp_milp.files import only_run_in
 from stbp_milp.instances import Specification, write_specification
 from stbp_milp.sets import SetSpecification
 from stbp_milp.st_bench import SHIPPED
-from stbp_milp.tightness.measure import Measurement, row_of
+from stbp_milp.tightness.curves import points
+from stbp_milp.tightness.figures import certified, figures
+from stbp_milp.tightness.measure import LAYERS, Measurement, row_of
 from stbp_milp.tightness.questions import Sweep, read_questions
+from stbp_milp.tightness.report import page
 from stbp_milp.tightness.store import LINES, Store
 from stbp_milp.tightness.study import StudyOptions, run_study, tasks
 from tests.tightness.rows import row
@@ -50,10 +53,37 @@ def test_the_command_measures_once_and_writes_tables_and_figures(
     assert sorted(table["epsilon"].unique()) == [0.01, 0.02]
     assert table["seconds"].min() > 0
     assert table["peak_mib"].min() > table["own_mib"].max()
-    assert {"certified.png", "certified.pdf", "study.md"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"certified.png", "study.md"} <= {path.name for path in tmp_path.iterdir()}
     assert main(arguments) == 0
     assert (tmp_path / LINES).read_text() == lines
     assert "6 measurements" in capsys.readouterr().out
+
+
+def test_a_curve_takes_five_budgets() -> None:
+    def curves(budgets: int) -> int:
+        found = points([row("lp", 0.1, 0.2, epsilon=0.01 * k) for k in range(1, 1 + budgets)])
+        (axis,) = certified(found, "").axes
+        return sum(line.get_label() == "lp" and line.get_linestyle() == "-" for line in axis.get_lines())
+
+    assert [curves(budgets) for budgets in (1, 4, 5)] == [0, 0, 1]
+
+
+def test_figures_are_redrawn_from_the_tables_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layer = {"layer": 1, "method": "lp", "neurons": 8, "mean_width": 0.5, "exact_width": 0.4, "ratio": 1.25}
+    rows = [row("lp", 0.1), row("milp", 0.3, 0.3), row(LAYERS, widths=(layer,))]
+    store = Store(tmp_path)
+    for new in rows:
+        store.add(new)
+    store.write_tables()
+    (tmp_path / "study.md").write_text(page(rows, "the study's command"))
+    (tmp_path / LINES).unlink()
+    assert main(["--redraw", str(tmp_path)]) == 0
+    assert (tmp_path / "study.md").read_text() == page(rows, "the study's command")
+    for name, content in figures(rows):
+        assert (tmp_path / name).read_bytes() == content
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"certified", "gap", "layers", "time"}
+    assert main(["--redraw", str(tmp_path / "nothing")]) == 2
+    assert "nothing" in capsys.readouterr().err
 
 
 def test_two_studies_do_not_share_a_folder(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
