@@ -72,18 +72,15 @@ def private_copy(module: nn.Module) -> nn.Module:
 
 
 def _exported(module: _Whole, name: str, input_shape: Sequence[int]) -> ExportedProgram:
-    """The functional program; operators without a rule are decomposed as far as torch can."""
+    """The program without operators in place; operators without a rule are decomposed as far as torch can."""
     sample = next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
     clip = torch.zeros(1, *input_shape, dtype=sample.dtype if sample.is_floating_point() else torch.float32)
     try:
         with _silently():
-            program = torch.export.export(module, (clip,), strict=False).run_decompositions({})
-            if any((called := _operator(node)) is not None and called not in RULES for node in program.graph.nodes):
-                table: Any = torch.export.default_decompositions()
-                for known in list(table):
-                    if _name(known) in RULES:
-                        table.pop(known)
-                program = program.run_decompositions(table)
+            program = torch.export.export(module, (clip,), strict=False)
+            if any(map(_changes_an_operand, program.graph.nodes)):
+                program = program.run_decompositions({})  # the same without operators in place
+            program = _decomposed(program)
     except StbpError:
         raise
     except Exception as error:  # whatever the user's own code raises when it is exported
@@ -93,6 +90,22 @@ def _exported(module: _Whole, name: str, input_shape: Sequence[int]) -> Exported
             "input; export the module to ONNX and load that instead"
         ) from error
     assert isinstance(program, ExportedProgram)
+    return program
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """Operators without a rule in terms of others, as far as torch can and where that helps.
+
+    Nothing else is touched: what the module computes from its weights alone stays what it predicts with.
+    """
+    if not _unknown(program):
+        return program
+    table: Any = torch.export.default_decompositions()
+    while names := {str(_operator(node)) for node in _unknown(program)}:
+        own = [known for known in list(table) if _name(known) in names]
+        if not own:
+            break
+        program = program.run_decompositions({known: table.pop(known) for known in own})
     return program
 
 
@@ -154,6 +167,10 @@ def _silently() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _changes_an_operand(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
+
+
 def _operator(node: fx.Node) -> str | None:
     """The name of an ATen operator, without its overload; None of what is no call of one, or is never read."""
     if node.op != "call_function" or not node.users or not isinstance(node.target, torch._ops.OpOverload):
@@ -170,9 +187,9 @@ def _name(target: Any) -> str:
 
 def _read(program: ExportedProgram, builder: NetworkBuilder, input_shape: tuple[int, ...]) -> Network:
     results: dict[fx.Node, Any] = _constants(program)
-    (clip,) = (node for node in program.graph.nodes if node.op == "placeholder" and node not in results)
-    results[clip] = Value("input", input_shape)
-    _refuse_unknown(program, clip, builder)
+    results[_clip(program)] = Value("input", input_shape)
+    if unknown := _unknown(program):
+        raise no_rules([_site(builder, node) for node in unknown], SUPPORTED)
     for node in program.graph.nodes:
         if node.op == "call_function" and node.users:
             results[node] = _call(builder, node, results)
@@ -204,19 +221,23 @@ def _constants(program: ExportedProgram) -> dict[fx.Node, Tensor]:
     return found
 
 
-def _refuse_unknown(program: ExportedProgram, clip: fx.Node, builder: NetworkBuilder) -> None:
-    """One sentence with all operators on the clip's way to the output that have no rule."""
-    reached: set[fx.Node] = {clip}
-    unknown: list[Site] = []
+def _clip(program: ExportedProgram) -> fx.Node:
+    """The node that stands for the clip."""
+    (name,) = program.graph_signature.user_inputs
+    (clip,) = (node for node in program.graph.nodes if node.name == name)
+    assert isinstance(clip, fx.Node)
+    return clip
+
+
+def _unknown(program: ExportedProgram) -> list[fx.Node]:
+    """Operators on the clip's way to the output that have no rule."""
+    reached, unknown = {_clip(program)}, []
     for node in program.graph.nodes:
-        if reached.isdisjoint(node.all_input_nodes):
-            continue
-        reached.add(node)
-        name = _operator(node)
-        if name is not None and name not in RULES:
-            unknown.append(_site(builder, node))
-    if unknown:
-        raise no_rules(unknown, SUPPORTED)
+        if not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+            if (name := _operator(node)) is not None and name not in RULES:
+                unknown.append(node)
+    return unknown
 
 
 def _call(builder: NetworkBuilder, node: fx.Node, results: Mapping[fx.Node, Any]) -> Any:

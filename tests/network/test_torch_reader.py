@@ -134,6 +134,7 @@ def test_repeated_module_gets_the_name_of_each_place() -> None:
 
 def test_parametrised_weights_are_those_the_module_computes() -> None:
     """In float32, that is: the same formula in float64 would give other weights than the ones that predict."""
+    torch.manual_seed(0)
     convolution = nn.utils.parametrizations.weight_norm(nn.Conv3d(1, 2, 2))
     network = read_module(nn.Sequential(convolution, nn.Flatten()), (1, 2, 3, 3))
     layer = network.nodes[1].layer
