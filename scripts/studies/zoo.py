@@ -106,7 +106,7 @@ ZOO = (
         "r2plus1d:create_r2plus1d",
         (3, 8, 112, 112),
         model_num_class=10,
-        head_pool_kernel_size=(2, 7, 7),
+        head_pool_kernel_size=(2, 4, 4),
     ),
     _pytorchvideo(
         "x3d_xs", "x3d:create_x3d", (3, 4, 160, 160), model_num_class=10, input_clip_length=4, input_crop_size=160
@@ -152,8 +152,8 @@ ZOO = (
         mlp_dim=96,
         num_heads=4,
     ),
-    _monai("SwinUNETR", (1, 32, 32, 32), in_channels=1, out_channels=2, feature_size=12),
-    _monai("AutoEncoder", **_CHANNELS, **_STEPS),
+    _monai("SwinUNETR", (1, 64, 64, 64), in_channels=1, out_channels=2, feature_size=12),
+    _monai("AutoEncoder", **_CHANNELS, channels=(4, 8), strides=(2, 2)),
     _monai("Classifier", in_shape=(1, 64, 64, 64), classes=2, **_STEPS),
     _monai("Regressor", in_shape=(1, 64, 64, 64), out_shape=(2,), **_STEPS),
     _monai("Discriminator", in_shape=(1, 64, 64, 64), **_STEPS),
@@ -218,7 +218,7 @@ def _tried(entry: Entry, way: str) -> tuple[str, int | None, int | None, str]:
         with TemporaryDirectory() as folder:
             model = load_model(_flat(module) if way == "module" else _export(_flat(module), entry, folder), entry.shape)
     except StbpError as error:
-        return "refused", None, None, str(error)[:600]
+        return "refused", None, None, str(error).split("; replace")[0][:400]
     nodes = model.network.nodes
     relus = sum(int(np.prod(nodes[i].shape)) for i in model.network.relus)
     return "yes", len(nodes), relus, ""
