@@ -99,10 +99,8 @@ def transposed_convolution(site: Site, x: Value, kernel: Kernel, outputs: Sequen
         index = torch.full(((size - 1) * stride + 1,), -1)
         index[::stride] = torch.arange(size)
         x = selected(site, x, axis, index, padded=True)
-    grouped = kernel.weight.reshape(kernel.groups, -1, *kernel.weight.shape[1:]).transpose(
-        1, 2
-    )  # (groups, C_out', C_in', *kernel)
-    weight = grouped.flatten(0, 1).flip(tuple(range(2, axes + 2)))
+    by_group = kernel.weight.reshape(kernel.groups, -1, *kernel.weight.shape[1:])
+    weight = by_group.transpose(1, 2).flatten(0, 1).flip(tuple(range(2, axes + 2)))
     reach = [d * (k - 1) for d, k in zip(kernel.dilation, weight.shape[2:], strict=True)]
     sides = [
         (r - before, r - after + more) for r, (before, after), more in zip(reach, kernel.padding, outputs, strict=True)
@@ -204,11 +202,6 @@ def _scaling(parameters: Sequence[Decimal], epsilon: Decimal) -> tuple[float, fl
 
 
 # --- sums and means ---------------------------------------------------------------------------------------
-
-
-def mean(site: Site, x: Value, axes: Sequence[int], keep: bool) -> Value:
-    """The mean over some axes as the model counts them."""
-    return summed(site, x, axes, keep, mean=True)
 
 
 def summed(site: Site, x: Value, axes: Sequence[int], keep: bool, mean: bool = False) -> Value:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -155,7 +154,7 @@ def _max_pool(operator: Operator) -> Value:
 
 def _global_average_pool(operator: Operator) -> Value:
     x = operator.value()
-    return assembly.mean(operator.site, x, range(2, len(x.whole)), keep=True)
+    return assembly.summed(operator.site, x, range(2, len(x.whole)), keep=True, mean=True)
 
 
 def _global_max_pool(operator: Operator) -> Value:
@@ -174,8 +173,7 @@ def _reduce_max(operator: Operator) -> Value:
     x, axes = operator.value(), operator.integers("axes", 1)
     if not axes:
         raise operator.site.unsupported("a maximum over the batch axis too; expected axes after it")
-    largest = pooling.maximum_over(operator.site, x, shaping.node_axes(operator.site, x, axes))
-    return largest if operator.setting("keepdims", 1) else shaping.squeezed(operator.site, largest, axes)
+    return pooling.maximum_over(operator.site, x, axes, bool(operator.setting("keepdims", 1)))
 
 
 # --- affine -----------------------------------------------------------------------------------------------
@@ -311,10 +309,9 @@ def _slice(operator: Operator) -> Value:
     axes = operator.integers("axes", 3) or list(range(len(starts)))
     steps = operator.integers("steps", 4) or [1] * len(starts)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        size = x.whole[shaping.positive(operator.site, axis, len(x.whole))]
-        places = list(range(size))[slice(start, None if step < 0 and end < -size else end, step)]
-        if places != list(range(size)):
-            x = shaping.taken(operator.site, x, axis, places)
+        size = shaping.length(operator.site, x, axis)
+        places = range(size)[slice(start, None if step < 0 and end < -size else end, step)]
+        x = shaping.taken(operator.site, x, axis, places)
     return x
 
 
@@ -329,25 +326,23 @@ def _gather(operator: Operator) -> Value:
 
 def _split(operator: Operator) -> list[Value]:
     x, axis = operator.value(), operator.setting("axis", 0)
-    size = x.whole[shaping.positive(operator.site, axis, len(x.whole))]
+    size = shaping.length(operator.site, x, axis)
     lengths = operator.integers("split", 1)
     if lengths is None:
         count = operator.setting("num_outputs", operator.outputs)
         each = -(-size // count)
         lengths = [min(each, size - i * each) for i in range(count)]
-    starts = np.cumsum([0, *lengths])
-    return [shaping.taken(operator.site, x, axis, range(a, b)) for a, b in pairwise(starts)]
+    return shaping.parts(operator.site, x, axis, lengths)
 
 
 def _pad(operator: Operator) -> Value:
     x, pads = operator.value(), operator.integers("pads", 1)
     mode, number = operator.text("mode", "constant"), operator.number("value", 2)
-    axes = operator.integers("axes", 3) if "axes" not in operator.attributes else None
     assert pads is not None
     half = len(pads) // 2
-    chosen = axes if axes is not None else list(range(half))
+    axes = operator.integers("axes", 3) or range(half)
     by_axis = {
-        shaping.positive(operator.site, axis, len(x.whole)): (pads[i], pads[half + i]) for i, axis in enumerate(chosen)
+        shaping.positive(operator.site, axis, len(x.whole)): (pads[i], pads[half + i]) for i, axis in enumerate(axes)
     }
     return assembly.padded_whole(operator.site, x, by_axis, mode, number or 0.0)
 

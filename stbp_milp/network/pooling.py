@@ -14,7 +14,7 @@ import torch
 
 from stbp_milp.network.assembly import Kernel, along, convolution, maximum
 from stbp_milp.network.layers import Scale
-from stbp_milp.network.shaping import Site, Value, selected
+from stbp_milp.network.shaping import Site, Value, node_axes, selected, squeezed
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,14 @@ def adaptive_max_pool(site: Site, x: Value, outputs: Sequence[int]) -> Value:
     return x
 
 
-def maximum_over(site: Site, x: Value, axes: Sequence[int]) -> Value:
-    """The maximum over whole axes of the node, which keep length 1."""
-    for axis in axes:
+def maximum_over(site: Site, x: Value, axes: Sequence[int], keep: bool) -> Value:
+    """The maximum over whole axes as the model counts them."""
+    for axis in node_axes(site, x, axes):
         while x.shape[axis] > 1:  # by halves: few layers, and every place is read once
             half = -(-x.shape[axis] // 2)
             places = [range(half), [*range(half, x.shape[axis]), *range(2 * half - x.shape[axis])]]
             x = maximum(site, [selected(site, x, axis, place) for place in places])
-    return x
+    return x if keep else squeezed(site, x, axes)
 
 
 def _even(size: int, count: int) -> WindowAxis | None:

@@ -108,6 +108,11 @@ def node_axes(site: Site, x: Value, axes: Sequence[int]) -> list[int]:
     return chosen
 
 
+def length(site: Site, x: Value, axis: int) -> int:
+    """The length of an axis as the model counts it."""
+    return x.whole[positive(site, axis, len(x.whole))]
+
+
 def positive(site: Site, axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
         raise site.invalid(f"axis {axis} of an operand with {rank} axes (the batch axis included)")
@@ -212,7 +217,12 @@ def selected(site: Site, x: Value, axis: int, index: Sequence[int] | Tensor, pad
 
 
 def taken(site: Site, x: Value, axis: int, index: Sequence[int] | int) -> Value:
-    """Some places of an axis as the model counts it, negative ones from its end; of one number, the axis is dropped."""
+    """Some places of an axis as the model counts it, negative ones from its end; of one number, the axis is dropped.
+
+    All places in order are the value itself, along the batch axis too.
+    """
+    if not isinstance(index, int) and list(index) == list(range(length(site, x, axis))):
+        return x
     (own,) = node_axes(site, x, [axis])
     places = [index] if isinstance(index, int) else list(index)
     size = x.shape[own]
@@ -222,6 +232,17 @@ def taken(site: Site, x: Value, axis: int, index: Sequence[int] | int) -> Value:
     if not isinstance(index, int):
         return part
     return reshaped_whole(site, part, [n for i, n in enumerate(part.whole) if i != own + x.offset])
+
+
+def parts(site: Site, x: Value, axis: int, lengths: Sequence[int]) -> list[Value]:
+    """The value cut into parts of these lengths along an axis as the model counts it."""
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    return [taken(site, x, axis, range(start, start + n)) for start, n in zip(starts, lengths, strict=True)]
+
+
+def whole_of(own: Value | Tensor) -> tuple[int, ...]:
+    """The shape of the model's tensor, of a value or a constant."""
+    return own.whole if isinstance(own, Value) else tuple(own.shape)
 
 
 def concatenated(site: Site, operands: Sequence[Value], axis: int) -> Value:
@@ -268,7 +289,7 @@ def repeated(site: Site, x: Value, shape: tuple[int, ...]) -> Value:
 
 def broadcast(site: Site, operands: Sequence[Value | Tensor]) -> list[Value | Tensor]:
     """Operands of one shape, as an elementwise operator sees them; constants without their batch axis, in float64."""
-    wholes = [own.whole if isinstance(own, Value) else tuple(own.shape) for own in operands]
+    wholes = [whole_of(own) for own in operands]
     try:
         whole = np.broadcast_shapes(*wholes)
     except ValueError as error:

@@ -268,21 +268,14 @@ def _folded(site: Site, target: Any, args: Any, kwargs: Any) -> Any:
     return target(*args, **kwargs)
 
 
-def _path(node: fx.Node) -> str:
-    """Of a module of torch's own: its path in the user's module."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    if len(stack) < 2 or not str(stack[-1][1]).startswith("torch.nn.modules"):
-        return ""
-    return str(stack[-1][0]).removeprefix("model").removeprefix(".")
-
-
 def _site(builder: NetworkBuilder, node: fx.Node) -> Site:
     """The operator as the user knows it: the module of torch's own that it belongs to, or the operator itself."""
-    path = _path(node)
-    if not path:
-        return Site(builder, node.name, _operator(node) or str(getattr(node.target, "__name__", node.target)))
-    kind = str(list(node.meta["nn_module_stack"].values())[-1][1])
-    return Site(builder, path, kind.rsplit(".", 1)[-1])
+    modules = list((node.meta.get("nn_module_stack") or {}).values())  # (path, class), the user's own first
+    if len(modules) > 1 and str(modules[-1][1]).startswith("torch.nn.modules"):
+        path, kind = (str(part) for part in modules[-1])
+        if path := path.removeprefix("model").removeprefix("."):
+            return Site(builder, path, kind.rsplit(".", 1)[-1])
+    return Site(builder, node.name, _operator(node) or str(getattr(node.target, "__name__", node.target)))
 
 
 def _mentions_value(argument: Any) -> bool:

@@ -167,9 +167,7 @@ def _adaptive_max_pool(axes: int, call: Call) -> Result:
 
 
 def _largest(call: Call) -> Value:
-    x, axes = call.value(), call.axes()
-    largest = pooling.maximum_over(call.site, x, shaping.node_axes(call.site, x, axes))
-    return largest if call["keepdim"] else shaping.squeezed(call.site, largest, axes)
+    return pooling.maximum_over(call.site, call.value(), call.axes(), bool(call["keepdim"]))
 
 
 def _largest_and_place(call: Call) -> Result:
@@ -248,23 +246,20 @@ def _stack(call: Call) -> Value:
     operands = _operands(call)
     first = next(own for own in operands if isinstance(own, Value))
     axis = shaping.positive(call.site, call["dim"], len(first.whole) + 1)
-    layered = [
-        shaping.unsqueezed(call.site, own, [axis]) if isinstance(own, Value) else own.unsqueeze(axis)
-        for own in operands
-    ]
-    return assembly.joined(call.site, layered, axis)
+    return assembly.joined(call.site, [_layered(call, own, axis) for own in operands], axis)
 
 
-def _length(call: Call, name: str = "dim") -> int:
-    whole = call.value().whole
-    return whole[shaping.positive(call.site, call[name] or 0, len(whole))]
+def _layered(call: Call, own: Value | Tensor, axis: int) -> Value | Tensor:
+    """With a new axis of length 1."""
+    return shaping.unsqueezed(call.site, own, [axis]) if isinstance(own, Value) else own.unsqueeze(axis)
+
+
+def _length(call: Call) -> int:
+    return shaping.length(call.site, call.value(), call["dim"] or 0)
 
 
 def _taken(call: Call, places: Sequence[int] | int) -> Value:
-    x, axis = call.value(), call["dim"] or 0
-    if not isinstance(places, int) and list(places) == list(range(_length(call))):
-        return x
-    return shaping.taken(call.site, x, axis, places)
+    return shaping.taken(call.site, call.value(), call["dim"] or 0, places)
 
 
 def _slice(call: Call) -> Value:
@@ -285,8 +280,7 @@ def _index_select(call: Call) -> Value:
 
 
 def _parts(call: Call, lengths: Sequence[int]) -> Result:
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    return [_taken(call, range(start, start + n)) for start, n in zip(starts, lengths, strict=True)]
+    return [*shaping.parts(call.site, call.value(), call["dim"] or 0, lengths)]
 
 
 def _split(call: Call) -> Result:
@@ -308,17 +302,16 @@ def _unbind(call: Call) -> Result:
 
 def _copy(call: Call) -> Value:
     """What an operator in place writes over a whole tensor."""
-    source, like = call.either("src"), call.either("self")
-    whole = like.whole if isinstance(like, Value) else tuple(like.shape)
+    source = call.either("src")
     if isinstance(source, Tensor):
         raise call.site.unsupported("writes a constant over a tensor")
-    return assembly.expanded(call.site, source, whole)
+    return assembly.expanded(call.site, source, shaping.whole_of(call.either("self")))
 
 
-def _scattered(call: Call, places: Sequence[int]) -> Value:
+def _scattered(call: Call, source: Value | Tensor, places: range) -> Value:
     """The operand, with another tensor at some places of an axis."""
-    whole, source = call.either("self"), call.either("src")
-    count = (whole.whole if isinstance(whole, Value) else tuple(whole.shape))[call["dim"]]
+    whole = call.either("self")
+    count = shaping.whole_of(whole)[call["dim"]]
     if list(places) != list(range(places[0], places[-1] + 1)):
         raise call.site.unsupported("writes to places with gaps between them; expected a step of 1")
     outside = ((0, places[0]), (places[-1] + 1, count))
@@ -335,18 +328,14 @@ def _between(call: Call, whole: Value | Tensor, start: int, stop: int) -> list[V
 
 
 def _slice_scatter(call: Call) -> Value:
-    whole = call.either("self")
-    count = (whole.whole if isinstance(whole, Value) else tuple(whole.shape))[call["dim"]]
-    return _scattered(call, range(count)[call["start"] : call["end"] : call["step"]])
+    count = shaping.whole_of(call.either("self"))[call["dim"]]
+    return _scattered(call, call.either("src"), range(count)[call["start"] : call["end"] : call["step"]])
 
 
 def _select_scatter(call: Call) -> Value:
-    source = call.either("src")
     axis = call["dim"]
-    wide = shaping.unsqueezed(call.site, source, [axis]) if isinstance(source, Value) else source.unsqueeze(axis)
-    whole = call.either("self")
-    count = (whole.whole if isinstance(whole, Value) else tuple(whole.shape))[axis]
-    return _scattered(Call(call.site, {**call.arguments, "src": wide}), [call["index"] % count])
+    place = call["index"] % shaping.whole_of(call.either("self"))[axis]
+    return _scattered(call, _layered(call, call.either("src"), axis), range(place, place + 1))
 
 
 def _flip(call: Call) -> Value:
@@ -416,7 +405,7 @@ def _upsample(axes: int, mode: str, call: Call) -> Value:
 
 
 def _mean(call: Call) -> Value:
-    return assembly.mean(call.site, call.value(), call.axes(), bool(call["keepdim"]))
+    return assembly.summed(call.site, call.value(), call.axes(), bool(call["keepdim"]), mean=True)
 
 
 def _sum(call: Call) -> Value:
