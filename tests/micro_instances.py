@@ -36,6 +36,7 @@ from tests import enumeration
 
 KINDS = tuple(text.split(":")[0] for text in enumeration.SETS)
 BODIES = ("plain", "average pooling", "max pooling", "residual", "two convolutions", "normalised", "strided", "dense")
+CURVED = ("swish", "gated", "normed", "attention", "recurrent")  # bodies that are not piecewise linear
 MEMBERS = 50  # sets with more members are not enumerated
 TOLERANCE = 2e-5  # two exact optima agree within this, relative to 1 + |optimum|
 _SECONDS = 60.0
@@ -52,6 +53,44 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.second(torch.relu(self.first(x))) + self.skip(x))
+
+
+class Gated(nn.Module):
+    """A squeeze-and-excitation gate on a block with ReLU, as in X3D."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.gate = nn.Conv3d(channels, 2, (2, 2, 2), stride=(1, 1, 2)), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return x * torch.sigmoid(self.gate(x.mean((2, 3, 4))))[:, :, None, None, None]
+
+
+class Attention(nn.Module):
+    """Frames as tokens, one head, a residual connection around GELU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.keys, self.queries, self.values = nn.LazyLinear(3), *(nn.Linear(3, 3) for _ in range(3))
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(x.transpose(1, 2).flatten(2))
+        weights = torch.softmax(self.queries(x) @ self.keys(x).transpose(1, 2), -1)
+        x = x + weights @ self.values(x)
+        return x + nn.functional.gelu(self.inner(x))
+
+
+class Recurrent(nn.Module):
+    """A GRU over frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames, self.cell = nn.LazyLinear(3), nn.GRU(3, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(self.frames(x.transpose(1, 2).flatten(2)))[0][:, -1]
 
 
 def body(kind: str, channels: int) -> nn.Module:
@@ -79,7 +118,18 @@ def body(kind: str, channels: int) -> nn.Module:
     if kind == "dense":
         convolution = nn.Conv3d(channels, 2, (1, 2, 2), stride=(1, 2, 2))
         return nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.LazyLinear(4), nn.ReLU())
+    if kind in CURVED:
+        return _curved_body(kind, channels)
     raise ValueError(kind)
+
+
+def _curved_body(kind: str, channels: int) -> nn.Module:
+    if kind == "swish":
+        return nn.Sequential(nn.Conv3d(channels, 2, (2, 2, 2)), nn.SiLU(), nn.Conv3d(2, 2, (1, 2, 2)), nn.Hardswish())
+    if kind == "normed":
+        own = nn.Sequential(nn.Conv3d(channels, 2, (2, 2, 2)), nn.InstanceNorm3d(2, eps=0.1, affine=True), nn.ELU(0.7))
+        return nn.Sequential(own, nn.Conv3d(2, 2, (1, 2, 2)), nn.Tanh())
+    return {"gated": Gated(channels), "attention": Attention(), "recurrent": Recurrent()}[kind]
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,13 +61,13 @@ def bounded(
         if quick:
             bounds = preactivations(problem, BoundingOptions("interval"))
             lower[items] = bound_once(Bounded(problem, bounds), Forms(rows, offset)).lower
-            unstable[items] = unstable_count(bounds, problem.parts)
+            unstable[items] = unstable_count(problem.network, bounds, problem.parts)
             open_ = (lower[items] <= 0).any(1).nonzero().flatten()
             problem, items = problem.select(open_), items[open_]
         if len(items):
             bounds = preactivations(problem, BoundingOptions())
             lower[items] = bound_once(Bounded(problem, bounds), Forms(rows, offset)).lower
-            unstable[items] = unstable_count(bounds, problem.parts)
+            unstable[items] = unstable_count(problem.network, bounds, problem.parts)
     return lower, unstable
 
 

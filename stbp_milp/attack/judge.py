@@ -86,4 +86,8 @@ class Judge:
         if margin <= 0:
             self.counterexample = Counterexample(clip, tuple(float(v) for v in outputs), margin, stage)
         else:
-            _LOG.info("a candidate of stage %s with margin 0 in float64 keeps %g in the original model", stage, margin)
+            _LOG.info(
+                "a candidate of stage %s breaks the property in float64, but keeps a margin of %g in the original model",
+                stage,
+                margin,
+            )

@@ -199,6 +199,8 @@ class Ascent:
                 mean = means[relu].lerp_(gradient, 1 - _MEAN)
                 square = squares[relu].mul_(_SQUARE).addcmul_(gradient, gradient, value=1 - _SQUARE)
                 width = (square / (1 - _SQUARE**self.steps)).sqrt_().add_(1e-8)
+                if kind == "slope" and relu in bracket.curved:
+                    mean = mean * bracket.spread(relu)
                 value.addcdiv_(mean, width, value=rate / (1 - _MEAN**self.steps))
         self.values = bracket.project(self.values).map(_leaf)
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from stbp_milp.bounds.ideal import through_planes
-from stbp_milp.bounds.problem import Problem
+from stbp_milp.bounds.lines import Lines
+from stbp_milp.bounds.problem import Problem, Relaxed
 from stbp_milp.bounds.relaxation import Relaxation
-from stbp_milp.network.layers import Concatenate, Linear, Permute, ReLU, Reshape
+from stbp_milp.network.layers import Concatenate, Linear, Nonlinear, Permute, Reshape
 from stbp_milp.network.operations import reads, transpose
 from stbp_milp.sets import InputSet, inner
 
@@ -76,7 +77,7 @@ class NodeForms:
 
 def input_form(
     problem: Problem,
-    relaxations: Mapping[int, Relaxation],
+    relaxations: Mapping[int, Relaxed],
     start: NodeForms,
     multipliers: Mapping[int, Tensor] | None = None,
     record: dict[int, Tensor] | None = None,
@@ -87,7 +88,7 @@ def input_form(
     Args:
         problem: if rounding is counted, it has the sizes of all nodes up to the one where the forms start.
         start: the forms.
-        relaxations: one for every ReLU node before that node.
+        relaxations: one for every nonlinear node before that node.
         multipliers: the signed multipliers `sign * beta` of ReLU nodes with split neurons, `(N, M, *shape)`: the bound
             holds where `sign * z >= 0`.
         record: if given, receives the form on every ReLU's output, for branching scores.
@@ -107,7 +108,7 @@ def input_form(
         own = None if multipliers is None else multipliers.get(position)
         if error is not None:
             error = error + _cost_of_node(problem, position, current, relaxations.get(position), own, position == node)
-        if isinstance(layer, ReLU):
+        if isinstance(layer, Nonlinear):
             if record is not None:
                 record[position] = current.detach()
             back, onto_input, gap = _through(current, relaxations[position], position, own, split, network.input_shape)
@@ -139,7 +140,7 @@ def _cost_of_node(
     problem: Problem,
     position: int,
     form: Tensor,
-    lines: Relaxation | None,
+    lines: Relaxed | None,
     multiplier: Tensor | None,
     first: bool,
 ) -> Tensor | float:
@@ -149,12 +150,15 @@ def _cost_of_node(
     weights = []
     if not first and not isinstance(layer, Reshape | Permute | Concatenate):  # which round nothing
         weights.append(rounding.weight(position))
-    if isinstance(layer, ReLU) and lines is not None and lines.error is not None:
+    if lines is not None and lines.error is not None:
         weights.append(lines.error)
     cost = _cost(form, sum(weights[1:], weights[0])) if weights else 0.0
     if multiplier is None:
         return cost
-    return cost + _cost(multiplier, rounding.of_multiplier(problem.network.operand(position)))
+    weight = rounding.of_multiplier(problem.network.operand(position))
+    if isinstance(lines, Lines):
+        weight = weight + 2 * problem.gamma * (lines.bounds.lower.abs() + lines.bounds.upper.abs())
+    return cost + _cost(multiplier, weight)
 
 
 def _cost(form: Tensor, weight: Tensor) -> Tensor:
@@ -193,13 +197,18 @@ def _accumulate(pending: dict[int, Tensor], operand: int, form: Tensor) -> None:
 
 def _through(
     form: Tensor,
-    lines: Relaxation,
+    lines: Relaxed,
     relu: int,
     multiplier: Tensor | None,
     split: Split | None,
     input_shape: tuple[int, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Returns the form on a ReLU's operand, the form that planes carry to the input, and the constant."""
+    """Returns the form on a node's operand, the form that planes carry to the input, and the constant."""
+    if isinstance(lines, Lines):
+        back, gap = lines.through(form)
+        if multiplier is None:
+            return back, None, gap
+        return back - multiplier, None, gap + lines.held(multiplier)
     exact = onto_input = None
     constant = form.new_zeros(())
     if split is not None:

@@ -11,7 +11,11 @@ from torch import Tensor
 from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
 
 Phases = Mapping[int, Tensor]
-"""Per ReLU node: +1 for neurons split to active, -1 to inactive, 0 for others; `(N, *shape)`, dtype of the bounds."""
+"""Which neurons are split, per nonlinear node; `(N, *shape)`, dtype of the bounds, 0 for neurons that are not.
+
+For ReLUs, +1 stands for active and -1 for inactive. For other layers, 1 says that the bounds of the operand come from
+splits, so they hold only on the subproblem, and multipliers use them.
+"""
 
 
 @dataclass(frozen=True, eq=False)

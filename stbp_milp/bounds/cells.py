@@ -113,12 +113,12 @@ def cell_problem(problem: Problem, members: PerturbationSet, voxels: Region) -> 
 
 
 def cell_neurons(network: Network, voxels: Region) -> dict[int, Tensor]:
-    """Returns, per ReLU, the flat indices `(n,)` of the crop's neurons in the whole network."""
+    """Returns, per nonlinear node, the flat indices `(n,)` of the crop's neurons in the whole network."""
     regions = footprint(network, voxels)
-    shapes = {relu: network.nodes[relu].shape for relu in network.relus}
+    shapes = {i: network.nodes[network.operand(i)].shape for i in network.nonlinear}
     return {
-        relu: regions[relu].of(torch.arange(math.prod(shape)).view(1, *shape)).flatten()
-        for relu, shape in shapes.items()
+        i: regions[network.operand(i)].of(torch.arange(math.prod(shape)).view(1, *shape)).flatten()
+        for i, shape in shapes.items()
     }
 
 

@@ -28,14 +28,16 @@ from stbp_milp.network.layers import (
     Linear,
     Maximum,
     Permute,
+    Product,
     ReLU,
     Reshape,
     Scale,
     Select,
+    Smooth,
 )
 from stbp_milp.network.operations import products
 
-Elementwise = Scale | Add | ReLU | Maximum
+Elementwise = Scale | Add | ReLU | Smooth | Maximum
 """The layers in which every element reads the same element of every operand."""
 
 Range = tuple[int, int]
@@ -109,7 +111,7 @@ def footprint(network: Network, voxels: Region) -> tuple[Region, ...]:
                 wanted = _wanted(nodes[position].layer, regions[position], regions[i], nodes[i].shape)
                 regions[i] = regions[i].union(wanted, nodes[i].shape)
         for position, node in enumerate(nodes):
-            if isinstance(node.layer, Elementwise | Reshape | Permute | Concatenate):
+            if isinstance(node.layer, Elementwise | Product | Reshape | Permute | Concatenate):
                 own = [_reached(node.layer, regions[i], nodes[i].shape, node.shape) for i in node.inputs]
                 regions[position] = _joined([regions[position], *own], node.shape)
         if regions == before:
@@ -158,6 +160,7 @@ def _reached(layer: object, region: Region, operand_shape: tuple[int, ...], shap
 @_reached.register(Scale)
 @_reached.register(Add)
 @_reached.register(ReLU)
+@_reached.register(Smooth)
 @_reached.register(Maximum)
 def _(layer: Elementwise, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
     return region
@@ -209,6 +212,18 @@ def _(layer: Concatenate, region: Region, operand_shape: tuple[int, ...], shape:
     return _along(layer, region, operand_shape, shape)
 
 
+@_reached.register
+def _(layer: Product, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
+    return _other_channels(region, operand_shape, shape)
+
+
+def _other_channels(region: Region, own: tuple[int, ...], other: tuple[int, ...]) -> Region:
+    """The same places in a node with another number of channels."""
+    if region.view != own:
+        return Region.whole(other)
+    return Region(other, ((0, other[0]), *region.ranges[1:]))
+
+
 def _along(layer: Concatenate, region: Region, own: tuple[int, ...], other: tuple[int, ...]) -> Region:
     """A region of one side of a concatenation on the other side: whole along the axis, the same along all others."""
     if region.view != own:
@@ -239,6 +254,7 @@ def _wanted(layer: object, own: Region, operand: Region, operand_shape: tuple[in
 @_wanted.register(Scale)
 @_wanted.register(Add)
 @_wanted.register(ReLU)
+@_wanted.register(Smooth)
 @_wanted.register(Maximum)
 def _(layer: Elementwise, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
     return own
@@ -280,6 +296,13 @@ def _(layer: Concatenate, own: Region, operand: Region, operand_shape: tuple[int
     return _along(layer, own, own.view, operand_shape)
 
 
+@_wanted.register
+def _(layer: Product, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
+    if operand.view != operand_shape:
+        return Region.whole(operand_shape)
+    return _other_channels(own, (operand_shape[0] // 2, *operand_shape[1:]), operand_shape)
+
+
 # --- layers on regions ----------------------------------------------------------------------------------------
 
 
@@ -292,6 +315,8 @@ def _restricted(layer: object, own: Region, operands: Sequence[Region], shape: t
 @_restricted.register(Input)
 @_restricted.register(Add)
 @_restricted.register(ReLU)
+@_restricted.register(Smooth)
+@_restricted.register(Product)
 @_restricted.register(Maximum)
 @_restricted.register(Permute)
 @_restricted.register(Concatenate)

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from stbp_milp.bounds.bounded import Bounded
 from stbp_milp.bounds.ideal import Planes, PlaneTerms, chord_shares
-from stbp_milp.bounds.interval import slope_range
-from stbp_milp.bounds.problem import Preactivations, Problem
-from stbp_milp.bounds.relaxation import Relaxation, adaptive_slope
+from stbp_milp.bounds.lines import is_curved, parameters, ranges, undecided
+from stbp_milp.bounds.problem import Preactivations, Problem, Relaxed
+from stbp_milp.bounds.relaxation import Relaxation
 
 
 @dataclass(frozen=True, eq=False)
 class Duals:
-    """The dual variables of a bound, per ReLU node.
+    """The dual variables of a bound, per nonlinear node.
 
     Attributes:
-        slopes: lower slopes, `(N, M, *shape)` in [0, 1].
-        multipliers: multipliers of split neurons, `(N, M, *shape)`, >= 0.
+        slopes: lower slopes of ReLUs, `(N, M, *shape)` in [0, 1]; parameters of other layers (`bounds.lines`).
+        multipliers: multipliers of split neurons, `(N, M, *shape)`, >= 0 for ReLUs.
         shares: shares of the terms of neurons with an ideal relaxation, `(N, M, U, K)` in [0, 1].
     """
 
@@ -56,30 +56,39 @@ class Duals:
 
 @dataclass(frozen=True, eq=False)
 class Bracket:
-    """The relaxations of a problem's ReLUs without their duals, for ReLUs whose bounds are given.
+    """The relaxations of a problem's nonlinear nodes without their duals, for nodes whose bounds are given.
 
     Attributes:
-        lines: the relaxations with adaptive lower slopes.
-        ranges: the ranges of the slopes, two `(N, 1, *shape)`.
+        problem, bounds: what is relaxed.
+        lines: the relaxations of ReLUs, with adaptive lower slopes.
+        ranges: the ranges of the slopes, two tensors that broadcast to them.
         terms: the terms of the planes.
+        curved: the nodes with parameters instead of one slope.
     """
 
+    problem: Problem
+    bounds: Preactivations
     lines: dict[int, Relaxation]
     ranges: dict[int, tuple[Tensor, Tensor]]
     terms: dict[int, PlaneTerms]
+    curved: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, problem: Problem, bounds: Preactivations) -> Bracket:
-        clean = {relu: problem.clean[problem.network.nodes[relu].inputs[0]] for relu in bounds}
-        ranges = {relu: slope_range(own) for relu, own in bounds.items()}
+        nodes = problem.network.nodes
+        curved = tuple(i for i in bounds if is_curved(nodes[i].layer))
+        relaxed = ((i, problem.relaxation(i, own)) for i, own in bounds.items() if i not in curved)
         return cls(
-            {relu: problem.relaxation(relu, own) for relu, own in bounds.items()},
-            {relu: (least.unsqueeze(1), most.unsqueeze(1)) for relu, (least, most) in ranges.items()},
+            problem,
+            bounds,
+            {i: lines for i, lines in relaxed if isinstance(lines, Relaxation)},
+            {i: ranges(nodes[i].layer, own) for i, own in bounds.items()},
             {
-                relu: PlaneTerms.of(ideal, bounds[relu], clean[relu])
+                relu: PlaneTerms.of(ideal, bounds[relu], problem.clean[problem.network.operand(relu)])
                 for relu, ideal in problem.ideal.items()
                 if relu in bounds  # a first layer on another branch may come later
             },
+            curved,
         )
 
     @property
@@ -87,20 +96,30 @@ class Bracket:
         """The type of the bounds; duals may have another."""
         return next((least.dtype for least, _ in self.ranges.values()), torch.float64)
 
-    def between(self, duals: Duals) -> dict[int, Relaxation]:
+    def between(self, duals: Duals) -> dict[int, Relaxed]:
         """Returns the relaxations with these slopes and shares, which must lie in their ranges."""
         lines = dict(self.lines)
         for relu, slope in duals.slopes.items():
-            lines[relu] = replace(lines[relu], lower_slope=slope)
+            if relu not in self.curved:
+                lines[relu] = replace(lines[relu], lower_slope=slope)
         for relu, shares in duals.shares.items():
             lines[relu] = replace(lines[relu], planes=Planes(self.terms[relu], shares))
-        return lines
+        curved = {i: self.problem.relaxation(i, self.bounds[i], duals.slopes.get(i)) for i in self.curved}
+        return {**lines, **curved}
+
+    def spread(self, node: int) -> Tensor | float:
+        """Returns how far apart the ends of the ranges of a node's slopes are: the unit of steps along them."""
+        least, most = self.ranges[node]
+        return most - least if node in self.curved else 1.0
 
     def project(self, duals: Duals) -> Duals:
         """Projects the duals onto their ranges."""
         return Duals(
             {relu: slope.to(self.dtype).clamp(*self.ranges[relu]) for relu, slope in duals.slopes.items()},
-            {relu: multiplier.to(self.dtype).clamp(min=0) for relu, multiplier in duals.multipliers.items()},
+            {
+                relu: multiplier.to(self.dtype) if relu in self.curved else multiplier.to(self.dtype).clamp(min=0)
+                for relu, multiplier in duals.multipliers.items()
+            },
             {relu: self.terms[relu].project(shares.to(self.dtype)) for relu, shares in duals.shares.items()},
         )
 
@@ -108,11 +127,16 @@ class Bracket:
 def starting_duals(bounded: Bounded, m: int, start: Duals) -> Duals:
     """Returns initial values of all duals of an ascent with `m` forms per item, taken from `start` if it has them."""
     problem, bounds = bounded.problem, bounded.bounds
-    n = problem.parts
+    n, nodes = problem.parts, problem.network.nodes
+
+    def first(node: int) -> Tensor:
+        own = parameters(nodes[node].layer, bounds[node])
+        return own.expand(n, m, *own.shape[2:])
+
     slopes = {
-        relu: start.slopes.get(relu, adaptive_slope(b).unsqueeze(1).expand(n, m, *b.lower.shape[1:]))
-        for relu, b in bounds.items()
-        if bool(b.undecided.any())
+        node: start.slopes[node] if node in start.slopes else first(node)
+        for node, b in bounds.items()
+        if bool(undecided(nodes[node].layer, b).any())
     }
     multipliers = {
         relu: start.multipliers.get(relu, sign.new_zeros(n, m, *sign.shape[1:]))

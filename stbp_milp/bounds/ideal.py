@@ -71,8 +71,8 @@ def ideal_neurons(network: Network, box: VoxelBox, bounds: Mapping[int, Interval
     """Returns the unstable neurons of every ReLU that reads an affine function of the input (unstable in some item)."""
     depth = network.affine_depth()
     found = {}
-    for relu, interval in bounds.items():
-        operand = network.nodes[relu].inputs[0]
+    for relu in network.relus:
+        interval, operand = bounds[relu], network.operand(relu)
         neurons = interval.undecided.flatten(1).any(0).nonzero().flatten()
         if not depth[operand] or not len(neurons):
             continue

@@ -17,7 +17,19 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from stbp_milp.network.layers import Concatenate, Linear, Maximum, Permute, ReLU, Reshape, Select
+from stbp_milp.bounds import smooth
+from stbp_milp.network.layers import (
+    Concatenate,
+    Linear,
+    Maximum,
+    Permute,
+    Product,
+    ReLU,
+    Reshape,
+    Select,
+    Smooth,
+    halves,
+)
 from stbp_milp.network.operations import apply, linear, reads
 
 
@@ -121,6 +133,60 @@ def _(layer: ReLU, operands: Sequence[Interval], clean: Sequence[Clean], gamma: 
     lower = torch.where(active, moved.lower, change(moved.lower, moved.lower < 0, -1.0))
     upper = torch.where(active, moved.upper, change(moved.upper, moved.upper > 0, 1.0))
     return Interval(lower, upper)
+
+
+@interval.register
+def _(layer: Smooth, operands: Sequence[Interval], clean: Sequence[Clean], gamma: float) -> Interval:
+    """Bounds the change of the value, and by the mean value theorem: the change of the operand times a slope."""
+    (moved,), (at,) = operands, clean
+    values = at.values(moved)
+    here = at.value - at.error, at.value + at.error
+    least, most = smooth.value_range(layer.function, values.lower, values.upper)
+    clean_least, clean_most = smooth.value_range(layer.function, *here)
+    unit = 4 * torch.finfo(least.dtype).eps
+    change = Interval(least - clean_most, most - clean_least)
+    change = change.widened(unit * (least.abs() + most.abs() + clean_most.abs() + clean_least.abs()))
+    lower, upper = torch.minimum(values.lower, here[0]), torch.maximum(values.upper, here[1])
+    slopes = Interval(*smooth.slope_range(layer.function, lower, upper))
+    return _orderly(change).meet(_orderly(_times(slopes, moved)))
+
+
+@interval.register
+def _(layer: Product, operands: Sequence[Interval], clean: Sequence[Clean], gamma: float) -> Interval:
+    """`(x + d) (y + e) - x y = d (y + e) + x e`, or `(x + d) e + d y`."""
+    (moved,), (at,) = operands, clean
+    (d_low, e_low), (d_high, e_high) = halves(moved.lower, 1), halves(moved.upper, 1)
+    d, e = Interval(d_low, d_high), Interval(e_low, e_high)
+    values = at.values(moved)
+    (x_low, y_low), (x_high, y_high) = halves(values.lower, 1), halves(values.upper, 1)
+    (x, y), (x_error, y_error) = halves(at.value, 1), halves(at.error.expand_as(at.value), 1)
+    clean_x, clean_y = Interval(x - x_error, x + x_error), Interval(y - y_error, y + y_error)
+    one = _plus(_times(d, Interval(y_low, y_high)), _times(clean_x, e))
+    other = _plus(_times(Interval(x_low, x_high), e), _times(d, clean_y))
+    return _orderly(one).meet(_orderly(other))
+
+
+def _times(x: Interval, y: Interval) -> Interval:
+    """Returns the products of two intervals, rounded outwards; exactly 0 where one of them is 0."""
+    nothing = ((x.lower == 0) & (x.upper == 0)) | ((y.lower == 0) & (y.upper == 0))
+    ends = torch.stack([a * b for a in (x.lower, x.upper) for b in (y.lower, y.upper)])
+    unit = 2 * torch.finfo(ends.dtype).eps
+    lower, upper = ends.amin(0), ends.amax(0)  # NaN if one of them is
+    lower, upper = lower - unit * lower.abs(), upper + unit * upper.abs()
+    return Interval(lower.masked_fill(nothing, 0.0), upper.masked_fill(nothing, 0.0))
+
+
+def _plus(x: Interval, y: Interval) -> Interval:
+    lower, upper = x.lower + y.lower, x.upper + y.upper
+    unit = 2 * torch.finfo(lower.dtype).eps
+    return Interval(lower - unit * lower.abs(), upper + unit * upper.abs())
+
+
+def _orderly(x: Interval) -> Interval:
+    """Returns the interval with NaN, of which nothing is known, replaced by infinities."""
+    return Interval(
+        x.lower.nan_to_num(nan=-torch.inf, neginf=-torch.inf), x.upper.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    )
 
 
 @interval.register(Reshape)

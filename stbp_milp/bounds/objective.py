@@ -12,8 +12,7 @@ from torch import Tensor
 from stbp_milp.bounds.backward import FORMS_ALIVE, NodeForms, Split, input_form
 from stbp_milp.bounds.bounded import Bounded, Forms, Phases
 from stbp_milp.bounds.duals import Bracket, Duals
-from stbp_milp.bounds.problem import Problem
-from stbp_milp.bounds.relaxation import Relaxation
+from stbp_milp.bounds.problem import Problem, Relaxed
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +122,7 @@ def _sized(bounded: Bounded) -> Bounded:
     return replace(bounded, problem=problem.sized(bounded.bounds, len(problem.network.nodes) - 1))
 
 
-def _prepared(bounded: Bounded, duals: Duals) -> tuple[dict[int, Relaxation], Duals]:
+def _prepared(bounded: Bounded, duals: Duals) -> tuple[dict[int, Relaxed], Duals]:
     bracket = Bracket.of(bounded.problem, bounded.bounds)
     own = bracket.project(duals)
     return bracket.between(own), own
@@ -137,7 +136,7 @@ def forms_at_once(problem: Problem, memory_bytes: int) -> int:
 
 def one_pass(
     problem: Problem,
-    lines: dict[int, Relaxation],
+    lines: dict[int, Relaxed],
     forms: Forms,
     duals: Duals,
     phases: Phases,

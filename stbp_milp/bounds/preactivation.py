@@ -21,10 +21,10 @@ from stbp_milp.bounds.first_layer import first_layer
 from stbp_milp.bounds.forward import ForwardForms, moved_voxels
 from stbp_milp.bounds.forward import memory as forward_memory
 from stbp_milp.bounds.interval import Interval, interval
-from stbp_milp.bounds.problem import Preactivations, Problem, select_preactivations
-from stbp_milp.bounds.relaxation import Relaxation
+from stbp_milp.bounds.lines import undecided
+from stbp_milp.bounds.problem import Preactivations, Problem, Relaxed, select_preactivations
 from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import Convolution, Linear, ReLU, Reshape, Scale
+from stbp_milp.network.layers import Convolution, Linear, Nonlinear, Reshape, Scale
 from stbp_milp.sets import PerturbationSet, VoxelBox
 
 
@@ -70,13 +70,13 @@ def preactivations(
     layers = _Layers(problem, options, expired)
     moved: dict[int, Interval] = {0: _hull(problem)}  # deviations of nodes that later nodes still read
     for position, node in enumerate(network.nodes[1:], start=1):
-        if isinstance(node.layer, ReLU):
+        if isinstance(node.layer, Nonlinear):
             operand = node.inputs[0]
             before = None if known is None else known[position]
             if before is not None and (position < fresh_from or (same_sets and layers.affine[operand])):
                 own = before
             else:
-                own, moved[operand] = layers.bounded(operand, moved[operand], before)
+                own, moved[operand] = layers.bounded(position, moved[operand], before)
             layers.bounds[position] = own
             moved[operand] = moved[operand].meet(problem.at(operand).deviations(own))
         operands = [moved[i] for i in node.inputs]
@@ -98,18 +98,21 @@ class _Layers:
         self.affine = problem.network.affine_depth()
         self.bounds: dict[int, Interval] = {}
         self._below = problem.network.multiplications()
-        self._relaxations: dict[int, Relaxation] = {}
+        self._relaxations: dict[int, Relaxed] = {}
         self._forward: ForwardForms | None = None
 
     @cached_property
     def _columns(self) -> float:
-        """The number of columns of forward forms; infinite if they do not fit into memory."""
+        """The number of columns of forward forms; infinite if they do not fit into memory, or have no rules."""
+        if not self._problem.network.is_piecewise_linear:
+            return math.inf
         columns = len(moved_voxels(self._problem))
         return columns if forward_memory(self._problem, columns) <= self._options.memory_bytes else math.inf
 
-    def bounded(self, operand: int, moved: Interval, known: Interval | None) -> tuple[Interval, Interval]:
-        """Bounds a pre-activation's values and deviations, given interval bounds of its deviations and known bounds."""
+    def bounded(self, node: int, moved: Interval, known: Interval | None) -> tuple[Interval, Interval]:
+        """Bounds the values and deviations of a nonlinear node's operand, given bounds that are known of both."""
         problem, options = self._problem, self._options
+        layer, operand = problem.network.nodes[node].layer, problem.network.operand(node)
         clean = problem.at(operand)
 
         def values() -> Interval:
@@ -120,17 +123,17 @@ class _Layers:
             closer = _exact(problem, operand, moved, options, self._below[operand])
             moved = moved if closer is None else moved.meet(closer)
         elif options.deep == "backward" and not self._expired():
-            if _most_undecided(values()) > 2 * self._columns:  # bounds all neurons at the cost of a few
+            if _most(undecided(layer, values())) > 2 * self._columns:  # bounds all neurons at the cost of a few
                 self._forward = self._forward or ForwardForms(problem)
                 moved = moved.meet(self._forward.deviations(operand, self.bounds))
-            own = values()
-            if 2 * _most_undecided(own) * self._below[operand] <= options.work:
-                closer = self._backward(operand, own.undecided)
+            wanted = undecided(layer, values())
+            if 2 * _most(wanted) * self._below[operand] <= options.work:
+                closer = self._backward(operand, wanted)
                 moved = moved if closer is None else moved.meet(closer)
         return values(), moved
 
     def _backward(self, operand: int, wanted: Tensor) -> Interval | None:
-        self._problem = self._problem.sized(self.bounds, operand)
+        self._problem = self._problem.sized(self.bounds, max(operand, *self.bounds))  # relaxations need their own too
         for relu in self.bounds.keys() - self._relaxations.keys():
             self._relaxations[relu] = self._problem.relaxation(relu, self.bounds[relu])
         return _backward(self._problem, operand, wanted, self._relaxations, self.bounds, self._options, self._expired)
@@ -186,7 +189,7 @@ def _backward(
     problem: Problem,
     operand: int,
     wanted: Tensor,
-    relaxations: dict[int, Relaxation],
+    relaxations: dict[int, Relaxed],
     earlier: Preactivations,
     options: BoundingOptions,
     expired: Callable[[], bool],
@@ -226,8 +229,8 @@ def _backward(
     return Interval(lower.view(wanted.shape), upper.view(wanted.shape))
 
 
-def _most_undecided(bounds: Interval) -> int:
-    return int(bounds.undecided.flatten(1).sum(1).max())
+def _most(wanted: Tensor) -> int:
+    return int(wanted.flatten(1).sum(1).max())
 
 
 def node_size(network: Network, position: int) -> int:

@@ -11,15 +11,19 @@ from torch import Tensor
 
 from stbp_milp.bounds.ideal import IdealNeurons, ideal_neurons
 from stbp_milp.bounds.interval import Clean, Interval
+from stbp_milp.bounds.lines import Lines, lines, parameters, steepness, undecided
 from stbp_milp.bounds.relaxation import Relaxation, relax
 from stbp_milp.bounds.rounding import PRECISE_WORK, Rounding, rounded, size
 from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import ReLU
-from stbp_milp.network.operations import linear, reads
+from stbp_milp.network.layers import Nonlinear, Product, Smooth
+from stbp_milp.network.operations import apply, linear, reads
 from stbp_milp.sets import InputSet, VoxelBox
 
 Preactivations = Mapping[int, Interval]
-"""Bounds of all pre-activations, by the ReLU's node position; each `(N, *shape)`."""
+"""Bounds of all pre-activations, the operands of nonlinear nodes, by those nodes' positions; each `(N, *shape)`."""
+
+Relaxed = Relaxation | Lines
+"""The linear relaxation of a nonlinear node."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,27 +62,38 @@ class Problem:
 
     @torch.no_grad()
     def sized(self, bounds: Preactivations, upto: int) -> Self:
-        """Adds the sizes of nodes up to `upto`, except above ReLUs without bounds; known sizes are kept."""
+        """Adds the sizes of nodes up to `upto`, except above nonlinear ones without bounds; known sizes are kept."""
         if self.rounding is None or upto in self.rounding.sizes:
             return self
         sizes = dict(self.rounding.sizes)
         for position, node in enumerate(self.network.nodes[: upto + 1]):
-            bounded = position in bounds or not isinstance(node.layer, ReLU)
+            bounded = position in bounds or not isinstance(node.layer, Nonlinear)
             if position in sizes or not bounded or any(i not in sizes for i in node.inputs):
                 continue
-            upper = bounds[position].upper if position in bounds else None
-            sizes[position] = size(self.network, position, self.clean, self.rounding, sizes, self.inputs, upper)
+            own = bounds.get(position)
+            sizes[position] = size(self.network, position, self.clean, self.rounding, sizes, self.inputs, own)
         return replace(self, rounding=replace(self.rounding, sizes=sizes))
 
-    def relaxation(self, relu: int, bounds: Interval) -> Relaxation:
-        """Returns a ReLU's relaxation; if rounding is counted, the sizes up to its operand must be known."""
-        operand = self.network.nodes[relu].inputs[0]
+    def relaxation(self, relu: int, bounds: Interval, own: Tensor | None = None) -> Relaxed:
+        """Returns a node's relaxation; if rounding is counted, the sizes up to the node must be known.
+
+        Args:
+            own: the parameters of a smooth function or a product; good ones by default.
+        """
+        layer, operand = self.network.nodes[relu].layer, self.network.operand(relu)
         clean = self.clean[operand]
-        lines = relax(bounds, clean)
+        if isinstance(layer, Smooth | Product):
+            own = parameters(layer, bounds) if own is None else own
+            curved = lines(layer, bounds, clean, self.clean[relu], own)
+            if self.rounding is None:
+                return curved
+            steep = steepness(layer, bounds)
+            return replace(curved, error=self.rounding.of_lines(layer, (operand, relu), steep, bounds))
+        triangle = relax(bounds, clean)
         if self.rounding is None:
-            return lines
+            return triangle
         planes = self.ideal[relu].neurons if relu in self.ideal else None
-        return replace(lines, error=self.rounding.of_relu(operand, clean, bounds, planes))
+        return replace(triangle, error=self.rounding.of_relu(operand, clean, bounds, planes))
 
     @torch.no_grad()
     def values(self, points: Tensor) -> list[Tensor]:
@@ -88,8 +103,8 @@ class Problem:
         """
         values = [points]
         for node, clean in zip(self.network.nodes[1:], self.clean[1:], strict=True):
-            if isinstance(node.layer, ReLU):
-                values.append(values[node.inputs[0]].clamp(min=0))
+            if isinstance(node.layer, Nonlinear):
+                values.append(apply(node.layer, [values[node.inputs[0]]]))
                 continue
             value = clean
             for i, operand in enumerate(node.inputs):
@@ -145,7 +160,7 @@ def select_preactivations(bounds: Preactivations, index: Tensor) -> dict[int, In
     return {relu: b if alone else b.select(index) for relu, b in bounds.items()}
 
 
-def unstable_count(bounds: Preactivations, parts: int) -> Tensor:
-    """Counts the undecided ReLUs of each of the `parts` items, `(N,)`."""
-    counts = [b.undecided.flatten(1).sum(1) for b in bounds.values()]
+def unstable_count(network: Network, bounds: Preactivations, parts: int) -> Tensor:
+    """Counts the undecided neurons of each of the `parts` items, `(N,)`."""
+    counts = [undecided(network.nodes[i].layer, b).flatten(1).sum(1) for i, b in bounds.items()]
     return torch.stack(counts).sum(0) if counts else torch.zeros(parts, dtype=torch.int64)

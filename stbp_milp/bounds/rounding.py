@@ -36,6 +36,11 @@ each of fewer terms than gamma counts. 4 gamma instead of the 2 to 3 that add up
 input's support function is a sum of gains, each not negative, or a middle and a radius of sides of at most S_0
 (`sets`): the node 0 of the sum.
 
+A smooth function or a product lies between two lines of slopes a, which hold for the true function and all real z in
+[l, u]: their intercepts make up for their own rounding (`bounds.lines`). The gap at `c_k` is not the one at `f_k(c)`,
+by at most `|a| . E_z + E_k`, and products and sums round by `4 gamma (|a| . (2 S_z + |l| + |u|) + 2 S_k)`; the term
+that a multiplier drops, `m (z - l)`, holds l itself, and rounds by no more than `4 gamma |m| . (S_z + |l| + |u|)`.
+
 Intervals and closed forms round relative to the deviations (`bounds.interval`), so what does not move is bounded
 exactly, at every depth; clean values whose errors would spoil every bound are computed in several words
 (`bounds.precise`). Networks derived from others (restricted, folded, cropped) keep the clean values and errors of the
@@ -54,6 +59,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stbp_milp.bounds import smooth
 from stbp_milp.bounds.interval import Interval
 from stbp_milp.bounds.precise import precise_values
 from stbp_milp.network.graph import Network
@@ -64,11 +70,15 @@ from stbp_milp.network.layers import (
     Input,
     Linear,
     Maximum,
+    Nonlinear,
     Permute,
+    Product,
     ReLU,
     Reshape,
     Scale,
     Select,
+    Smooth,
+    halves,
 )
 from stbp_milp.network.operations import apply, linear, reads
 from stbp_milp.sets import InputSet
@@ -118,6 +128,21 @@ class Rounding:
             exact.flatten(1)[:, planes] = False
         return (error + self.weight(operand) + reach).masked_fill_(exact, 0.0)
 
+    def of_lines(self, layer: Nonlinear, nodes: tuple[int, int], steep: Tensor, bounds: Interval) -> Tensor:
+        """Computes the additional error per unit of a form on a smooth function or a product, `(N, *shape)`.
+
+        Args:
+            nodes: the operand and the layer.
+            steep: the largest magnitude of a slope, `(N, *operand_shape)`.
+        """
+        operand, own = nodes
+        reach = bounds.upper.abs().maximum(bounds.lower.abs()).mul_(2 * SAFETY * self.gamma)
+        error = steep * (self.errors[operand] + 2 * self.weight(operand) + reach)
+        if isinstance(layer, Product):
+            x, y = halves(error, 1)
+            error = x + y
+        return error + self.errors[own] + 2 * self.weight(own)
+
     def of_multiplier(self, operand: int) -> Tensor:
         """Computes the error per unit of a split neuron's multiplier, `(N or 1, *shape)`."""
         return self.errors[operand] + self.weight(operand)
@@ -132,7 +157,8 @@ def rounded(network: Network, centre: Tensor, most_work: float = PRECISE_WORK) -
     own = gamma(network, centre.dtype)
     clean, errors = values_with_errors(network, own, {0: (centre, torch.zeros_like(centre))})
     bad = any(_is_bad(*pair) for pair in zip(clean, errors, strict=True))
-    if bad and centre.shape[0] == 1 and centre.dtype == torch.float64:
+    exact = network.is_piecewise_linear  # the words of `bounds.precise` have no smooth functions
+    if bad and exact and centre.shape[0] == 1 and centre.dtype == torch.float64:
         precise = precise_values(network, centre, most_work)
         if precise is not None:
             clean, errors = precise[0], tuple(map(_with_room, precise[0], precise[1]))
@@ -166,8 +192,11 @@ def values_with_errors(
     for position, node in enumerate(network.nodes):
         if position in known:
             value, error = known[position]
-        elif isinstance(node.layer, ReLU):
-            value, error = values[node.inputs[0]].clamp(min=0), _after_relu(values, errors, node.inputs[0])
+        elif isinstance(node.layer, Nonlinear):
+            value = apply(node.layer, [values[node.inputs[0]]])
+            error = _after_relu(values, errors, node.inputs[0])
+            if not isinstance(node.layer, ReLU):
+                error = _after_curve(node.layer, values[node.inputs[0]], errors[node.inputs[0]], value)
         else:
             operands = [values[i] for i in node.inputs]
             value = apply(node.layer, operands)
@@ -188,22 +217,22 @@ def size(
     rounding: Rounding,
     known: Mapping[int, Tensor],
     inputs: InputSet,
-    upper: Tensor | None,
+    bounds: Interval | None,
 ) -> Tensor:
     """Computes the size of one node, `(1, *shape)`.
 
     Args:
         known: the sizes of its operands.
-        upper: for a ReLU, the upper bounds of its operand, `(N, *shape)`.
+        bounds: for a nonlinear node, the bounds of its operand.
     """
     node = network.nodes[position]
     least = (clean[position].abs() + rounding.errors[position]).amax(0, keepdim=True)
     if position == 0:
         lower, greater = inputs.hull()
         own = torch.maximum(lower.abs(), greater.abs()).amax(0, keepdim=True)
-    elif isinstance(node.layer, ReLU):
-        assert upper is not None
-        own = upper.amax(0, keepdim=True).clamp(min=0)
+    elif isinstance(node.layer, Nonlinear):
+        assert bounds is not None
+        own = _largest(node.layer, bounds).amax(0, keepdim=True)
     else:
         own = constant_size(network, position, least)
         for k, i in enumerate(node.inputs):
@@ -253,6 +282,28 @@ def _with_room(value: Tensor, error: Tensor) -> Tensor:
 def _after_relu(values: Sequence[Tensor], errors: Sequence[Tensor], operand: int) -> Tensor:
     """Returns the errors of a ReLU: zero if it is inactive whatever the error of its operand."""
     return errors[operand].masked_fill(values[operand] + errors[operand] <= 0, 0.0)
+
+
+def _after_curve(layer: Nonlinear, operand: Tensor, error: Tensor, value: Tensor) -> Tensor:
+    """Returns the errors of a smooth function or a product: its own, and what its operand's error can change."""
+    if isinstance(layer, Smooth):
+        least, most = smooth.slope_range(layer.function, operand - error, operand + error)
+        own = smooth.accuracy(layer.function, operand, value)
+        return _with_room(value, own + torch.maximum(least.abs(), most.abs()) * error * (1 + 2.0**-20))
+    assert isinstance(layer, Product)
+    (x, y), (x_error, y_error) = halves(operand.abs(), 1), halves(error, 1)
+    return _with_room(value, (x * y_error + y * x_error + x_error * y_error) * (1 + 2.0**-20))
+
+
+def _largest(layer: Nonlinear, bounds: Interval) -> Tensor:
+    """Returns the largest magnitude of a nonlinear node's value, `(N, *shape)`."""
+    if isinstance(layer, ReLU):
+        return bounds.upper.clamp(min=0)
+    if isinstance(layer, Product):
+        x, y = halves(torch.maximum(bounds.lower.abs(), bounds.upper.abs()), 1)
+        return x * y
+    least, most = smooth.value_range(layer.function, bounds.lower, bounds.upper)
+    return torch.maximum(least.abs(), most.abs())
 
 
 def _is_bad(value: Tensor, error: Tensor) -> bool:
@@ -305,6 +356,8 @@ def _(layer: Add) -> int:
 
 
 @terms.register(ReLU)
+@terms.register(Smooth)
+@terms.register(Product)
 @terms.register(Maximum)
-def _(layer: ReLU | Maximum) -> int:
+def _(layer: Nonlinear | Maximum) -> int:
     return 8

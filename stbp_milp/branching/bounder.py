@@ -196,7 +196,11 @@ class Bounder:
         # All that is still needed of a closed piece is which part of the set it covers.
         light = replace(family, problem=self.whole.problem)
         inputs = batch.problem.inputs
-        unstable = unstable_count(batch.bounded.bounds, inputs.parts).tolist() if keep else [0] * inputs.parts
+        unstable = (
+            unstable_count(batch.problem.network, batch.bounded.bounds, inputs.parts).tolist()
+            if keep
+            else [0] * inputs.parts
+        )
         members = inputs.choice.members().tolist() if isinstance(inputs, PerturbationSet) else [1.0] * inputs.parts
         pieces = []
         for i, (lower, clause) in enumerate(zip(batch.lower.tolist(), batch.clause.tolist(), strict=True)):

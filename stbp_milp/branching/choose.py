@@ -15,21 +15,29 @@ from torch import Tensor
 
 from stbp_milp.bounds.bounded import Bounded, Forms
 from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.lines import is_curved, looseness, undecided
 from stbp_milp.bounds.objective import ObjectiveBound, bound_splits
 from stbp_milp.bounds.problem import Preactivations
 from stbp_milp.branching.piece import Batch
+from stbp_milp.network.graph import Network
+from stbp_milp.network.layers import Product
 
 FormOf = Callable[[Tensor], Forms]
 """Returns the form of each item, given its clause, `(N,)`."""
 
 
-def scores(bounds: Preactivations, found: ObjectiveBound) -> dict[int, Tensor]:
+def scores(network: Network, bounds: Preactivations, found: ObjectiveBound) -> dict[int, Tensor]:
     """Computes how much every neuron's relaxation can have cost its item's form, `(N, *shape)`; 0 if decided."""
     result = {}
     for relu, interval in bounds.items():
         if relu not in found.relu_forms:
             continue
-        form = found.relu_forms[relu][:, 0]
+        form, layer = found.relu_forms[relu][:, 0], network.nodes[relu].layer
+        if is_curved(layer):
+            loss = looseness(layer, interval).masked_fill(~undecided(layer, interval), 0.0)
+            size = form.abs()
+            result[relu] = (torch.cat([size, size], 1) if isinstance(layer, Product) else size) * loss
+            continue
         lower, upper = interval.lower, interval.upper
         unstable = interval.undecided
         # The upper line is highest above the ReLU at 0; the lower line is furthest below it at one of the ends.
@@ -50,7 +58,10 @@ def candidates(score: dict[int, Tensor], count: int) -> tuple[Tensor, Tensor, Te
 
 
 def split_phase(batch: Batch, relu: Tensor, neuron: Tensor, sign: float) -> Batch:
-    """Returns the batch with one neuron of every item fixed to active (+1) or inactive (-1)."""
+    """Returns the batch with one neuron of every item on one side of its split.
+
+    A ReLU is active (+1) or inactive (-1); other layers have their operand above or below the middle of its bounds.
+    """
     bounds, phases = dict(batch.bounded.bounds), dict(batch.bounded.phases)
     for position in torch.unique(relu).tolist():
         rows = (relu == position).nonzero().flatten()
@@ -58,11 +69,13 @@ def split_phase(batch: Batch, relu: Tensor, neuron: Tensor, sign: float) -> Batc
         lower, upper = old.lower.flatten(1).clone(), old.upper.flatten(1).clone()
         phase = phases.get(position, torch.zeros_like(old.lower)).flatten(1).clone()
         at = (rows, neuron[rows])
+        curved = is_curved(batch.problem.network.nodes[position].layer)
+        point = (lower[at] + upper[at]) / 2 if curved else torch.zeros_like(lower[at])
         if sign > 0:
-            lower[at] = lower[at].clamp(min=0)
+            lower[at] = torch.maximum(lower[at], point)
         else:
-            upper[at] = upper[at].clamp(max=0)
-        phase[at] = sign
+            upper[at] = torch.minimum(upper[at], point)
+        phase[at] = 1.0 if curved else sign
         bounds[position] = Interval(lower.view_as(old.lower), upper.view_as(old.upper))
         phases[position] = phase.view_as(old.lower)
     return replace(batch, bounded=Bounded(batch.problem, bounds, phases))
@@ -91,7 +104,10 @@ def choose(batch: Batch, found: ObjectiveBound, form_of: FormOf, width: int, at_
         width: number of candidates of the look-ahead; 1 takes the best score.
         at_once: as for `looked_ahead`.
     """
-    score = scores(batch.bounded.bounds, found)
+    network = batch.problem.network
+    score = scores(network, batch.bounded.bounds, found)
+    if not network.is_piecewise_linear:
+        width = 1  # a look-ahead knows the phases of ReLUs only
     if not score:
         nothing = torch.zeros_like(batch.clause)
         return Choice(nothing, nothing, nothing.bool(), found.lower[:, 0])

@@ -17,8 +17,8 @@ from stbp_milp.bounds.bounded import Bounded
 from stbp_milp.bounds.duals import Duals
 from stbp_milp.bounds.ideal import chord_shares
 from stbp_milp.bounds.interval import Interval
+from stbp_milp.bounds.lines import parameters
 from stbp_milp.bounds.problem import Problem
-from stbp_milp.bounds.relaxation import adaptive_slope
 from stbp_milp.branching.views import View, WholeView
 from stbp_milp.sets import InputSet, PerturbationSet, concatenate
 
@@ -68,7 +68,7 @@ class Piece:
         lower: proved lower bound of the clause on the piece.
         method: the stage that found the bound.
         bounds: bounds of all pre-activations, `(1, *shape)`; empty for a piece that will not be expanded.
-        phases: phases of split ReLUs, `(1, *shape)`, for layers that have any.
+        phases: phases of split neurons, `(1, *shape)`, for layers that have any.
         duals: slopes and multipliers from which children start, `(1, 1, *shape)`.
         splits: number of split ReLUs.
         members: number of members of its part.
@@ -149,7 +149,7 @@ def stack(pieces: Sequence[Piece]) -> Batch:
 
     def slope(piece: Piece, relu: int) -> Tensor:
         own = piece.duals.slopes.get(relu)
-        return adaptive_slope(piece.bounds[relu]).unsqueeze(1) if own is None else own
+        return parameters(problem.network.nodes[relu].layer, piece.bounds[relu]) if own is None else own
 
     def multiplier(piece: Piece, relu: int) -> Tensor:
         own = piece.duals.multipliers.get(relu)

@@ -280,7 +280,7 @@ class Roots:
                 for k, piece in enumerate(found):  # clause by clause, and within a clause member by member
                     bounded.setdefault(int(items[at[k % len(at)]]), []).append(piece)
                 kept += sum(piece.memory for piece in found)
-                if kept > bounder.options.open_memory or bounder.over:  # the search will end at once, see there
+                if kept > bounder.options.open_memory or bounder.over:  # the search will end as soon as it begins
                     return True
                 benefit.bounded(len(at), time.monotonic() - began)
                 if not affordable():

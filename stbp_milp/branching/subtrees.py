@@ -32,7 +32,8 @@ def hardest_neurons(bounder: Bounder, pieces: Sequence[Piece], count: int) -> tu
     worst = min(open_, key=lambda piece: piece.lower)
     batch = stack([worst])
     found = bounder.bound(batch)
-    score = scores(batch.bounded.bounds, found)
+    network = batch.problem.network
+    score = {relu: own for relu, own in scores(network, batch.bounded.bounds, found).items() if relu in network.relus}
     if not score:
         return ()
     total = sum(values[0].numel() for values in score.values())

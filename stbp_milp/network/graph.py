@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.errors import InputError
-from stbp_milp.network.layers import Add, Affine, Input, Layer, Maximum, ReLU, Scale
+from stbp_milp.network.layers import Add, Affine, Input, Layer, Maximum, Nonlinear, ReLU, Scale, Smooth
 from stbp_milp.network.operations import apply, products
 
 
@@ -56,8 +56,18 @@ class Network:
         """Positions of the ReLU nodes."""
         return tuple(i for i, node in enumerate(self.nodes) if isinstance(node.layer, ReLU))
 
+    @cached_property
+    def nonlinear(self) -> tuple[int, ...]:
+        """Positions of the nodes that are not affine."""
+        return tuple(i for i, node in enumerate(self.nodes) if isinstance(node.layer, Nonlinear))
+
+    @cached_property
+    def is_piecewise_linear(self) -> bool:
+        """Are all its nonlinear layers ReLUs?"""
+        return self.relus == self.nonlinear
+
     def operand(self, relu: int | None) -> int:
-        """The node that a ReLU reads; of None, the network's output."""
+        """The node that a nonlinear node reads; of None, the network's output."""
         return len(self.nodes) - 1 if relu is None else self.nodes[relu].inputs[0]
 
     def values(self, clips: Tensor) -> list[Tensor]:
@@ -170,6 +180,11 @@ class NetworkBuilder:
         self._graph.add_edges_from((i, name) for i in inputs)
         return name
 
+    def made(self, name: str) -> tuple[Layer, tuple[str, ...]]:
+        """The layer of a node that was added, and the names of its operands."""
+        entry = self._graph.nodes[name]
+        return entry["layer"], tuple(entry["inputs"])
+
     def maximum(self, name: str, first: str, second: str) -> str:
         """Add `max(first, second)` as `second + relu(first - second)`."""
         difference = self.add(f"{name}/difference", Add((1.0, -1.0)), first, second)
@@ -208,7 +223,7 @@ def _check_finite(name: str, layer: Layer) -> None:
                 )
 
 
-_SAME_SHAPE = (Scale, Add, ReLU, Maximum)  # torch would broadcast what the linear rules cannot
+_SAME_SHAPE = (Scale, Add, ReLU, Smooth, Maximum)  # torch would broadcast what the linear rules cannot
 
 
 def _shape_after(name: str, layer: Layer, operands: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -17,6 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from stbp_milp.network.functions import Function
+
 
 @dataclass(frozen=True, eq=False)
 class Input:
@@ -112,7 +114,19 @@ class Add:
 
 @dataclass(frozen=True, eq=False)
 class ReLU:
-    """`max(x, 0)`, elementwise: the only layer that is not affine."""
+    """`max(x, 0)`, elementwise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Smooth:
+    """`f(x)`, elementwise."""
+
+    function: Function
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """`x * y`, elementwise; the only operand holds x and y one after the other along its first axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,4 +141,13 @@ class Maximum:
 Affine = Convolution | Linear | Scale | Reshape | Permute | Select | Concatenate | Add | Maximum
 """The layers with a linear part: affine functions of their operands."""
 
-Layer = Input | Affine | ReLU
+Nonlinear = ReLU | Smooth | Product
+"""The other layers; each has one operand."""
+
+Layer = Input | Affine | Nonlinear
+
+
+def halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Cuts the operand of a product along its first axis, which is this axis of x."""
+    first, second = x.chunk(2, axis)
+    return first, second

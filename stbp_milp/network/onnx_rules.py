@@ -5,6 +5,7 @@ An *operator* is a node of the file with its operands looked up: values of the n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from stbp_milp.network import assembly, pooling, resizing, shaping
+from stbp_milp.network import assembly, curved, pooling, resizing, shaping
 from stbp_milp.network.assembly import Kernel
 from stbp_milp.network.pooling import WindowAxis
 from stbp_milp.network.resizing import Ways
@@ -200,7 +201,7 @@ def _gemm(operator: Operator) -> Value:
 
 def _matmul(operator: Operator) -> Value:
     first, second = operator.either(0), operator.either(1)
-    return assembly.product(operator.site, first, second)
+    return curved.matrix_product(operator.site, first, second)
 
 
 def _batch_norm(operator: Operator) -> Value:
@@ -220,11 +221,11 @@ def _subtract(operator: Operator) -> Value:
 
 
 def _multiply(operator: Operator) -> Value:
-    return assembly.multiplied(operator.site, operator.either(0), operator.either(1))
+    return curved.times(operator.site, operator.either(0), operator.either(1))
 
 
 def _divide(operator: Operator) -> Value:
-    return assembly.divided(operator.site, operator.either(0), operator.either(1))
+    return curved.quotient(operator.site, operator.either(0), operator.either(1))
 
 
 def _negative(operator: Operator) -> Value:
@@ -413,7 +414,94 @@ def _sum(operator: Operator) -> Value:
     return total
 
 
+# --- smooth functions and what is composed of them --------------------------------------------------------
+
+
+def _smooth(function: str, operator: Operator) -> Value:
+    return curved.smooth(operator.site, operator.value(), function)
+
+
+def _gelu(operator: Operator) -> Value:
+    function = "gelu_tanh" if operator.text("approximate", "none") == "tanh" else "gelu"
+    return curved.smooth(operator.site, operator.value(), function)
+
+
+def _elu(operator: Operator) -> Value:
+    return curved.elu(operator.site, operator.value(), float(operator.attributes.get("alpha", 1.0)))
+
+
+def _selu(operator: Operator) -> Value:
+    alpha = float(operator.attributes.get("alpha", 1.67326319217681884765625))
+    return curved.elu(
+        operator.site, operator.value(), alpha, float(operator.attributes.get("gamma", 1.05070102214813232421875))
+    )
+
+
+def _power(operator: Operator) -> Value:
+    exponent = operator.constant(1)
+    if exponent.numel() != 1:
+        raise operator.site.unsupported(f"the exponent has shape {tuple(exponent.shape)}; expected one number")
+    return curved.power(operator.site, operator.value(), float(exponent.reshape(-1)[0]))
+
+
+def _softmax(composed: Callable[[Site, Value, int], Value], operator: Operator) -> Value:
+    x = operator.value()
+    axis = operator.setting("axis", -1 if operator.opset >= 13 else 1)
+    if operator.opset < 13:  # the axis and all behind it are one
+        (first,) = shaping.node_axes(operator.site, x, [axis])
+        flat = shaping.reshaped(operator.site, x, (*x.shape[:first], math.prod(x.shape[first:])))
+        return shaping.reshaped(operator.site, composed(operator.site, flat, first), x.shape)
+    (own,) = shaping.node_axes(operator.site, x, [axis])
+    return composed(operator.site, x, own)
+
+
+def _layer_norm(operator: Operator) -> Value:
+    x = operator.value()
+    (first,) = shaping.node_axes(operator.site, x, [operator.setting("axis", -1)])
+    epsilon = float(operator.attributes.get("epsilon", 1e-5))
+    own = curved.normalised(operator.site, x, range(first, len(x.shape)), epsilon)
+    return curved.scaled(operator.site, own, operator.constant(1), operator.optional_constant(2))
+
+
+def _instance_norm(operator: Operator) -> Value:
+    x, epsilon = operator.value(), float(operator.attributes.get("epsilon", 1e-5))
+    own = curved.group_normalised(operator.site, x, x.shape[0], epsilon)
+    return curved.scaled(operator.site, own, operator.constant(1), operator.constant(2), 0)
+
+
+def _group_norm(operator: Operator) -> Value:
+    x, epsilon = operator.value(), float(operator.attributes.get("epsilon", 1e-5))
+    groups, weight, bias = operator.setting("num_groups", 1), operator.constant(1), operator.constant(2)
+    own = curved.group_normalised(operator.site, x, groups, epsilon)
+    if operator.opset < 21:  # one weight per group
+        weight, bias = (each.repeat_interleave(x.shape[0] // groups) for each in (weight, bias))
+    return curved.scaled(operator.site, own, weight, bias, 0)
+
+
+_FUNCTIONS = {
+    "Erf": "erf",
+    "Exp": "exp",
+    "HardSwish": "hardswish",
+    "Log": "log",
+    "Mish": "mish",
+    "Reciprocal": "reciprocal",
+    "Sigmoid": "sigmoid",
+    "Softplus": "softplus",
+    "Sqrt": "sqrt",
+    "Tanh": "tanh",
+}
+
 RULES: dict[str, Callable[[Operator], Value | list[Value]]] = {
+    **{name: partial(_smooth, function) for name, function in _FUNCTIONS.items()},
+    "Elu": _elu,
+    "Gelu": _gelu,
+    "GroupNormalization": _group_norm,
+    "InstanceNormalization": _instance_norm,
+    "LayerNormalization": _layer_norm,
+    "Pow": _power,
+    "Selu": _selu,
+    "LogSoftmax": partial(_softmax, curved.log_softmax),
+    "Softmax": partial(_softmax, curved.softmax),
     "Abs": _absolute,
     "Add": _add,
     "AveragePool": _average_pool,

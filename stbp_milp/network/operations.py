@@ -1,7 +1,7 @@
 """What a layer computes: forward value, linear part, transpose and sparse matrix. One rule a layer and table.
 
-Every layer but ReLU is affine in its operands, `y = sum_i L_i x_i + b`. Four tables state it, and a fifth what it
-costs:
+Every layer but the `Nonlinear` ones is affine in its operands, `y = sum_i L_i x_i + b`. Four tables state it, and a
+fifth what it costs:
 
 - `apply(layer, operands)` is `y`;
 - `linear(layer, operand, x, absolute=False)` is `L_i x`, or `|L_i| x` for interval arithmetic;
@@ -34,10 +34,13 @@ from stbp_milp.network.layers import (
     Linear,
     Maximum,
     Permute,
+    Product,
     ReLU,
     Reshape,
     Scale,
     Select,
+    Smooth,
+    halves,
 )
 
 PATCH_BYTES = 4 << 20  # bytes of patches that a convolution in float64 writes down at once
@@ -57,6 +60,17 @@ def apply(layer: object, operands: Sequence[Tensor]) -> Tensor:
 @apply.register
 def _(layer: ReLU, operands: Sequence[Tensor]) -> Tensor:
     return operands[0].clamp(min=0)
+
+
+@apply.register
+def _(layer: Smooth, operands: Sequence[Tensor]) -> Tensor:
+    return layer.function.value(operands[0])
+
+
+@apply.register
+def _(layer: Product, operands: Sequence[Tensor]) -> Tensor:
+    x, y = halves(operands[0], 1)
+    return x * y
 
 
 @apply.register
@@ -384,6 +398,8 @@ def _(layer: Linear, shape: tuple[int, ...]) -> int:
 
 @products.register(Input)
 @products.register(ReLU)
+@products.register(Smooth)
+@products.register(Product)
 @products.register(Scale)
 @products.register(Reshape)
 @products.register(Permute)

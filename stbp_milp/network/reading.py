@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stbp_milp.network.graph import Network
-from stbp_milp.network.layers import ReLU
+from stbp_milp.network.layers import Nonlinear, Product, ReLU, halves
 from stbp_milp.network.operations import apply, linear, reads
 
 _LARGE = 2e9  # multiplications: networks beyond are compared in float32, which takes a fraction of the time and memory
@@ -88,9 +88,9 @@ def is_large(network: Network) -> bool:
 
 
 def _size(network: Network, position: int, values: list[Tensor]) -> Tensor:
-    """What the terms of a node add up to in magnitude, `(N, *shape)`; of a ReLU and the input, the value's own."""
+    """What the terms of an affine node add up to in magnitude, `(N, *shape)`; of other nodes, the value's own."""
     node = network.nodes[position]
-    if position == 0 or isinstance(node.layer, ReLU):
+    if position == 0 or isinstance(node.layer, Nonlinear):
         return values[position].abs()
     operands = [values[i] for i in node.inputs]
     size = apply(node.layer, [torch.zeros_like(x) for x in operands]).abs()
@@ -130,8 +130,10 @@ def _forward_errors(network: Network, values: list[Tensor], unit: float) -> list
     errors = [torch.zeros_like(values[0])]
     with torch.no_grad():
         for position, node in enumerate(network.nodes[1:], start=1):
-            if isinstance(node.layer, ReLU):
-                error = errors[node.inputs[0]]
+            if isinstance(node.layer, Nonlinear):
+                error = unit * _size(network, position, values) + _passed_on(
+                    node.layer, values[node.inputs[0]], errors[node.inputs[0]]
+                )
             else:
                 error = unit * _size(network, position, values)
                 for k, i in enumerate(node.inputs):
@@ -139,3 +141,13 @@ def _forward_errors(network: Network, values: list[Tensor], unit: float) -> list
                         error = error + linear(node.layer, k, errors[i], absolute=True)
             errors.append(error)
     return errors
+
+
+def _passed_on(layer: Nonlinear, operand: Tensor, error: Tensor) -> Tensor:
+    """What errors of the operand do to a nonlinear layer's value, to first order; at most all of it for a ReLU."""
+    if isinstance(layer, ReLU):
+        return error
+    if isinstance(layer, Product):
+        (x, y), (x_error, y_error) = halves(operand.abs(), 1), halves(error, 1)
+        return x * y_error + y * x_error
+    return layer.function.derivative(operand).abs() * error

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stbp_milp.network import assembly, pooling, resizing, shaping
+from stbp_milp.network import assembly, curved, pooling, resizing, shaping
 from stbp_milp.network.assembly import Kernel
 from stbp_milp.network.pooling import WindowAxis
 from stbp_milp.network.resizing import Ways
@@ -106,8 +106,8 @@ def _linear(call: Call) -> Value:
 
 
 def _product(call: Call) -> Value:
-    first = call.either("self")
-    return assembly.product(call.site, first, call.either("other" if "other" in call.arguments else "mat2"))
+    second = call.either("other" if "other" in call.arguments else "mat2")
+    return curved.matrix_product(call.site, call.either("self"), second)
 
 
 def _batch_norm(call: Call) -> Value:
@@ -435,19 +435,20 @@ def _alpha(call: Call) -> float:
 
 
 def _addmm(call: Call) -> Value:
-    total = assembly.product(call.site, call.either("mat1"), call.either("mat2"))
+    first, second = ("batch1", "batch2") if "batch1" in call.arguments else ("mat1", "mat2")
+    total = curved.matrix_product(call.site, call.either(first), call.either(second))
     total = assembly.affine(call.site, total, float(call["alpha"]), 0.0)
     return assembly.added(call.site, total, call.either("self"), float(call["beta"]))
 
 
 def _multiply(call: Call) -> Value:
-    return assembly.multiplied(call.site, call.either("self"), call.either("other"))
+    return curved.times(call.site, call.either("self"), call.either("other"))
 
 
 def _divide(call: Call) -> Value:
     if call["rounding_mode"] is not None:
         raise call.site.unsupported("rounds its quotient, which is not continuous")
-    return assembly.divided(call.site, call.either("self"), call.either("other"))
+    return curved.quotient(call.site, call.either("self"), call.either("other"))
 
 
 def _negative(call: Call) -> Value:
@@ -497,6 +498,78 @@ def _extremum(sign: float, call: Call) -> Value:
     return assembly.maximum(call.site, [call.either("self"), call.either("other")], sign)
 
 
+# --- smooth functions and what is composed of them --------------------------------------------------------
+
+
+def _smooth(function: str, call: Call) -> Value:
+    return curved.smooth(call.site, call.value(), function)
+
+
+def _gelu(call: Call) -> Value:
+    return curved.smooth(call.site, call.value(), "gelu_tanh" if call["approximate"] == "tanh" else "gelu")
+
+
+def _elu(call: Call) -> Value:
+    scales = (1.0 if call[name] is None else float(call[name]) for name in ("scale", "input_scale"))
+    return curved.elu(call.site, call.value(), float(call["alpha"]), *scales)
+
+
+def _celu(call: Call) -> Value:
+    alpha = float(call["alpha"])
+    return curved.elu(call.site, call.value(), alpha, 1.0, 1.0 / alpha)
+
+
+def _log_sigmoid(call: Call) -> Value:
+    return assembly.affine(call.site, curved.softplus(call.site, _negative(call), 1.0), -1.0, 0.0)
+
+
+def _selu(call: Call) -> Value:
+    return curved.elu(call.site, call.value(), 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+
+
+def _softplus(call: Call) -> Value:
+    return curved.softplus(call.site, call.value(), float(call["beta"]))
+
+
+def _power(call: Call) -> Value:
+    exponent = call["exponent"]
+    if not isinstance(exponent, int | float):
+        raise call.site.unsupported("the exponent is a tensor; expected a number")
+    return curved.power(call.site, call.value(), float(exponent))
+
+
+def _softmax(call: Call) -> Value:
+    (axis,) = shaping.node_axes(call.site, call.value(), [call["dim"]])
+    return curved.softmax(call.site, call.value(), axis)
+
+
+def _log_softmax(call: Call) -> Value:
+    (axis,) = shaping.node_axes(call.site, call.value(), [call["dim"]])
+    return curved.log_softmax(call.site, call.value(), axis)
+
+
+def _layer_norm(call: Call) -> Value:
+    x = call.value()
+    rank = len(x.shape)
+    own = curved.normalised(call.site, x, range(rank - len(call["normalized_shape"]), rank), call["eps"])
+    return curved.scaled(call.site, own, call.optional_constant("weight"), call.optional_constant("bias"))
+
+
+def _group_norm(call: Call) -> Value:
+    groups = call["num_groups"] or call["group"]
+    own = curved.group_normalised(call.site, call.value(), groups, call["eps"])
+    return curved.scaled(call.site, own, call.optional_constant("weight"), call.optional_constant("bias"), 0)
+
+
+def _instance_norm(call: Call) -> Value:
+    if not call["use_input_stats"]:
+        mean, variance = call.constant("running_mean"), call.constant("running_var")
+        weight, bias = call.optional_constant("weight"), call.optional_constant("bias")
+        return assembly.batch_norm(call.site, call.value(), mean, variance, weight, bias, call["eps"])
+    own = curved.group_normalised(call.site, call.value(), call.value().shape[0], call["eps"])
+    return curved.scaled(call.site, own, call.optional_constant("weight"), call.optional_constant("bias"), 0)
+
+
 def _by_axes(pattern: str, rule: Callable[[int, Call], Result]) -> dict[str, Callable[[Call], Result]]:
     """The rule for 1, 2 and 3 axes."""
     return {pattern.format(axes): partial(rule, axes) for axes in (1, 2, 3)}
@@ -506,8 +579,8 @@ RULES: dict[str, Callable[[Call], Result]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
     "linear": _linear,
-    **dict.fromkeys(("matmul", "mm"), _product),
-    "addmm": _addmm,
+    **dict.fromkeys(("matmul", "mm", "bmm"), _product),
+    **dict.fromkeys(("addmm", "baddbmm"), _addmm),
     "batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": partial(_first_of_three, _batch_norm),
     **_by_axes("avg_pool{}d", _average_pool),
@@ -570,6 +643,26 @@ RULES: dict[str, Callable[[Call], Result]] = {
     "relu6": _relu6,
     "hardsigmoid": _hard_sigmoid,
     "abs": _absolute,
+    **{
+        function: partial(_smooth, function)
+        for function in ("sigmoid", "tanh", "erf", "exp", "log", "sqrt", "rsqrt", "reciprocal", "square")
+    },
+    **{function: partial(_smooth, function) for function in ("silu", "mish", "hardswish")},
+    "gelu": _gelu,
+    "elu": _elu,
+    "selu": _selu,
+    "celu": _celu,
+    "log_sigmoid": _log_sigmoid,
+    "log_sigmoid_forward": lambda call: [_log_sigmoid(call), None],
+    **dict.fromkeys(("log_softmax", "_log_softmax"), _log_softmax),
+    "softplus": _softplus,
+    "pow": _power,
+    **dict.fromkeys(("softmax", "_softmax", "_safe_softmax"), _softmax),
+    "layer_norm": _layer_norm,
+    "native_layer_norm": partial(_first_of_three, _layer_norm),
+    "group_norm": _group_norm,
+    "native_group_norm": partial(_first_of_three, _group_norm),
+    "instance_norm": _instance_norm,
     "maximum": partial(_extremum, 1.0),
     "minimum": partial(_extremum, -1.0),
 }
@@ -577,5 +670,7 @@ RULES: dict[str, Callable[[Call], Result]] = {
 SUPPORTED = (
     "convolutions and transposed convolutions, Linear and products with a constant matrix, BatchNorm, average, maximum "
     "and adaptive pooling, ReLU, LeakyReLU, PReLU, ReLU6, Hardtanh, Hardsigmoid, clamp, abs, maximum and minimum, "
-    "concatenation, slices, padding, upsampling, reshapes and permutations, sums, means, and arithmetic with constants"
+    "concatenation, slices, padding, upsampling, reshapes and permutations, sums, means, arithmetic, matrix "
+    "products, Sigmoid, Tanh, SiLU, GELU, ELU, SELU, Mish, Softplus, "
+    "Hardswish, exp, log, square roots, Softmax, LayerNorm, GroupNorm and InstanceNorm"
 )

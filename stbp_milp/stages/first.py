@@ -35,7 +35,7 @@ def first_pieces(context: Context, state: State) -> None:
 
 def _started(context: Context, state: State, bounder: Bounder, plan: Plan) -> tuple[Expander, list[Piece]]:
     """Begins on matrices if a share of the time and the memory suffice to write them down, otherwise on crops."""
-    if plan.matrices:
+    if plan.matrices and context.query.model.network.is_piecewise_linear:
         limit = context.deadline.within(context.strategy.matrices_share * context.deadline.remaining())
         with suppress(OutOfTimeError, MemoryError):
             maps = normal_form(context.query.model.network, limit.expired)

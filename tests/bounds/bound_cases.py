@@ -13,6 +13,7 @@ from stbp_milp.sets import InputSet, PerturbationSet, SetSpecification, VoxelBox
 from tests import enumeration, micro_instances
 
 BODIES = micro_instances.BODIES
+CURVED = micro_instances.CURVED
 
 
 def case(body: str, text: str, seed: int, epsilon: float = 0.3) -> tuple[Network, PerturbationSet]:
@@ -75,14 +76,14 @@ def members_of(inputs: InputSet, seed: int, count: int = 12) -> Tensor:
 
 
 def operands(problem: Problem, points: Tensor) -> dict[int, Tensor]:
-    """The operand of every ReLU on points `(N, count, *shape)`: `(N, count, *shape of the operand)`."""
+    """The operand of every nonlinear node on points `(N, count, *shape)`: `(N, count, *shape of the operand)`."""
     network = problem.network
-    found: dict[int, list[Tensor]] = {relu: [] for relu in network.relus}
+    found: dict[int, list[Tensor]] = {relu: [] for relu in network.nonlinear}
     for i, own in enumerate(points):
         one = problem.select(torch.tensor([i])).network
         # A network with matrices of its own for each item takes one clip at a time.
         values = [one.values(point.unsqueeze(0)) for point in own]
-        for relu in network.relus:
+        for relu in network.nonlinear:
             found[relu].append(torch.cat([v[network.nodes[relu].inputs[0]] for v in values]))
     return {relu: torch.stack(parts) for relu, parts in found.items()}
 

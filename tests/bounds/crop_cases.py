@@ -81,6 +81,20 @@ class FramesAlone(nn.Module):
         return F.relu(self.mixed(y.unflatten(0, (-1, 4)).permute(0, 2, 3, 4, 1)))
 
 
+class Excited(nn.Module):
+    """Swish, a convolution gated by another, and a gate of the whole clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(CHANNELS, 2, (1, 3, 3), padding=(0, 1, 1)), nn.Conv3d(2, 2, 3)
+        self.local, self.gate = nn.Conv3d(2, 2, 3), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.first(x))
+        x = self.second(x) * torch.sigmoid(self.local(x))
+        return F.relu(x) * torch.sigmoid(self.gate(x.mean((2, 3, 4))))[:, :, None, None, None]
+
+
 def body(name: str) -> nn.Module:
     c, relu = CHANNELS, nn.ReLU
     bodies: dict[str, list[nn.Module]] = {
@@ -115,6 +129,7 @@ def body(name: str) -> nn.Module:
         "centred": [Centred()],
         "joined": [Joined()],
         "frames alone": [FramesAlone()],
+        "excited": [Excited()],
         "flat norm": [
             nn.Conv3d(c, 2, (2, 3, 3), 2),
             nn.Flatten(),
@@ -137,6 +152,7 @@ NAMES = (
     "centred",
     "joined",
     "frames alone",
+    "excited",
     "flat norm",
 )
 

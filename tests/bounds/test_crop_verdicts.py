@@ -86,7 +86,7 @@ def check(pieces: list[Piece], member: PerturbationSet, asked: Query, seed: int)
 
 
 def holds(piece: Piece, clips: Tensor) -> Tensor:
-    """Which clips lie in the piece: in its member, with the signs of its phases."""
+    """Which clips lie in the piece: in its member, with the signs of its phases, or inside the bounds of splits."""
     family, problem = piece.family, piece.family.problem
     assert family.members is not None
     assert isinstance(family.view, CroppedView)
@@ -96,5 +96,9 @@ def holds(piece: Piece, clips: Tensor) -> Tensor:
         values = problem.values(points)
         for relu, phase in piece.phases.items():
             operand = values[problem.network.nodes[relu].inputs[0]]
-            within = within & (phase * operand >= 0).flatten(1).all(1)
+            inside = phase * operand >= 0
+            if relu not in problem.network.relus:
+                own = piece.bounds[relu]
+                inside = (phase == 0) | ((operand >= own.lower) & (operand <= own.upper))
+            within = within & inside.flatten(1).all(1)
     return within

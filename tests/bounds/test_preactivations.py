@@ -193,7 +193,7 @@ def test_phases_hold_on_the_inputs_that_satisfy_them(body: str, text: str, seed:
 def test_bounds_that_cross_leave_no_input() -> None:
     net, box = by_hand()
     bounds = preactivations(Problem.of(net, box), BoundingOptions())
-    assert unstable_count(bounds, 1).tolist() == [1]
+    assert unstable_count(net, bounds, 1).tolist() == [1]
     relu = net.relus[0]
     for lower, upper, expected in (
         (0.5, 0.4, True),

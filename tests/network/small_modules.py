@@ -131,6 +131,21 @@ def _trained_norm(norm: nn.Module) -> nn.Module:
     return norm
 
 
+def _gated(self: nn.Module, x: Tensor) -> Tensor:
+    h = F.silu(self.first(x)) * torch.sigmoid(self.gate(x))
+    return (h / (1.0 + h.square().sum(1, keepdim=True)).sqrt()).exp().reciprocal() - 2.0 / (1.0 + h**2)
+
+
+def _attention(self: nn.Module, x: Tensor) -> Tensor:
+    h = self.norm(x)
+    h = x + self.heads(h, h, h, need_weights=False)[0]
+    return (h + F.gelu(self.inner(h)) * F.gelu(h, approximate="tanh")).flatten(1)
+
+
+def _recurrent(self: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([own(x)[0][:, -1] for own in (self.lstm, self.gru, self.plain)], 1)
+
+
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """The module of this name with seeded weights, in eval mode."""
     torch.manual_seed(0)
@@ -199,8 +214,60 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "padded": (lambda: Forward(_padded), (2, 3, 4)),
     "resized": (lambda: Forward(_resized), (2, 4, 6)),
     "kinked": (lambda: Forward(_kinked, prelu=nn.PReLU(2)), (2, 3, 4)),
+    "gated": (lambda: Forward(_gated, first=nn.Linear(3, 4), gate=nn.Linear(3, 4)), (3,)),
+    "curves": (
+        lambda: _flat(
+            nn.Tanh(),
+            nn.ELU(0.7),
+            nn.SELU(),
+            nn.Softplus(2.0),
+            nn.LogSoftmax(2),
+            nn.CELU(0.6),
+            nn.LogSigmoid(),
+            nn.Mish(),
+            nn.Hardswish(),
+            nn.Sigmoid(),
+            nn.Softmax(1),
+        ),
+        (2, 3, 2),
+    ),
+    "norms": (
+        lambda: _flat(
+            nn.GroupNorm(2, 4), nn.InstanceNorm3d(4, affine=True), nn.LayerNorm((2, 3)), nn.GroupNorm(4, 4), nn.GELU()
+        ),
+        (4, 2, 2, 3),
+    ),
+    "attention": (
+        lambda: Forward(
+            _attention,
+            heads=nn.MultiheadAttention(4, 4, batch_first=True),
+            norm=nn.LayerNorm(4),
+            inner=nn.Linear(4, 4),
+        ),
+        (3, 4),
+    ),
+    "recurrent": (
+        lambda: Forward(
+            _recurrent,
+            lstm=nn.LSTM(3, 2, batch_first=True),
+            gru=nn.GRU(3, 2, batch_first=True),
+            plain=nn.RNN(3, 2, 2, batch_first=True),
+        ),
+        (3, 3),
+    ),
+    "softmax_long": (lambda: nn.Sequential(nn.Linear(3, 1100), nn.Softmax(1), nn.Linear(1100, 2)), (3,)),
     "maximum": (lambda: Forward(_maximum, first=nn.Linear(3, 2), second=nn.Linear(3, 2)), (3,)),
 }
 # What torch's older exporter, or onnxruntime after it, refuses: dilation with padding="same", sizes that are computed;
-# and what it writes down for a batch of two clips, constants and frames in place of the batch.
-NOT_EXPORTED = {"conv_same", "adaptive_avg_divisor", "functional", "adaptive_uneven", "joined", "frames"}
+# and what it writes down for a batch of two clips, constants and frames in place of the batch. It keeps LSTM and GRU
+# whole, which have no rule, and moves the batch axis of an attention.
+NOT_EXPORTED = {
+    "conv_same",
+    "adaptive_avg_divisor",
+    "functional",
+    "adaptive_uneven",
+    "joined",
+    "frames",
+    "attention",
+    "recurrent",
+}

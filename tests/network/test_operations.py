@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import stbp_milp
-from stbp_milp.bounds import crops, precise
+from stbp_milp.bounds import crops, lines, precise
 from stbp_milp.bounds.interval import Clean, Interval, interval
 from stbp_milp.bounds.rounding import constant_size, terms
 from stbp_milp.network import operations
@@ -34,25 +34,37 @@ from stbp_milp.network.layers import (
     Layer,
     Linear,
     Maximum,
+    Nonlinear,
     Permute,
+    Product,
     ReLU,
     Reshape,
     Scale,
     Select,
+    Smooth,
 )
 from stbp_milp.network.operations import apply, linear, matrix, products, reads, transpose
 
-# Every table of rules by layer, with the layers that it must not know: the input computes nothing, and a ReLU has no
-# linear part. A new table belongs here, a new layer into every table.
+# Every table of rules by layer, with the layers that it must not know: the input computes nothing, nonlinear layers
+# have no linear part, only they are relaxed, and only ReLUs have words of their own. A new table belongs here, a new layer
+# into every table.
+NONLINEAR = get_args(Nonlinear)
+STRAIGHT = (Input, *get_args(Affine))
 TABLES: dict[str, tuple[Any, tuple[type, ...]]] = {
     "apply": (apply, (Input,)),
-    "linear": (linear, (Input, ReLU)),
-    "transpose": (transpose, (Input, ReLU)),
-    "matrix": (matrix, (Input, ReLU)),
+    "linear": (linear, (Input, *NONLINEAR)),
+    "transpose": (transpose, (Input, *NONLINEAR)),
+    "matrix": (matrix, (Input, *NONLINEAR)),
     "products": (products, ()),
     "terms": (terms, ()),
-    "precise: length": (precise._length, (Input,)),
-    "precise: step": (precise._step, (Input,)),
+    "precise: length": (precise._length, (Input, Smooth, Product)),
+    "precise: step": (precise._step, (Input, Smooth, Product)),
+    "lines: undecided": (lines.undecided, STRAIGHT),
+    "lines: parameters": (lines.parameters, STRAIGHT),
+    "lines: ranges": (lines.ranges, STRAIGHT),
+    "lines: lines": (lines.lines, (*STRAIGHT, ReLU)),
+    "lines: steepness": (lines.steepness, (*STRAIGHT, ReLU)),
+    "lines: looseness": (lines.looseness, (*STRAIGHT, ReLU)),
     "crops: reached": (crops._reached, (Input,)),
     "crops: wanted": (crops._wanted, (Input,)),
     "crops: restricted": (crops._restricted, ()),
@@ -183,7 +195,7 @@ on_every_affine_layer = pytest.mark.parametrize("kind", AFFINE, ids=lambda kind:
 
 
 def test_every_layer_class_has_a_sample() -> None:
-    assert {*AFFINE, ReLU, Input} == set(get_args(Layer))
+    assert {*AFFINE, *NONLINEAR, Input} == set(get_args(Layer))
     assert set(AFFINE) == set(get_args(Affine))
 
 
