@@ -87,7 +87,7 @@ class Judge:
             self.counterexample = Counterexample(clip, tuple(float(v) for v in outputs), margin, stage)
         else:
             _LOG.info(
-                "a candidate of stage %s breaks the property in float64, but keeps a margin of %g in the original model",
+                "a candidate of stage %s breaks the property in float64, but its margin in the original model is %g",
                 stage,
                 margin,
             )

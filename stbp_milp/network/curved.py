@@ -88,6 +88,11 @@ def elu(site: Site, x: Value, alpha: float, scale: float = 1.0, input_scale: flo
     return added(site, affine(site, relu(site, x), scale, 0.0), affine(site, below, scale * alpha, 0.0), 1.0)
 
 
+def celu(site: Site, x: Value, alpha: float) -> Value:
+    """x above 0 and `alpha (exp(x / alpha) - 1)` below."""
+    return elu(site, x, alpha, 1.0, 1.0 / alpha)
+
+
 def softplus(site: Site, x: Value, beta: float) -> Value:
     return affine(site, smooth(site, affine(site, x, beta, 0.0), "softplus"), 1.0 / beta, 0.0)
 

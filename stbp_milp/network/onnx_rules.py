@@ -430,6 +430,10 @@ def _elu(operator: Operator) -> Value:
     return curved.elu(operator.site, operator.value(), float(operator.attributes.get("alpha", 1.0)))
 
 
+def _celu(operator: Operator) -> Value:
+    return curved.celu(operator.site, operator.value(), float(operator.attributes.get("alpha", 1.0)))
+
+
 def _selu(operator: Operator) -> Value:
     alpha = float(operator.attributes.get("alpha", 1.67326319217681884765625))
     return curved.elu(
@@ -493,6 +497,7 @@ _FUNCTIONS = {
 
 RULES: dict[str, Callable[[Operator], Value | list[Value]]] = {
     **{name: partial(_smooth, function) for name, function in _FUNCTIONS.items()},
+    "Celu": _celu,
     "Elu": _elu,
     "Gelu": _gelu,
     "GroupNormalization": _group_norm,

@@ -515,8 +515,7 @@ def _elu(call: Call) -> Value:
 
 
 def _celu(call: Call) -> Value:
-    alpha = float(call["alpha"])
-    return curved.elu(call.site, call.value(), alpha, 1.0, 1.0 / alpha)
+    return curved.celu(call.site, call.value(), float(call["alpha"]))
 
 
 def _log_sigmoid(call: Call) -> Value:

@@ -46,8 +46,8 @@ from stbp_milp.network.layers import (
 from stbp_milp.network.operations import apply, linear, matrix, products, reads, transpose
 
 # Every table of rules by layer, with the layers that it must not know: the input computes nothing, nonlinear layers
-# have no linear part, only they are relaxed, and only ReLUs have words of their own. A new table belongs here, a new layer
-# into every table.
+# have no linear part, only they are relaxed, and only ReLUs have words of their own. A new table belongs here, a new
+# layer into every table.
 NONLINEAR = get_args(Nonlinear)
 STRAIGHT = (Input, *get_args(Affine))
 TABLES: dict[str, tuple[Any, tuple[type, ...]]] = {
