@@ -1,4 +1,4 @@
-"""The arguments of `verify_clip`: unambiguous values are accepted, all others are refused with an explanation."""
+"""The arguments of `query_about`: unambiguous values are accepted, all others are refused with an explanation."""
 
 from __future__ import annotations
 

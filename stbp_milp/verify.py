@@ -11,14 +11,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from stbp_milp import given
-from stbp_milp.errors import InputError
-from stbp_milp.network.model import load_model_for
-from stbp_milp.network.views import as_clip
-from stbp_milp.properties import property_of
 from stbp_milp.query import Configuration, Query
+from stbp_milp.question import PREDICTION, USUAL_FORMAT, Classification, DataFormat, Regression, query_about
 from stbp_milp.search import Deadline
-from stbp_milp.sets import SetSpecification
 from stbp_milp.stages import (
     OnProgress,
     branch_and_bound,
@@ -73,30 +68,18 @@ def verify_clip(
     clip: Tensor | np.ndarray,
     set: str,
     epsilon: float | str,
-    label: int | str | None = None,
-    top: int = 1,
-    tolerance: float | None = None,
-    domain: tuple[float, float] | None = None,
+    property: Classification | Regression = PREDICTION,
+    data: DataFormat = USUAL_FORMAT,
     configuration: Configuration | None = None,
-    on_progress: OnProgress | None = None,
-    layout: str | None = None,
 ) -> Outcome:
     """Decides whether a classification or a regression is robust for every clip of a set around one clip.
 
-    This is `verify` for the usual properties. The time for loading the model counts towards the time limit.
+    This is `verify` of the query that `query_about` makes. The time for loading the model counts towards the time
+    limit. Call the two yourself to follow the progress of a run.
 
     Args:
-        model: a torch module, or the path of an ONNX file.
-        clip: the clip in the shape that the model takes, or (C, T, H, W) for a model in a file; the values must lie in
-            the data domain and be representable in float32. uint8 is divided by 255 if no domain is given.
-        set: the set in words, as in `SetSpecification`.
-        epsilon: the radius in the unit of the data, a number or text such as "4/255".
-        label: the class that must be kept; by default the clean prediction.
-        top: the class must stay among the first `top` classes.
-        tolerance: for regression instead of a class: every output stays within +-tolerance of the clean output.
-        domain: the smallest and the largest value of the data; [0, 1] by default.
-        configuration, on_progress: as in `verify`.
-        layout: the axes of the model's input without the batch axis, such as "THWC"; needed if they are ambiguous.
+        model, clip, set, epsilon, property, data: as in `query_about`.
+        configuration: as in `verify`; None: the default one.
 
     Raises:
         InputError: an argument cannot be used as it is.
@@ -104,22 +87,4 @@ def verify_clip(
     """
     configuration = configuration or Configuration()
     deadline = Deadline.after(configuration.timeout)
-    values = given.clip_values(clip, domain is not None)
-    bounds = (0.0, 1.0) if domain is None else given.interval(domain)
-    asked = SetSpecification(given.words(set), given.radius(epsilon), bounds)
-    first = given.whole("top", top, "a number of classes")
-    label = None if label is None else given.whole("label", label, "the number of a class")
-    tolerance = None if tolerance is None else given.number("tolerance", tolerance)
-    loaded = load_model_for(values, given.source(model), layout)
-    values = as_clip(values, loaded.axes)
-    if tuple(values.shape) != loaded.axes.clip:
-        raise InputError(
-            f"the clip has shape {tuple(values.shape)}, but the model {loaded.name} takes {loaded.axes.shape}; give a "
-            "clip of that shape"
-        )
-    return verify(
-        Query(loaded, values, asked, property_of(loaded.predict, values, label, first, tolerance)),
-        configuration,
-        on_progress,
-        deadline,
-    )
+    return verify(query_about(model, clip, set, epsilon, property, data), configuration, deadline=deadline)

@@ -6,13 +6,14 @@ By hand first: scores (3, 1, 2) of classes 0, 1, 2. Class 0 stays first by 1, cl
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stbp_milp.errors import InputError
-from stbp_milp.properties import Property, same_class, top_k, within_tolerance
+from stbp_milp.properties import Property, property_of, same_class, top_k, within_tolerance
 
 seeds = st.integers(0, 10**6)
 
@@ -101,3 +102,9 @@ def test_bad_properties_are_explained(label: int, k: int, classes: int, says: st
 def test_a_tolerance_is_positive(tolerance: float) -> None:
     with pytest.raises(InputError, match="tolerance"):
         within_tolerance(torch.zeros(1), tolerance)
+
+
+@pytest.mark.parametrize(("label", "top"), [(0, 1), (None, 2), (0, 2)])
+def test_a_tolerance_excludes_label_and_top(label: int | None, top: int) -> None:
+    with pytest.raises(InputError, match="together"):
+        property_of(lambda clips: np.zeros((1, 2)), torch.zeros(1, 1, 1, 1), label, top, 0.1)

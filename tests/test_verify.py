@@ -28,6 +28,7 @@ from stbp_milp.memory import resident
 from stbp_milp.network.model import load_model
 from stbp_milp.properties import same_class, top_k, within_tolerance
 from stbp_milp.query import Configuration, Query
+from stbp_milp.question import Classification, DataFormat, Regression
 from stbp_milp.search import Expansion
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verdict import Falsified, Outcome, Progress, Reason, Unknown, Verified
@@ -78,7 +79,7 @@ GREY = torch.full((1, 2, 1, 1), 0.5)
 @pytest.mark.parametrize("solver", ["scip", "highs", "none"])
 def test_by_hand(solver: str) -> None:
     settled = verify_clip(
-        Difference(0.25), GREY, "everywhere", 0.5, label=0, configuration=configuration(solver=solver)
+        Difference(0.25), GREY, "everywhere", 0.5, Classification(0), configuration=configuration(solver=solver)
     )
     assert isinstance(settled.verdict, Verified)
     assert 0 < settled.lower <= 0.25 + SLACK
@@ -102,7 +103,7 @@ def test_without_relus(text: str, word: str, solver: str) -> None:
 
 
 def test_a_misclassified_clean_clip_is_the_counterexample() -> None:
-    outcome = verify_clip(Difference(-0.25), GREY, "everywhere", 0.1, label=0, configuration=configuration())
+    outcome = verify_clip(Difference(-0.25), GREY, "everywhere", 0.1, Classification(0), configuration=configuration())
     assert isinstance(outcome.verdict, Falsified)
     assert outcome.decided_by == "clean"
     assert torch.equal(outcome.verdict.counterexample.clip, GREY)
@@ -111,7 +112,7 @@ def test_a_misclassified_clean_clip_is_the_counterexample() -> None:
 
 def test_a_tie_is_no_win() -> None:
     """Margin 0 breaks the property: the class must be strictly larger."""
-    outcome = verify_clip(Difference(0.0), GREY, "everywhere", 0.0, label=0, configuration=configuration())
+    outcome = verify_clip(Difference(0.0), GREY, "everywhere", 0.0, Classification(0), configuration=configuration())
     assert outcome.word == "falsified"
 
 
@@ -316,7 +317,7 @@ def test_radius_zero_asks_about_the_clean_clip(seed: int, text: str) -> None:
 def test_radius_zero_and_a_margin_within_rounding() -> None:
     """Nothing moves and nothing is provable: unknown or falsified, never verified, never an error."""
     for text in ("patch:1x1@1", "window:1", "everywhere"):
-        outcome = verify_clip(Difference(1e-18), GREY, text, 0.0, label=0, configuration=configuration())
+        outcome = verify_clip(Difference(1e-18), GREY, text, 0.0, Classification(0), configuration=configuration())
         assert outcome.word in ("unknown", "falsified")
 
 
@@ -344,11 +345,10 @@ def test_a_module_in_training_mode_is_left_alone() -> None:
     ("options", "says"),
     [
         ({"set": "frames:9"}, "frame 9"),
-        ({"label": 7}, "label 7"),
-        ({"top": 2}, "k = 2"),
-        ({"tolerance": 0.1, "label": 0}, "together"),
+        ({"property": Classification(7)}, "label 7"),
+        ({"property": Classification(top=2)}, "k = 2"),
         ({"epsilon": -1.0}, "eps"),
-        ({"domain": (0.6, 1.0)}, "domain"),
+        ({"data": DataFormat((0.6, 1.0))}, "domain"),
     ],
 )
 def test_bad_questions_are_explained(options: dict[str, object], says: str) -> None:
@@ -403,7 +403,8 @@ def level(voxels: int) -> nn.Module:
     ],
 )
 def test_bytes_are_divided_unless_a_domain_says_what_they_are(clip: Any, domain: Any, mean: float) -> None:
-    outcome = verify_clip(level(4), clip, "everywhere", "0/255", "0", domain=domain, configuration=configuration())
+    data = DataFormat(domain)
+    outcome = verify_clip(level(4), clip, "everywhere", "0/255", Classification("0"), data, configuration())
     assert outcome.clean_outputs[0] == pytest.approx(mean)
 
 
@@ -414,12 +415,12 @@ def test_bytes_are_divided_unless_a_domain_says_what_they_are(clip: Any, domain:
         ({"clip": np.full((1, 2, 1, 1), 1)}, "of type int64"),
         ({"epsilon": "a bit"}, "not a radius"),
         ({"epsilon": None}, "expected a number"),
-        ({"label": "first"}, "the number of a class"),
-        ({"label": 0.5}, "the number of a class"),
-        ({"label": True}, "the number of a class"),
-        ({"top": "many"}, "a number of classes"),
-        ({"top": 1.5}, "a number of classes"),
-        ({"tolerance": "2"}, "tolerance is '2'; expected a number"),
+        ({"property": Classification("first")}, "the number of a class"),
+        ({"property": Classification(0.5)}, "the number of a class"),
+        ({"property": Classification(True)}, "the number of a class"),
+        ({"property": Classification(top="many")}, "a number of classes"),
+        ({"property": Classification(top=1.5)}, "a number of classes"),
+        ({"property": Regression("2")}, "tolerance is '2'; expected a number"),
         ({"epsilon": 10**400}, "expected a number"),
         ({"epsilon": float("inf")}, "finite radius"),
         ({"clip": np.full((1, 2, 1, 1), np.nan, np.float32)}, "2 values that are NaN or infinite"),
@@ -428,12 +429,14 @@ def test_bytes_are_divided_unless_a_domain_says_what_they_are(clip: Any, domain:
         ({"clip": np.full((1, 3, 1, 1), 0.5, np.float32), "model": "absent.onnx"}, "absent.onnx"),
         ({"model": None}, "the path of an ONNX file"),
         ({"model": level(2).bfloat16()}, "bfloat16"),
-        ({"domain": (0, 1, 2)}, "the smallest and the largest"),
-        ({"domain": (0.0, float("nan"))}, "two finite numbers"),
-        ({"domain": (1, 0)}, "the smaller one first"),
-        ({"domain": "1,0"}, "0,1 or -1,1"),
+        ({"data": DataFormat((0, 1, 2))}, "the smallest and the largest"),
+        ({"data": DataFormat((0.0, float("nan")))}, "two finite numbers"),
+        ({"data": DataFormat((1, 0))}, "the smaller one first"),
+        ({"data": DataFormat("1,0")}, "0,1 or -1,1"),
         ({"set": None}, "expected words"),
-        ({"layout": "ABCD"}, "CTHW"),
+        ({"data": DataFormat(layout="ABCD")}, "CTHW"),
+        ({"property": "0"}, "expected a Classification or a Regression"),
+        ({"data": (0, 255)}, "expected a DataFormat"),
         ({"set": "window:0"}, "1 or more"),
         ({"set": "patch:0x0@1"}, "1 or more"),
     ],
@@ -452,9 +455,13 @@ def test_arguments_that_cannot_be_meant(arguments: dict[str, Any], said: str) ->
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"epsilon": "0.1", "label": "0", "top": "1", "domain": "0,1"},
-        {"epsilon": np.float32(0.1), "label": np.int64(0), "domain": [0, 1]},
-        {"epsilon": torch.tensor(0.1), "label": torch.tensor(0), "clip": torch.full((1, 2, 1, 1), 0.5).to_sparse()},
+        {"epsilon": "0.1", "property": Classification("0", "1"), "data": DataFormat("0,1")},
+        {"epsilon": np.float32(0.1), "property": Classification(np.int64(0)), "data": DataFormat([0, 1])},
+        {
+            "epsilon": torch.tensor(0.1),
+            "property": Classification(torch.tensor(0)),
+            "clip": torch.full((1, 2, 1, 1), 0.5).to_sparse(),
+        },
     ],
 )
 def test_arguments_with_one_meaning(arguments: dict[str, Any]) -> None:

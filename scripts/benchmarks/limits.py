@@ -30,6 +30,7 @@ from stbp_milp.inputs import parse_bytes
 from stbp_milp.memory import trim
 from stbp_milp.network.model import load_model
 from stbp_milp.query import Configuration
+from stbp_milp.question import Classification
 from stbp_milp.sets import SetSpecification
 from stbp_milp.verify import verify_clip
 
@@ -157,7 +158,7 @@ def run(case: Case, memory: int) -> Measured:
     loading = peak()
     forget_peak()
     processor, wall = time.process_time(), time.monotonic()
-    outcome = verify_clip(model, clip, case.set, case.epsilon, label=0, configuration=configuration)
+    outcome = verify_clip(model, clip, case.set, case.epsilon, Classification(0), configuration=configuration)
     return Measured(
         relus,
         time.process_time() - processor,

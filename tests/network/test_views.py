@@ -16,6 +16,7 @@ from stbp_milp.network.graph import NetworkBuilder
 from stbp_milp.network.layers import Convolution, Input, Reshape, Select
 from stbp_milp.network.model import load_model
 from stbp_milp.network.views import LAYOUTS, Axes, as_clip, clip_shape, convolved_layouts, on_clips, undecided
+from stbp_milp.question import DataFormat
 from stbp_milp.verify import verify_clip
 
 MODULES = {
@@ -87,7 +88,9 @@ def test_every_rank_is_verified(name: str) -> None:
     tiny = verify_clip(module, torch.rand(shape), "everywhere", 1e-4)
     assert tiny.word == "verified"
     layout = "CHW" if name == "image" else None  # two channels may be two frames
-    assert verify_clip(module, torch.full(shape, 0.5), "pixels:1", 0.0, layout=layout).word == "verified"
+    assert (
+        verify_clip(module, torch.full(shape, 0.5), "pixels:1", 0.0, data=DataFormat(layout=layout)).word == "verified"
+    )
 
 
 # --- layouts ----------------------------------------------------------------------------------------------
@@ -197,7 +200,7 @@ def test_two_clips_that_one_input_can_be_are_not_guessed(
     with pytest.raises(InputError, match=named):
         verify_clip(module, clip, set_text, 0.0)
     assert undecided(Axes.of(shape), "everywhere") is None
-    assert verify_clip(module, clip, set_text, 0.0, layout=named).word == "verified"
+    assert verify_clip(module, clip, set_text, 0.0, data=DataFormat(layout=named)).word == "verified"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +225,7 @@ def test_the_layout_decides_which_values_a_frame_is() -> None:
         module[1].weight[0, 1] = 1.0  # axes (0, 1): frame 0 and channel 1, or channel 0 and frame 1
     clip = torch.full((3, 3, 1, 1), 0.5)
     words = {
-        (layout, frame): verify_clip(module, clip, f"frames:{frame}", 0.75, layout=layout).word
+        (layout, frame): verify_clip(module, clip, f"frames:{frame}", 0.75, data=DataFormat(layout=layout)).word
         for layout in ("CTHW", "TCHW")
         for frame in (0, 1)
     }
