@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-VERSION = "0.4.0"  # of this package; pyproject.toml takes it from here
+VERSION = "0.5.0"  # of this package; pyproject.toml takes it from here
 
 _DISTRIBUTIONS = ("torch", "numpy", "scipy", "onnx", "onnxruntime", "pyscipopt", "gurobipy", "highspy")
 

@@ -38,7 +38,7 @@ from stbp_milp.network.model import Model, load_model
 from stbp_milp.query import Configuration, Query
 from stbp_milp.sets import SetSpecification, VoxelBox
 from stbp_milp.st_bench.families import FAMILIES, Family
-from stbp_milp.st_bench.training import WAYS, trained
+from stbp_milp.st_bench.training import WAYS, recipe, trained
 from stbp_milp.verify import verify
 
 HELD_OUT = 4711  # of test clips: no recipe and no budget was chosen on it
@@ -83,10 +83,7 @@ def main(name: str, folder: Path, **options: Any) -> None:
 def _trained(family: Family, way: str, seed: int, folder: Path, bars: Progress) -> nn.Module:
     task = bars.add_task(f"training {way}")
     return trained(
-        family.name,
-        "S",
-        way,
-        seed,
+        recipe(family.name, "S", way, seed),
         folder,
         lambda step, steps, loss: bars.update(task, completed=step, total=steps),
     )

@@ -22,8 +22,9 @@ from stbp_milp.branching.piece import Batch, Piece, stack
 from stbp_milp.branching.roots import Roots
 from stbp_milp.errors import OutOfTimeError
 from stbp_milp.search import Deadline, Expansion
-from stbp_milp.sets import PerturbationSet
+from stbp_milp.sets import PerturbationSet, VoxelBox
 
+_FEW_INPUTS = 12  # moving inputs of a box that is halved rather than split by a neuron
 _LOOK_AHEAD_SHARE = 0.1  # the share of the remaining time that one look-ahead may take
 
 Program = Callable[[Piece, Deadline], float]
@@ -84,12 +85,13 @@ class Expander:
     def _sides(self, pieces: list[Piece]) -> tuple[list[Piece], list[Piece]]:
         """Decides which pieces to split by the set and which by a ReLU.
 
-        A set with few members is split first, because its members are then boxes. For a set with many members a
-        look-ahead compares both splits, corrected by the actual gains of earlier ones.
+        A set with few members is split first, because its members are then boxes, and a box of few inputs below smooth
+        functions is halved: that tightens all of them, and with few inputs few halvings do. For a set with many members
+        a look-ahead compares both splits, corrected by the actual gains of earlier ones.
         """
-        by_set = [p for p in pieces if 1 < p.members <= self.bounder.options.few_members]
+        by_set = [p for p in pieces if 1 < p.members <= self.bounder.options.few_members or _few_inputs(p)]
         many = [p for p in pieces if p.members > max(1, self.bounder.options.few_members)]
-        by_relu = [p for p in pieces if not p.members > 1]
+        by_relu = [p for p in pieces if not p.members > 1 and not _few_inputs(p)]
         if many:
             batch = stack(many)
             found = self.bounder.bound(batch)
@@ -108,10 +110,10 @@ class Expander:
         return by_set, by_relu
 
     @staticmethod
-    def _parts(batch: Batch, found: ObjectiveBound) -> tuple[PerturbationSet, Tensor]:
+    def _parts(batch: Batch, found: ObjectiveBound) -> tuple[PerturbationSet | VoxelBox, Tensor]:
         """Splits the sets of the batch; returns the parts and their parents."""
         inputs = batch.problem.inputs
-        assert isinstance(inputs, PerturbationSet)
+        assert isinstance(inputs, PerturbationSet | VoxelBox)
         return inputs.split(-found.form[:, 0])
 
     def _split_set(self, pieces: list[Piece]) -> list[Piece]:
@@ -119,15 +121,22 @@ class Expander:
         found = self.bounder.bound(batch)
         with self.bounder.guarded():
             parts, parents = self._parts(batch, found)
-            problem = batch.problem.with_inputs(parts)
             kept = batch.select(parents)
+            problem = kept.problem.with_inputs(parts)
             bounds = preactivations(problem, self.bounder.options.bounding, kept.bounded.bounds, expired=self._half())
         self.bounder.counts["set splits"] += len(pieces)
         child = replace(kept, bounded=replace(kept.bounded, problem=problem, bounds=bounds))
         of_children = [pieces[i] for i in parents.tolist()]
         children = self.bounder.children(pieces[0].family, child, of_children, 0, "split")
         self._came_out(of_children, children)
-        single = [c for c in children if c.members == 1 and not c.phases and c.lower <= self.bounder.target]
+        single = [
+            c
+            for c in children
+            if c.members == 1
+            and not c.phases
+            and c.lower <= self.bounder.target
+            and isinstance(c.inputs, PerturbationSet)
+        ]
         if not single or self.bounder.witness.found:
             return children
         return [c for c in children if c not in single] + self.roots.promoted(single)
@@ -219,6 +228,14 @@ class Expander:
                 )
             (closed if ended.lower > self.bounder.target else stuck).append(ended)
         return closed, stuck
+
+
+def _few_inputs(piece: Piece) -> bool:
+    """Is the piece a box with few inputs that move, below smooth functions or products?"""
+    inputs = piece.inputs
+    if not isinstance(inputs, VoxelBox) or piece.family.problem.network.is_piecewise_linear:
+        return False
+    return int((inputs.upper > inputs.lower).sum()) <= _FEW_INPUTS
 
 
 def joined(first: Batch, second: Batch) -> Batch:

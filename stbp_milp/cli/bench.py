@@ -29,7 +29,7 @@ Examples:
 
 \b
 The following makes the shipped bench, stbp_milp/st_bench/shipped, again. Its networks are
-`trained(FAMILY, "S", WAY, 1, ...)`, except for medical pgd (seed 2) and driving pgd (seed 3):
+`trained(recipe(FAMILY, "S", WAY, 1), ...)`, except for medical pgd (seed 2) and driving pgd (seed 3):
   cp -r stbp_milp/st_bench/shipped/onnx networks
   {bench} --family activity,driving,medical --size S --seed 7 --instances 7 \\
       --timeout 30 --settled-within 3 --boxes 8 --chosen --networks networks --out DIR

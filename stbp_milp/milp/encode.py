@@ -149,17 +149,7 @@ def encode(
     encoder = _Encoder(maps, region, boxes, phases or {}, accuracy or Accuracy.of(maps), binaries=True)
     targets = encoder.targets(len(maps) - 1, sp.csr_matrix(form), offset)
     assembly = encoder.assembly
-    value_column = -1
-    if form.shape[0] == 1:
-        cost = assembly.widened(targets.matrix).toarray()[0]
-        constant = float(targets.constant[0] - targets.error[0])
-    else:
-        lower, upper = assembly.interval(targets)
-        value_column = int(assembly.add_columns(lower.max(keepdims=True), upper.max(keepdims=True))[0])
-        value = assembly.terms((np.full(form.shape[0], value_column), -1.0))
-        assembly.add_rows(targets.beside(assembly.sum(targets.matrix, value)), -np.inf, 0.0)
-        cost, constant = np.zeros(assembly.columns), 0.0
-        cost[value_column] = 1.0
+    cost, constant, value_column = _objective(assembly, targets)
     return Encoded(
         program=assembly.program(cost, constant),
         maps=maps,
@@ -175,6 +165,21 @@ def encode(
         form=form,
         offset=np.array(offset),
     )
+
+
+def _objective(assembly: Assembly, targets: Affine) -> tuple[np.ndarray, float, int]:
+    """Returns the cost of every column, the constant, and the column of the largest of several targets (-1 for one)."""
+    count = targets.constant.size
+    if count == 1:
+        cost = assembly.widened(targets.matrix).toarray()[0]
+        return cost, float(targets.constant[0] - targets.error[0]), -1
+    lower, upper = assembly.interval(targets)
+    column = int(assembly.add_columns(lower.max(keepdims=True), upper.max(keepdims=True))[0])
+    value = assembly.terms((np.full(count, column), -1.0))
+    assembly.add_rows(targets.beside(assembly.sum(targets.matrix, value)), -np.inf, 0.0)
+    cost = np.zeros(assembly.columns)
+    cost[column] = 1.0
+    return cost, 0.0, column
 
 
 def relax(

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from stbp_milp.errors import OutOfTimeError
+from stbp_milp.errors import OutOfTimeError, UnsupportedLayerError
 from stbp_milp.memory import ask_memory
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Layer, Linear, ReLU
@@ -54,7 +54,14 @@ def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -
 
     Raises:
         OutOfTimeError: the time was over before the end.
+        UnsupportedLayerError: the network has smooth functions or products.
     """
+    if not network.is_piecewise_linear:
+        curved = next(network.nodes[i] for i in network.nonlinear if i not in network.relus)
+        raise UnsupportedLayerError(
+            f"node {curved.name!r} is a smooth function or a product, so the network cannot be written as matrices "
+            "between ReLUs; expected a network whose only nonlinear layers are piecewise linear"
+        )
     double = network.to(torch.float64).to(torch.device("cpu"))
     composed: dict[int, dict[int, _Composed]] = {}
     offsets: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # and their magnitudes

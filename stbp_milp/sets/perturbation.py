@@ -72,6 +72,22 @@ class VoxelBox:
     def hull(self) -> tuple[Tensor, Tensor]:
         return self.lower, self.upper
 
+    def split(self, form: Tensor) -> tuple[Self, Tensor]:
+        """Halves every box along the input that matters most to its form `(N, *shape)`: the form times the width.
+
+        Returns 2 N boxes, and the parent of each, `(2 N,)`; a box of a single point becomes two equal ones.
+        """
+        width = (self.upper - self.lower).flatten(1)
+        # The width decides where the form is zero.
+        weight = width * (form.flatten(1).abs() + 1e-9 * form.abs().amax() + torch.finfo(width.dtype).tiny)
+        at = weight.argmax(1, keepdim=True)
+        lower, upper = self.lower.flatten(1), self.upper.flatten(1)
+        middle = (lower.gather(1, at) + upper.gather(1, at)) / 2
+        sides = torch.cat([lower, lower.scatter(1, at, middle)]), torch.cat([upper.scatter(1, at, middle), upper])
+        parents = torch.arange(self.parts, device=self.centre.device).repeat(2)
+        lower, upper = (side.view(2 * self.parts, *self.lower.shape[1:]) for side in sides)
+        return replace(self, centre=self.centre[parents], lower=lower, upper=upper), parents
+
     def select(self, index: Tensor) -> Self:
         return replace(self, centre=self.centre[index], lower=self.lower[index], upper=self.upper[index])
 

@@ -43,7 +43,7 @@ from stbp_milp.st_bench.layout import (
     NetworkName,
     Question,
 )
-from stbp_milp.st_bench.training import WAYS, trained
+from stbp_milp.st_bench.training import WAYS, recipe, trained
 from stbp_milp.versions import versions
 
 WORK = "work"
@@ -172,7 +172,8 @@ def _network(asked: Asked, name: NetworkName, out: Path, tell: Tell) -> None:
     def advance(step: int, steps: int, loss: float) -> None:
         tell(f"training {name.stem}", step, steps, f"loss {loss:.3f}")
 
-    network = trained(name.family, name.size, name.way, asked.seed, out / WORK / "networks", advance, steps=asked.steps)
+    chosen = recipe(name.family, name.size, name.way, asked.seed, asked.steps)
+    network = trained(chosen, out / WORK / "networks", advance)
     temporary = out / WORK / path.name
     write_network(network, family_named(name.family).draw(2, asked.seed, name.size)[0], temporary)
     os.replace(temporary, path)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from stbp_milp.errors import InputError
 from stbp_milp.sets import Choice, parse_set
-from stbp_milp.st_bench.adversary import climb
+from stbp_milp.st_bench.adversary import Adversary, climb
 from stbp_milp.st_bench.certified import worst_outputs
 from stbp_milp.st_bench.checkpoints import Checkpoint
 from stbp_milp.st_bench.families import Loss, family_named
@@ -105,8 +105,11 @@ _BATCH = {"S": 128, "M": 48}
 _LARGE_BATCH = 4
 
 
-def recipe(family: str, size: str, way: str, seed: int) -> Recipe:
+def recipe(family: str, size: str, way: str, seed: int, steps: int | None = None) -> Recipe:
     """Returns how the network with this family, size and way is trained.
+
+    Args:
+        steps: training steps, instead of the usual number.
 
     Raises:
         InputError: there is no such family, size or way.
@@ -120,7 +123,7 @@ def recipe(family: str, size: str, way: str, seed: int) -> Recipe:
         kind.size(size).network,
         kind.loss,
         kind.sets,
-        _STEPS.get((family, size, way), _LARGE_STEPS),
+        _STEPS.get((family, size, way), _LARGE_STEPS) if steps is None else steps,
         clips=10,
         seed=seed,
         batch=_BATCH.get(size, _LARGE_BATCH),
@@ -142,36 +145,28 @@ RECIPES = (  # of the networks that are shipped
 
 
 def trained(
-    family: str,
-    size: str,
-    way: str,
-    seed: int,
+    recipe: Recipe,
     folder: Path,
     advance: Advance | None = None,
     *,
-    steps: int | None = None,
     save_every: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> nn.Module:
     """Returns the trained network in evaluation mode; it is loaded from `folder`, or its training is resumed there.
 
     Args:
-        folder: the folder of `{family}-{size}-{way}-{seed}.pt`, which is written during the training and at its end.
+        folder: the folder of `{recipe.name}.pt`, which is written during the training and at its end.
         advance: called with step (from 1), steps and loss after every step.
-        steps: training steps, instead of the recipe's.
         save_every: seconds between two checkpoints.
 
     Raises:
-        InputError: there is no such family, size or way, or the file is of another training.
+        InputError: the file is of another training.
     """
-    chosen = recipe(family, size, way, seed)
-    if steps is not None:
-        chosen = replace(chosen, steps=steps)
     identity = (
-        f"{chosen.name}, {chosen.steps} steps of {chosen.batch} clips, rate {chosen.rate:g}, against "
-        + ", ".join(f"{text} {chosen.reach * radius:g}" for text, radius in chosen.adversaries)
+        f"{recipe.name}, {recipe.steps} steps of {recipe.batch} clips, rate {recipe.rate:g}, against "
+        + ", ".join(f"{text} {recipe.reach * radius:g}" for text, radius in recipe.adversaries)
     )
-    checkpoint = Checkpoint(folder / f"{chosen.name}.pt", identity, save_every)
-    return _train(chosen, advance or (lambda step, steps, loss: None), checkpoint)
+    checkpoint = Checkpoint(folder / f"{recipe.name}.pt", identity, save_every)
+    return _train(recipe, advance or (lambda step, steps, loss: None), checkpoint)
 
 
 def train(recipe: Recipe, advance: Callable[[float], None]) -> nn.Module:
@@ -253,7 +248,7 @@ def _attacked_loss(
     network, step = state.network, state.step
     radius *= min(1.0, max(0.0, step / (0.5 * recipe.steps) - 0.1))
     network.eval()
-    attacked = climb(network, recipe.loss, clips, targets, choice, radius, state.generator)
+    attacked = climb(network, recipe.loss, clips, targets, Adversary(choice, radius), state.generator)
     _set_mode(recipe, state)
     on_attacked, on_clean = network(torch.cat([attacked, clips])).chunk(2)
     value = recipe.loss(on_attacked, targets) + 0.5 * recipe.loss(on_clean, targets)

@@ -79,6 +79,11 @@ def read_questions(
         specification = read_specification(instance.specification)
         model = models.get(instance.model) or load_model(instance.model)
         models[instance.model] = model
+        if not model.network.is_piecewise_linear:
+            raise InputError(
+                f"the model {instance.model.name!r} has smooth functions or products; expected piecewise linear "
+                "networks, whose exact optima a MILP finds"
+            )
         query = specification.query(model)
         words = (model.digest, query.clip.numpy().tobytes(), query.property.text, specification.set.domain)
         digest = hashlib.sha256(repr(words).encode()).hexdigest()[:16]

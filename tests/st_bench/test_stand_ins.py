@@ -7,7 +7,7 @@ import torch
 
 from stbp_milp.data.stand_ins import STEERING_SHAPE, VIDEO_SHAPE, VOLUME_SHAPE, moving_shapes, organs, roads
 from stbp_milp.sets import parse_set
-from stbp_milp.st_bench.adversary import climb
+from stbp_milp.st_bench.adversary import Adversary, climb
 from stbp_milp.st_bench.training import Maker
 
 
@@ -44,7 +44,7 @@ def test_training_adversary_stays_in_the_set(text: str) -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(made[0].numel(), 4))
     choice = parse_set(text, (8, 16, 16))
     generator = torch.Generator().manual_seed(0)
-    moved = climb(network, torch.nn.functional.cross_entropy, made, labels, choice, 0.1, generator)
+    moved = climb(network, torch.nn.functional.cross_entropy, made, labels, Adversary(choice, 0.1), generator)
     changed = (moved != made).any(1).float()
     assert torch.equal(choice.total(changed.unsqueeze(0)).squeeze(0), changed.sum((1, 2, 3)))
     assert float((moved - made).abs().max()) <= 0.1 + 1e-6

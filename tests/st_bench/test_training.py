@@ -113,7 +113,7 @@ def test_shipped_recipes_are_what_they_were() -> None:
 def test_interrupted_training_ends_as_an_uninterrupted_one(family: str, way: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     seen: list[int] = []
-    expected = trained(family, "S", way, 5, whole, steps=STEPS)
+    expected = trained(recipe(family, "S", way, 5, STEPS), whole)
 
     def stop(step: int, steps: int, loss: float) -> None:
         seen.append(step)
@@ -122,9 +122,9 @@ def test_interrupted_training_ends_as_an_uninterrupted_one(family: str, way: str
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        trained(family, "S", way, 5, parts, stop, steps=STEPS, save_every=0)
+        trained(recipe(family, "S", way, 5, STEPS), parts, stop, save_every=0)
     torch.rand(7)  # another process draws other numbers
-    resumed = trained(family, "S", way, 5, parts, lambda step, steps, loss: seen.append(step), steps=STEPS)
+    resumed = trained(recipe(family, "S", way, 5, STEPS), parts, lambda step, steps, loss: seen.append(step))
     assert seen == [1, 2, 3, 4, 5, 6]
     assert not resumed.training
     _assert_same(resumed, expected)
@@ -132,36 +132,36 @@ def test_interrupted_training_ends_as_an_uninterrupted_one(family: str, way: str
 
 
 def test_finished_training_is_loaded(tmp_path: Path) -> None:
-    first = trained("activity", "S", "standard", 5, tmp_path, steps=2)
+    first = trained(recipe("activity", "S", "standard", 5, 2), tmp_path)
 
     def refuse(step: int, steps: int, loss: float) -> None:
         pytest.fail("it trained again")
 
-    _assert_same(trained("activity", "S", "standard", 5, tmp_path, refuse, steps=2), first)
+    _assert_same(trained(recipe("activity", "S", "standard", 5, 2), tmp_path, refuse), first)
 
 
 def test_training_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    trained("medical", "S", "pgd", 0, tmp_path, steps=1)
+    trained(recipe("medical", "S", "pgd", 0, 1), tmp_path)
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("steps", range(1, 13))
 def test_any_number_of_steps(steps: int, tmp_path: Path) -> None:
     counted: list[int] = []
-    trained("activity", "S", "standard", 1, tmp_path, lambda step, total, loss: counted.append(step), steps=steps)
+    trained(recipe("activity", "S", "standard", 1, steps), tmp_path, lambda step, total, loss: counted.append(step))
     assert counted == list(range(1, steps + 1))
 
 
 def test_another_trainings_file_is_refused(tmp_path: Path) -> None:
-    trained("activity", "S", "standard", 5, tmp_path, steps=1)
+    trained(recipe("activity", "S", "standard", 5, 1), tmp_path)
     with pytest.raises(InputError, match=r"is of another training .*1 steps.*asked for.*2 steps"):
-        trained("activity", "S", "standard", 5, tmp_path, steps=2)
+        trained(recipe("activity", "S", "standard", 5, 2), tmp_path)
     (tmp_path / "activity-S-pgd-5.pt").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"activity-S-pgd-5.pt' is not a checkpoint"):
-        trained("activity", "S", "pgd", 5, tmp_path, steps=2)
+        trained(recipe("activity", "S", "pgd", 5, 2), tmp_path)
 
 
 def test_unknown_names_are_refused() -> None:

@@ -15,7 +15,7 @@ from stbp_milp.data.medmnist import read_medmnist
 from stbp_milp.network.model import load_model
 from stbp_milp.properties import same_class
 from stbp_milp.sets import parse_set
-from stbp_milp.st_bench.adversary import climb
+from stbp_milp.st_bench.adversary import Adversary, climb
 from stbp_milp.st_bench.export import write_clips, write_network
 from stbp_milp.st_bench.networks import two_convolutions
 from stbp_milp.st_bench.training import Recipe, train
@@ -100,7 +100,7 @@ def trained_on(volumes: Tensor, labels: Tensor, asked: Asked, console: Console) 
     clips, targets = draw(200, 10**9)
     for text, radius in recipe.adversaries:
         choice = parse_set(text, (28, 28, 28))
-        attacked = climb(network, recipe.loss, clips, targets, choice, radius, generator, steps=10)
+        attacked = climb(network, recipe.loss, clips, targets, Adversary(choice, radius, 10), generator)
         with torch.no_grad():
             kept = (network(attacked).argmax(1) == targets).float().mean()
         console.print(f"    on attacked training volumes, {text} with eps {radius}: {float(kept):.1%} right")
