@@ -206,8 +206,8 @@ def steepness(layer: object, bounds: Interval) -> Tensor:
 
 @steepness.register
 def _(layer: Smooth, bounds: Interval) -> Tensor:
-    least, most = smooth.slope_range(layer.function, bounds.lower, bounds.upper)
-    return torch.maximum(least.abs(), most.abs())
+    least, most = ranges(layer, bounds)
+    return torch.maximum(least.abs(), most.abs())[:, 0, 0]
 
 
 @steepness.register

@@ -137,7 +137,7 @@ class Rounding:
         """
         operand, own = nodes
         reach = bounds.upper.abs().maximum(bounds.lower.abs()).mul_(2 * SAFETY * self.gamma)
-        error = steep * (self.errors[operand] + 2 * self.weight(operand) + reach)
+        error = torch.where(steep == 0, 0.0, steep * (self.errors[operand] + 2 * self.weight(operand) + reach))
         if isinstance(layer, Product):
             x, y = halves(error, 1)
             error = x + y

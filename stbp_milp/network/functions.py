@@ -23,15 +23,16 @@ class Function:
     """A continuous function of one number, made of convex and concave pieces.
 
     Attributes:
-        value: computes the function elementwise, to a few units in the last place of the value, or of the argument
-            where that is larger and `by_argument` is set.
-        derivative: computes the derivative; at a kink, one of the one-sided derivatives or a number between them.
+        value: computes the function elementwise, to a few units in the last place.
+        derivative: computes the derivative to a few units in the last place; at a kink, one of the one-sided
+            derivatives or a number between them.
         breaks: where pieces meet, ascending.
         curvature: +1 for a convex and -1 for a concave piece, one more than there are breaks; a line is both.
         steepness: per break, the least and the largest one-sided derivative; None where the function is smooth.
         turns: places `(start, stop, value)`: a minimum or maximum lies between start and stop, and `value` is no
             better than the true one (below a minimum, above a maximum).
         domain: the function is defined on the open interval between these.
+        by_argument: terms may cancel, so values are accurate relative to the argument, and derivatives relative to 1.
     """
 
     name: str
@@ -140,6 +141,7 @@ _LIST = (
         (-2.3993572805154677, 2.3993572805154677),
         (-1, 1, -1),
         turns=((-1.2784645427610740, -1.2784645427610735, -0.27846454276108),),
+        by_argument=True,
     ),
     Function(
         "gelu",
@@ -166,6 +168,7 @@ _LIST = (
         (-2.2563763963607931, 1.4905711794854285),
         (-1, 1, -1),
         turns=((-1.1924313, -1.1924312, -0.30884341301726),),
+        by_argument=True,
     ),
     Function(
         "hardswish",
