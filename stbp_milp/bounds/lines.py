@@ -76,9 +76,9 @@ class Lines:
 
         `m (z - l) >= 0` for m >= 0 and `m (z - u) >= 0` for m <= 0, so a form may drop that term.
         """
-        positive = multiplier.clamp(min=0)
-        lower, upper = (end.nan_to_num(posinf=0.0, neginf=0.0) for end in (self.bounds.lower, self.bounds.upper))
-        return inner(positive, lower) + inner(multiplier - positive, upper) - inner(multiplier, self.clean)
+        end = torch.where(multiplier > 0, self.bounds.lower.unsqueeze(1), self.bounds.upper.unsqueeze(1))
+        held = torch.where(multiplier == 0, 0.0, multiplier * end)  # an end may be infinite
+        return held.flatten(2).sum(2) - inner(multiplier, self.clean)
 
 
 def _inner(form: Tensor, gap: Tensor) -> Tensor:

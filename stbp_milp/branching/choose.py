@@ -22,6 +22,8 @@ from stbp_milp.branching.piece import Batch
 from stbp_milp.network.graph import Network
 from stbp_milp.network.layers import Product
 
+_FAR = 1e30  # what an infinite bound counts as where its middle is taken
+
 FormOf = Callable[[Tensor], Forms]
 """Returns the form of each item, given its clause, `(N,)`."""
 
@@ -70,7 +72,8 @@ def split_phase(batch: Batch, relu: Tensor, neuron: Tensor, sign: float) -> Batc
         phase = phases.get(position, torch.zeros_like(old.lower)).flatten(1).clone()
         at = (rows, neuron[rows])
         curved = is_curved(batch.problem.network.nodes[position].layer)
-        point = (lower[at] + upper[at]) / 2 if curved else torch.zeros_like(lower[at])
+        middle = (lower[at].clamp(min=-_FAR) + upper[at].clamp(max=_FAR)) / 2
+        point = middle if curved else torch.zeros_like(middle)
         if sign > 0:
             lower[at] = torch.maximum(lower[at], point)
         else:

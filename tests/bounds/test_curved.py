@@ -206,6 +206,30 @@ def test_bounds_hold_on_members(body: str, seed: int, epsilon: float) -> None:
         assert bool((best.lower <= truth.amin(1)).all())
 
 
+@given(layer=layers(), seed=seeds)
+@settings(max_examples=100)
+def test_multipliers_drop_only_what_the_bounds_of_the_operand_make_positive(layer: Nonlinear, seed: int) -> None:
+    """`m z >= held + m c` on the bounds, also where one of them is infinite."""
+    generator = torch.Generator().manual_seed(seed)
+    lower, upper = (torch.randn(1, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    lower, upper = torch.minimum(lower, upper), torch.maximum(lower, upper)
+    points = inside(lower.flatten(), upper.flatten())
+    lower[0, 0], upper[0, 1] = -torch.inf, torch.inf
+    clean = torch.randn(1, 6, generator=generator, dtype=torch.float64)
+    output = apply(layer, [clean])
+    box = Interval(lower, upper)
+    own = lines(layer, box, clean, output, parameters(layer, box))
+    for forbidden in (0, 1):
+        multiplier = torch.randn(1, 4, 6, generator=generator, dtype=torch.float64)
+        multiplier[..., 2] = 0.0
+        multiplier[0, :, forbidden] = multiplier[0, :, forbidden].abs() * (-1 if forbidden == 0 else 1)
+        multiplier[0, 0, 1 - forbidden] = 0.0
+        held = own.held(multiplier)
+        truth = ((points.unsqueeze(1) - clean) * multiplier[0]).sum(2)
+        assert bool((truth >= held[0] - 1e-12).all())
+    assert float(own.held(torch.ones(1, 1, 6, dtype=torch.float64))) == -torch.inf
+
+
 @pytest.mark.parametrize("body", CURVED)
 @given(seed=seeds)
 @settings(max_examples=3)
