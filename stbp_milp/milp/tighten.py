@@ -59,8 +59,7 @@ def tighten(
     current = {
         relu: (np.array(lower, dtype=float), np.array(upper, dtype=float)) for relu, (lower, upper) in boxes.items()
     }
-    improved = stabilised = 0
-    empty = False
+    improved, stabilised, empty = 0, 0, False
     for target, affine in enumerate(maps):
         if affine.relu is None or set(affine.weights) <= {0}:
             continue

@@ -56,12 +56,7 @@ def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -
         OutOfTimeError: the time was over before the end.
         UnsupportedLayerError: the network has smooth functions or products.
     """
-    if not network.is_piecewise_linear:
-        curved = next(network.nodes[i] for i in network.nonlinear if i not in network.relus)
-        raise UnsupportedLayerError(
-            f"node {curved.name!r} is a smooth function or a product, so the network cannot be written as matrices "
-            "between ReLUs; expected a network whose only nonlinear layers are piecewise linear"
-        )
+    _check_piecewise_linear(network)
     double = network.to(torch.float64).to(torch.device("cpu"))
     composed: dict[int, dict[int, _Composed]] = {}
     offsets: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # and their magnitudes
@@ -102,6 +97,15 @@ def normal_form(network: Network, expired: Callable[[], bool] = lambda: False) -
         offsets[position] = constant, size_of_constant
     maps.append(affine(None, len(double.nodes) - 1))
     return tuple(maps)
+
+
+def _check_piecewise_linear(network: Network) -> None:
+    if not network.is_piecewise_linear:
+        curved = next(network.nodes[i] for i in network.nonlinear if i not in network.relus)
+        raise UnsupportedLayerError(
+            f"node {curved.name!r} is a smooth function or a product, so the network cannot be written as matrices "
+            "between ReLUs; expected a network whose only nonlinear layers are piecewise linear"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,11 +79,7 @@ def read_questions(
         specification = read_specification(instance.specification)
         model = models.get(instance.model) or load_model(instance.model)
         models[instance.model] = model
-        if not model.network.is_piecewise_linear:
-            raise InputError(
-                f"the model {instance.model.name!r} has smooth functions or products; expected piecewise linear "
-                "networks, whose exact optima a MILP finds"
-            )
+        _check(model, instance.model)
         query = specification.query(model)
         words = (model.digest, query.clip.numpy().tobytes(), query.property.text, specification.set.domain)
         digest = hashlib.sha256(repr(words).encode()).hexdigest()[:16]
@@ -105,3 +101,12 @@ def read_questions(
                 )
             )
     return questions
+
+
+def _check(model: Model, path: Path) -> None:
+    """Refuses a network whose exact optima no MILP finds."""
+    if not model.network.is_piecewise_linear:
+        raise InputError(
+            f"the model {path.name!r} has smooth functions or products; expected piecewise linear "
+            "networks, whose exact optima a MILP finds"
+        )

@@ -66,11 +66,10 @@ def trained_on(volumes: Tensor, labels: Tensor, asked: Asked, console: Console) 
 
     def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        half = count // 2
         index = torch.cat(
             [
                 own[torch.randint(len(own), (n,), generator=generator)]
-                for own, n in zip(classes, (half, count - half), strict=True)
+                for own, n in zip(classes, (count // 2, count - count // 2), strict=True)
             ]
         )
         batch = volumes[index]
@@ -99,8 +98,8 @@ def trained_on(volumes: Tensor, labels: Tensor, asked: Asked, console: Console) 
     generator = torch.Generator().manual_seed(asked.seed)
     clips, targets = draw(200, 10**9)
     for text, radius in recipe.adversaries:
-        choice = parse_set(text, (28, 28, 28))
-        attacked = climb(network, recipe.loss, clips, targets, Adversary(choice, radius, 10), generator)
+        adversary = Adversary(parse_set(text, (28, 28, 28)), radius, steps=10)
+        attacked = climb(network, recipe.loss, clips, targets, adversary, generator)
         with torch.no_grad():
             kept = (network(attacked).argmax(1) == targets).float().mean()
         console.print(f"    on attacked training volumes, {text} with eps {radius}: {float(kept):.1%} right")
