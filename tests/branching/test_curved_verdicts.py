@@ -77,7 +77,7 @@ def check(seed: int) -> str:
 
 
 def test_verdicts_equal_those_of_a_grid() -> None:
-    words = Counter(check(seed) for seed in range(10))
+    words = Counter(check(seed) for seed in range(8))
     assert words["unknown"] == 0
     assert min(words["verified"], words["falsified"]) >= 2
 
