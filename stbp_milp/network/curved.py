@@ -162,15 +162,31 @@ def scaled(site: Site, x: Value, weight: Tensor | None, bias: Tensor | None, axi
 
 
 def matrix_product(site: Site, first: Value | Tensor, second: Value | Tensor) -> Value:
-    """`A B`; of two values, with stacks of matrices along their first axes, a product per term, summed."""
-    if not (isinstance(first, Value) and isinstance(second, Value)):
+    """`A B`; of two values, or of a value and a stack of matrices, a product per term, summed."""
+    constant = next((own for own in (first, second) if isinstance(own, Tensor)), None)
+    if constant is not None and math.prod(constant.shape[:-2]) == 1:
         return product(site, first, second)
-    if len(first.whole) < 2 or len(second.whole) < 2:
+    if min(len(shaping.whole_of(own)) for own in (first, second)) < 2:
         raise site.unsupported("multiplies a vector that depends on the input; reshape it to a matrix")
-    left = shaping.unsqueezed(site, first, [len(first.whole)])
-    right = shaping.unsqueezed(site, second, [len(second.whole) - 2])
+    left = _layered(site, first, len(shaping.whole_of(first)))
+    right = _layered(site, second, len(shaping.whole_of(second)) - 2)
     terms = times(site, left, right)
     return summed(site, terms, [len(terms.whole) - 2], keep=False)
+
+
+def attention(site: Site, query: Value, key: Value, value: Value, scale: float, mask: Tensor | None) -> Value:
+    """`softmax(scale Q K^T + mask) V` over the last two axes."""
+    rank = len(key.whole)
+    turned = shaping.permuted(site, key, [*range(rank - 2), rank - 1, rank - 2])
+    scores = affine(site, matrix_product(site, query, turned), scale, 0.0)
+    if mask is not None:
+        scores = added(site, scores, mask, 1.0)
+    return matrix_product(site, softmax(site, scores, len(scores.shape) - 1), value)
+
+
+def _layered(site: Site, own: Value | Tensor, axis: int) -> Value | Tensor:
+    """With a new axis of length 1."""
+    return shaping.unsqueezed(site, own, [axis]) if isinstance(own, Value) else own.to(torch.float64).unsqueeze(axis)
 
 
 def _mean(site: Site, x: Value, axes: Sequence[int]) -> Value:

@@ -542,6 +542,17 @@ def _softmax(call: Call) -> Value:
     return curved.softmax(call.site, call.value(), axis)
 
 
+def _attention(call: Call) -> Value:
+    query, key, value = (call.value(name) for name in ("query", "key", "value"))
+    if call["is_causal"] or call["enable_gqa"]:
+        raise call.site.unsupported("is causal or groups its heads; give the weights by softmax and matmul")
+    given = call["attn_mask"]
+    if isinstance(given, Tensor) and given.dtype == torch.bool:
+        raise call.site.unsupported("has a mask of booleans; give one that is added to the scores, or none")
+    scale = query.whole[-1] ** -0.5 if call["scale"] is None else float(call["scale"])
+    return curved.attention(call.site, query, key, value, scale, call.optional_constant("attn_mask"))
+
+
 def _log_softmax(call: Call) -> Value:
     (axis,) = shaping.node_axes(call.site, call.value(), [call["dim"]])
     return curved.log_softmax(call.site, call.value(), axis)
@@ -657,6 +668,7 @@ RULES: dict[str, Callable[[Call], Result]] = {
     "softplus": _softplus,
     "pow": _power,
     **dict.fromkeys(("softmax", "_softmax", "_safe_softmax"), _softmax),
+    "scaled_dot_product_attention": _attention,
     "layer_norm": _layer_norm,
     "native_layer_norm": partial(_first_of_three, _layer_norm),
     "group_norm": _group_norm,

@@ -142,6 +142,11 @@ def _attention(self: nn.Module, x: Tensor) -> Tensor:
     return (h + F.gelu(self.inner(h)) * F.gelu(h, approximate="tanh")).flatten(1)
 
 
+def _stacks(self: nn.Module, x: Tensor) -> Tensor:
+    stack = torch.arange(24.0, dtype=x.dtype).reshape(2, 3, 4) / 24.0
+    return (torch.matmul(x, stack) + x @ x.transpose(2, 3) @ x[..., :1]).flatten(1)
+
+
 def _recurrent(self: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([own(x)[0][:, -1] for own in (self.lstm, self.gru, self.plain)], 1)
 
@@ -240,12 +245,13 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "attention": (
         lambda: Forward(
             _attention,
-            heads=nn.MultiheadAttention(4, 4, batch_first=True),
+            heads=nn.MultiheadAttention(4, 2, batch_first=True),
             norm=nn.LayerNorm(4),
             inner=nn.Linear(4, 4),
         ),
         (3, 4),
     ),
+    "stacks": (lambda: Forward(_stacks), (2, 3, 3)),
     "recurrent": (
         lambda: Forward(
             _recurrent,

@@ -209,7 +209,6 @@ UNSUPPORTED: dict[str, tuple[onnx.NodeProto, str]] = {
     "sine": (helper.make_node("Sin", ["x"], ["y"], name="wave"), r"Sin \(node 'wave'\).*Supported are: Erf"),
     "integers": (helper.make_node("Cast", ["x"], ["y"], to=TensorProto.INT64), "rounds"),
     "random": (helper.make_node("RandomNormal", [], ["y"], shape=[1]), "RandomNormal"),
-    "stack": (helper.make_node("MatMul", ["x", "W"], ["y"]), "a stack of matrices"),
 }
 
 
