@@ -143,7 +143,7 @@ def _attention(self: nn.Module, x: Tensor) -> Tensor:
 
 
 def _stacks(self: nn.Module, x: Tensor) -> Tensor:
-    stack = torch.arange(24.0, dtype=x.dtype).reshape(2, 3, 4) / 24.0
+    stack = torch.arange(24.0, dtype=x.dtype).reshape(2, 3, 4) / 32.0
     return (torch.matmul(x, stack) + x @ x.transpose(2, 3) @ x[..., :1]).flatten(1)
 
 
