@@ -139,8 +139,11 @@ def parse_domain(text: str) -> tuple[float, float]:
     )
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, name: str = "memory") -> int:
     """Parses a number of bytes, written as "4G", "512M" or "1.5G" (powers of 1024).
+
+    Args:
+        name: what the number is, for the error message.
 
     Raises:
         InputError: it is not a positive number followed by K, M, G or T.
@@ -148,7 +151,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2].upper()))) if match else 0
     if size <= 0:
-        raise InputError(f"memory {text!r} is not a size; expected a number with K, M, G or T, for example 512M or 4G")
+        raise InputError(f"{name} {text!r} is not a size; expected a number with K, M, G or T, for example 512M or 4G")
     return size
 
 

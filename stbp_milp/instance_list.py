@@ -41,6 +41,8 @@ def read_instances(path: str | Path) -> list[ListedInstance]:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream)
             lines = [(reader.line_num, line) for line in reader if line]
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {str(path)!r}; give a list of instances, a CSV file") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{str(path)!r} cannot be read as a list of instances ({reason}); give a CSV file") from error

@@ -105,7 +105,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 def _queues(command: _Decorated) -> _Decorated:
     """An option for every kind of cluster."""
     for kind, name in reversed(_QUEUES.items()):
-        text = f"Queue workers as jobs of {name}, which this YAML file describes; see results/README.md."
+        text = f"Run the workers as {name} jobs, which this YAML file describes; see results/README.md."
         command = click.option(f"--{kind}", type=FILE, metavar="FILE", help=text)(command)
     return command
 
@@ -135,7 +135,7 @@ def _queues(command: _Decorated) -> _Decorated:
     "--gpus",
     type=COUNT,
     metavar="N",
-    help="Compute on N GPUs, with one instance at a time on each. This replaces --jobs.",
+    help="Compute on N GPUs, with one instance at a time on each. This option replaces --jobs.",
 )
 @click.option(
     "--out",
@@ -196,7 +196,7 @@ def _check_together(options: BatchOptions) -> None:
     if len(given) > 1:
         raise InputError(f"{given[0]} and {given[1]} were given together; give one of them")
     if given and options.jobs is not None:
-        raise InputError(f"--jobs is about this machine and {given[0]} about others; leave --jobs out")
+        raise InputError(f"--jobs is about this machine and {given[0]} is about others; leave --jobs out")
     if options.gpus is not None and options.jobs is not None:
         raise InputError("--jobs and --gpus were given together; with --gpus, one instance runs at a time on each GPU")
 
@@ -227,7 +227,7 @@ def _run(options: BatchOptions) -> int:
             progress = run_batch(tasks, folder, mirror, place.open, engine, display.update)
         except KeyboardInterrupt:
             kept = f"{len(mirror.words()):,} results of the list are kept in {str(folder.path)!r}"
-            console(stderr=True).print(f"{kept}; the same command goes on where this one stopped", markup=False)
+            console(stderr=True).print(f"{kept}; the same command continues where this one stopped", markup=False)
             raise
         failed = mirror.reasons("error")
     _tell(progress, failed, folder.path)
@@ -273,8 +273,8 @@ def _tell(progress: Progress, failed: Sequence[tuple[str, str, str]], path: Path
     for name, model, reason in failed[:_NAMED]:
         console(stderr=True).print(f"error in {name} ({model}): {reason}", markup=False, soft_wrap=True)
     if len(failed) > _NAMED:
-        shown = f"'{shared.called('report')} {path}' shows all"
-        console(stderr=True).print(f"and {len(failed) - _NAMED:,} errors more; {shown}", soft_wrap=True)
+        shown = f"'{shared.called('report')} {path}' shows all of them"
+        console(stderr=True).print(f"and {len(failed) - _NAMED:,} more errors; {shown}", soft_wrap=True)
     console(stderr=False).print(f"results: {path}")
 
 

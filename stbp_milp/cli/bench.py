@@ -16,10 +16,11 @@ from stbp_milp.cli.shared import COUNT, FILE, POSITIVE, Exit
 
 _HELP = """Make an ST-Bench: networks, clips and instances that any verifier can run.
 
-DIR gets the layout of VNN-COMP: onnx/, clips/, specifications/ (in our format), vnnlib/ (for sets that are a union of
-few boxes), instances.csv, instances_vnnlib.csv, and a README.md that explains everything to other tools' authors. The
-same seed makes the same files on the same kind of machine with the same number of threads; only the expected
-verdicts also depend on what our verifier decides in time. If the command is interrupted, the same command continues.
+DIR, the folder of --out, gets the layout of VNN-COMP: onnx/, clips/, specifications/ (in our format), vnnlib/ (for
+sets that are a union of few boxes), instances.csv, instances_vnnlib.csv, and a README.md that explains everything to
+other tools' authors. The same seed makes the same files on the same kind of machine with the same number of threads;
+only the expected verdicts also depend on what our verifier decides in time. If the command is interrupted, the same
+command continues.
 
 \b
 Examples:
@@ -77,9 +78,10 @@ def _words(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     type=int,
     default=7,
     show_default=True,
-    help="The seed of the training, the clips and the choice of instances.",
+    metavar="N",
+    help="The seed for the training, the clips and the choice of instances.",
 )
-@click.option("--out", type=FILE, required=True, metavar="DIR", help="The folder to make.")
+@click.option("--out", type=FILE, required=True, metavar="DIR", help="The folder for the bench.")
 @click.option(
     "--instances", type=COUNT, default=36, show_default=True, metavar="N", help="The number of instances per network."
 )
@@ -100,7 +102,7 @@ def _words(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     "--settled-within",
     type=POSITIVE,
     metavar="SECONDS",
-    help="Keep only instances that our verifier decides within this processor time.",
+    help="Keep only the instances that our verifier decides within this much processor time.",
 )
 @click.option(
     "--boxes",
@@ -108,18 +110,18 @@ def _words(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     default=100,
     show_default=True,
     metavar="N",
-    help="The largest number of boxes in a VNN-LIB file. Sets of more boxes get no VNN-LIB file.",
+    help="The largest number of boxes in a VNN-LIB file. A set of more boxes gets no VNN-LIB file.",
 )
 @click.option(
     "--chosen",
     is_flag=True,
-    help="Add the twelve instances that were chosen by hand (for seed 7, size S and training pgd).",
+    help="Add the twelve instances that were chosen by hand (for seed 7, size S and the pgd training).",
 )
 @click.option(
     "--networks",
     type=FILE,
     metavar="DIR",
-    help="Use the file FAMILY-SIZE-WAY.onnx of this folder, if there is one, instead of training.",
+    help="Use the file FAMILY-SIZE-WAY.onnx in this folder, if there is one, instead of training a network.",
 )
 @click.option(
     "--steps",
@@ -148,7 +150,7 @@ def command(out: Path, verbose: int, **given: Any) -> None:
             progress.update(bars[stage], completed=done, total=total, note=note)
 
         made = make(asked, out, tell)
-    console(stderr=False).print(f"{out}: {'made' if made else 'was complete already'}; {out / 'README.md'} explains it")
+    console(stderr=False).print(f"{out}: {'made' if made else 'already complete'}; {out / 'README.md'} explains it")
 
 
 main = partial(shared.run, command)

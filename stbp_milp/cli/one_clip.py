@@ -141,7 +141,7 @@ def read_query(options: VerifyOptions) -> tuple[Query, list[float], str]:
         # Pictures are bytes too, which the reader has divided.
         clip, units = ((frames * 255).round(), "") if as_given else (frames, DIVIDED)
     else:
-        read = read_clip_and_units(options.input, as_given, " or a video, .avi or .mp4")
+        read = read_clip_and_units(options.input, as_given, ", or a video (.avi or .mp4)")
         model = _load(options.model, read.values, options.layout)
         clip, units = as_clip(read.values, model.axes), read.units
     specification.build(clip)  # raises before anything runs

@@ -13,8 +13,9 @@ from stbp_milp.cli.shared import FILE, Exit
 
 _HELP = """Write the results of a run as one HTML file.
 
-RUN is the folder of results of '{batch}' or '{verify}'. The page needs no server and no network. It shows a summary,
-a cactus plot, the time and the bounds of every instance, filters, and a viewer of each counterexample.
+RUN is the folder to which '{batch}' or '{verify}' wrote its results. The page needs no server and no network. It
+shows a summary, a cactus plot, the time and the bounds of every instance, filters, and a viewer of each
+counterexample.
 
 \b
 Examples:
@@ -22,7 +23,9 @@ Examples:
   {report} results/night --against results/yesterday --out night.html
 """
 
-_EXIT_CODES = {Exit.DONE: "The page is written. Files of the run that cannot be read are left out and named."}
+_EXIT_CODES = {
+    Exit.DONE: "The page was written. Files of the run that could not be read are left out, and stderr names them."
+}
 
 
 @click.command("report", cls=shared.Subcommand, help=_HELP, exit_codes=_EXIT_CODES)
@@ -55,13 +58,13 @@ def command(run: Path, out: Path | None, against: Path | None, clips: str, verbo
     from stbp_milp.report.html.figures import size
     from stbp_milp.report.html.run import read_run
 
-    room = parse_bytes(clips)
+    room = parse_bytes(clips, "--clips")
     shown = read_run(run)
     other = read_run(against) if against else None
     written = write_report(shown, out or run / "report.html", other, room)
     for warning in written.warnings:
         click.echo(f"warning: {warning}", err=True)
-    left_out = f", {written.left_out} left out for their size (--clips)" if written.left_out else ""
+    left_out = f", {written.left_out:,} left out because of their size (see --clips)" if written.left_out else ""
     counted = f"{len(shown.instances):,} instances, {written.viewers:,} viewers{left_out}"
     click.echo(f"{written.path}: {counted}, {size(written.bytes)}")
 

@@ -54,7 +54,7 @@ _MEANINGS: Mapping[int, str] = {
     Exit.CONTRADICTION: "Two methods contradict each other. This is a bug; please report it.",
     Exit.INTERNAL_ERROR: "Any other error in the program.",
     Exit.INTERRUPTED: "The command was interrupted by Ctrl-C.",
-    Exit.BROKEN_PIPE: "The output was closed before all was written, for example by head.",
+    Exit.BROKEN_PIPE: "The reader of the output, for example head, closed it before everything was written.",
 }
 
 
@@ -168,7 +168,7 @@ class Positive(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = click.FLOAT.convert(value, param, ctx)
         if not 0 < number < math.inf:
-            self.fail(f"{value!r} is not a number above 0.", param, ctx)
+            self.fail(f"{value!r} is not a finite number above 0.", param, ctx)
         return number
 
 
@@ -194,7 +194,7 @@ solver = click.option(
     type=_SOLVERS,
     default="auto",
     show_default=True,
-    help="The MILP solver. With 'none', bounds and branch and bound have to settle everything.",
+    help="The MILP solver. With 'none', bounds and branch and bound have to decide alone.",
 )
 seed = click.option(
     "--seed", type=_SEEDS, default=0, show_default=True, metavar="N", help="The seed of all random choices."
@@ -212,7 +212,8 @@ memory_of_a_process = click.option(
     default="4G",
     show_default=True,
     metavar="SIZE",
-    help="The memory limit of each process with its descendants, for example 512M. What exceeds it is killed.",
+    help="The memory limit of each process together with its descendants, for example 512M. A process that "
+    "exceeds it is killed.",
 )
 version = click.version_option(VERSION, prog_name="stbp-milp", message="%(prog)s %(version)s")
 help_ = click.help_option("--help", "-h")

@@ -69,7 +69,7 @@ def _redraw(context: click.Context, _: click.Parameter, folder: Path | None) -> 
     rows, page = read_tables(folder), folder / "study.md"
     command = re.search(r"^Command: `(.*)`$", page.read_text() if page.exists() else "", re.MULTILINE)
     _write_pages(folder, rows, command[1] if command else shared.command_line())
-    click.echo(f"the figures and study.md in {folder} are drawn again from {len(rows)} measurements")
+    click.echo(f"the figures and study.md in {folder} were made again from {len(rows)} measurements")
     context.exit()
 
 
@@ -94,7 +94,7 @@ def _redraw(context: click.Context, _: click.Parameter, folder: Path | None) -> 
     metavar="NUMBERS",
     help="The radii, as multiples of the radius in the specification, for example 0.5,0.75,1.  [default: 1]",
 )
-@click.option("--absolute", is_flag=True, help="The numbers of --eps-sweep are radii in the unit of the data.")
+@click.option("--absolute", is_flag=True, help="Read the numbers of --eps-sweep as radii in the unit of the data.")
 @click.option(
     "--timeout",
     type=POSITIVE,
@@ -118,7 +118,7 @@ def _redraw(context: click.Context, _: click.Parameter, folder: Path | None) -> 
     default=8,
     show_default=True,
     metavar="N",
-    help="The number of neurons per layer that --layers measures.",
+    help="The number of neurons in each layer that --layers measures.",
 )
 @shared.seed
 @click.option(
@@ -128,7 +128,7 @@ def _redraw(context: click.Context, _: click.Parameter, folder: Path | None) -> 
     is_eager=True,
     expose_value=False,
     callback=_redraw,
-    help="Only draw the figures and write study.md again, from the .csv files in this folder. Nothing is measured.",
+    help="Only draw the figures and write study.md again, from the .csv files in this folder, without any measurement.",
 )
 @shared.usual
 def command(verbose: int, **given: Any) -> None:
@@ -151,7 +151,7 @@ def sweep_of(text: str | None, absolute: bool) -> Sweep | None:
 
     if text is None:
         if absolute:
-            raise InputError("--absolute says what the numbers of --eps-sweep are; give that option too")
+            raise InputError("--absolute says how the numbers of --eps-sweep are meant; give --eps-sweep too")
         return None
     try:
         values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
@@ -183,7 +183,9 @@ def _needs_studies() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise InputError(f"studies need {error.name}; install it: pip install -e '.[studies]'") from error
+        raise InputError(
+            f"studies need the package {error.name}; install it with: pip install -e '.[studies]'"
+        ) from error
 
 
 def _run(given: dict[str, Any], errors: Console) -> None:

@@ -51,9 +51,9 @@ A pixel is changed in all its channels.
 """
 
 _EXIT_CODES = {
-    Exit.DONE: "The verdict is verified. For the shipped bench: every instance came out as expected.",
+    Exit.DONE: "The verdict is verified. For the shipped bench: every verdict is the expected one.",
     Exit.FALSIFIED: "The verdict is falsified.",
-    Exit.OPEN: "The verdict is unknown. For the shipped bench: an instance is undecided.",
+    Exit.OPEN: "The verdict is unknown. For the shipped bench: at least one instance is undecided.",
     Exit.CONTRADICTION: "Two methods, or a verdict and the expected one, contradict each other. This is a bug; please "
     "report it.",
 }
@@ -90,7 +90,7 @@ class VerifyOptions:
 
 
 @click.command("verify", cls=shared.Subcommand, help=_HELP, exit_codes=_EXIT_CODES)
-@click.option("--model", type=FILE, metavar="FILE", help="The network, an .onnx or .onnx.gz file.")
+@click.option("--model", type=FILE, metavar="FILE", help="The network, as an .onnx or .onnx.gz file.")
 @click.option(
     "--input",
     metavar="FILE",
@@ -106,8 +106,15 @@ class VerifyOptions:
     metavar="NUMBER",
     help="The largest change of a value, for example 4/255 or 0.03. With 1, a value may become any value in [0,1].",
 )
-@click.option("--label", type=int, metavar="CLASS", help="The class that must stay first.  [default: the prediction]")
-@click.option("--top-k", type=COUNT, metavar="K", help="The class must stay among the first K.  [default: 1]")
+@click.option(
+    "--label", type=int, metavar="CLASS", help="The class that must stay first.  [default: the predicted class]"
+)
+@click.option(
+    "--top-k",
+    type=COUNT,
+    metavar="K",
+    help="The class must stay among the K classes with the highest scores.  [default: 1]",
+)
 @click.option(
     "--tolerance",
     type=POSITIVE,

@@ -73,11 +73,11 @@ def open_onnx(path: str | Path, input_shape: Sequence[int] | None = None) -> Onn
 
 def _read(path: Path) -> bytes:
     if not path.name.endswith((".onnx", ".onnx.gz")):
-        raise InputError(f"{path} is no ONNX file by its name; expected .onnx or .onnx.gz")
+        raise InputError(f"{str(path)!r} is no ONNX file by its name; expected .onnx or .onnx.gz")
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}; give the path of an .onnx or .onnx.gz file") from error
+        raise InputError(f"there is no file {str(path)!r}; give the path of an .onnx or .onnx.gz file") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 

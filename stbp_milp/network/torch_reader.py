@@ -86,8 +86,8 @@ def _exported(module: _Whole, name: str, input_shape: Sequence[int]) -> Exported
     except Exception as error:  # whatever the user's own code raises when it is exported
         reason = " ".join(str(error).split())[:400]
         raise UnsupportedLayerError(
-            f"torch.export cannot follow {name}: {reason}. The forward method must apply the same operators to every "
-            "input; export the module to ONNX and load that instead"
+            f"torch.export cannot follow {name}: {reason}. The forward method must accept inputs of shape "
+            f"{tuple(clip.shape)} and apply the same operators to each; change it, or export the module to ONNX"
         ) from error
     assert isinstance(program, ExportedProgram)
     return program

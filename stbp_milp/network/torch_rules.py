@@ -682,6 +682,6 @@ SUPPORTED = (
     "convolutions and transposed convolutions, Linear and products with a constant matrix, BatchNorm, average, maximum "
     "and adaptive pooling, ReLU, LeakyReLU, PReLU, ReLU6, Hardtanh, Hardsigmoid, clamp, abs, maximum and minimum, "
     "concatenation, slices, padding, upsampling, reshapes and permutations, sums, means, arithmetic, matrix "
-    "products, Sigmoid, Tanh, SiLU, GELU, ELU, SELU, Mish, Softplus, "
-    "Hardswish, exp, log, square roots, Softmax, LayerNorm, GroupNorm and InstanceNorm"
+    "products, Sigmoid, Tanh, SiLU, GELU, ELU, SELU, Mish, Softplus, Hardswish, exp, log, erf, square roots, powers, "
+    "Softmax, scaled dot-product attention, LSTM, GRU, RNN, LayerNorm, GroupNorm and InstanceNorm"
 )

@@ -121,15 +121,18 @@ def summary(query: Query, outcome: Outcome, files: Mapping[str, Path]) -> Render
         ("verdict", Text(outcome.word, style=_COLOURS[outcome.word])),
         ("", explanation(query, outcome)),
         *([("", f"what may help: {outcome.verdict.advice}")] if isinstance(outcome.verdict, Unknown) else []),
-        (
-            "margin",
-            f"smallest over the set: at least {_number(outcome.lower)} (proved), "
-            f"at most {_number(outcome.upper)} (observed)",
-        ),
+        ("margin", f"smallest over the set: {_known(outcome.lower, outcome.upper)}"),
         ("seconds", f"{outcome.seconds:.2f}" + (f": {times}" if times else "")),
         *([("work", work)] if work else []),
         *((kind, Text(str(path), overflow="fold")) for kind, path in files.items()),
     )
+
+
+def _known(lower: float, upper: float) -> str:
+    """Describes what is known about the smallest margin, without bounds that say nothing."""
+    proved = [f"at least {_number(lower)} (proved)"] if lower > -math.inf else []
+    observed = [f"at most {_number(upper)} (observed)"] if upper < math.inf else []
+    return ", ".join(proved + observed) or "no bound is known"
 
 
 def explanation(query: Query, outcome: Outcome) -> str:

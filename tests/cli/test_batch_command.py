@@ -186,4 +186,4 @@ def test_interrupted_says_what_is_kept_and_how_to_go_on(
     assert main([str(instances), "--out", str(out), "--quiet"]) == 130
     said = " ".join(capsys.readouterr().err.split())
     assert f"0 results of the list are kept in {str(out)!r}" in said
-    assert "the same command goes on" in said
+    assert "the same command continues" in said

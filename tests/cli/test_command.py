@@ -339,7 +339,10 @@ def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> No
         ({"threads": "0"}, "--threads"),
         ({"epsilon": "1"}, "--eps"),
         ({"set": "window:0"}, "is empty"),
-        ({"input": "net.onnx"}, ".npy or .npz file, for example clip.npy or clips.npz:key[7] or a video, .avi or .mp4"),
+        (
+            {"input": "net.onnx"},
+            ".npy or .npz file, for example clip.npy or clips.npz:key[7], or a video (.avi or .mp4)",
+        ),
         ({"input": "clip.mkv"}, ".avi or .mp4"),
     ],
 )

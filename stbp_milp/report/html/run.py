@@ -58,7 +58,9 @@ def read_run(folder: Path) -> Run:
             broken.append(str(error))
     if not read and (broken or not batch):
         problem = f"none of its {len(paths)} files can be read: {broken[0]}" if broken else "it holds no results"
-        raise InputError(f"{str(folder)!r} cannot be shown, {problem}; give the folder that a run wrote its results to")
+        raise InputError(
+            f"{str(folder)!r} cannot be shown because {problem}; give the folder that a run wrote its results to"
+        )
     position = {key: i for i, (key, _) in reversed(list(enumerate(order)))}
     stems = sorted(read, key=lambda stem: (position.get(stem, len(order)), stem))
     done = read.keys() | {path.stem for path in paths}
