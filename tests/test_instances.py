@@ -85,7 +85,7 @@ def test_an_empty_or_missing_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("\n")
     with pytest.raises(InputError, match="no instances"):
         read_instances(tmp_path / "empty.csv")
-    with pytest.raises(InputError, match="there is no file .*missing.csv"):
+    with pytest.raises(InputError, match=r"there is no file .*missing\.csv"):
         read_instances(tmp_path / "missing.csv")
 
 
