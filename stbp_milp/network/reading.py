@@ -131,9 +131,10 @@ def _forward_errors(network: Network, values: list[Tensor], unit: float) -> list
     with torch.no_grad():
         for position, node in enumerate(network.nodes[1:], start=1):
             if isinstance(node.layer, Nonlinear):
-                error = unit * _size(network, position, values) + _passed_on(
-                    node.layer, values[node.inputs[0]], errors[node.inputs[0]]
-                )
+                operand = node.inputs[0]
+                error = _passed_on(node.layer, values[operand], errors[operand])
+                if not isinstance(node.layer, ReLU):  # which rounds nothing
+                    error = error + unit * _size(network, position, values)
             else:
                 error = unit * _size(network, position, values)
                 for k, i in enumerate(node.inputs):
