@@ -16,9 +16,16 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("agreement with exact optima")
-    group.addoption("--instances", type=int, default=500, help="how many instances test_agreement.py compares, if slow")
+    group = parser.getgroup("comparisons on numbered instances")
+    group.addoption("--instances", type=int, default=500, help="how many instances slow comparisons take")
     group.addoption("--first", type=int, default=0, help="the number of the first one")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The numbers of the instances that the command line asks for."""
+    if "instance_number" in metafunc.fixturenames:
+        first, count = (metafunc.config.getoption(name) for name in ("--first", "--instances"))
+        metafunc.parametrize("instance_number", range(first, first + count))
 
 
 @pytest.fixture(scope="session")

@@ -61,15 +61,8 @@ def test_verdicts_equal_exact_optima() -> None:
     assert min(verdicts["verified"], verdicts["falsified"]) >= 8
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The numbers of the instances that the command line asks for."""
-    if "number" in metafunc.fixturenames:
-        first, count = (metafunc.config.getoption(name) for name in ("--first", "--instances"))
-        metafunc.parametrize("number", range(first, first + count))
-
-
 @pytest.mark.slow
-def test_verdict_equals_the_exact_optimum(number: int) -> None:
-    comparison = micro_instances.compare(micro_instances.draw(number), CONFIGURATION)
+def test_verdict_equals_the_exact_optimum(instance_number: int) -> None:
+    comparison = micro_instances.compare(micro_instances.draw(instance_number), CONFIGURATION)
     assert not comparison.contradictions
     assert comparison.outcome.word != "unknown"

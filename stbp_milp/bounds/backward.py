@@ -89,9 +89,10 @@ def input_form(
         problem: if rounding is counted, it has the sizes of all nodes up to the one where the forms start.
         start: the forms.
         relaxations: one for every nonlinear node before that node.
-        multipliers: the signed multipliers `sign * beta` of ReLU nodes with split neurons, `(N, M, *shape)`: the bound
-            holds where `sign * z >= 0`.
-        record: if given, receives the form on every ReLU's output, for branching scores.
+        multipliers: the signed multipliers of nonlinear nodes with split neurons, `(N, M, *shape)`: for ReLUs
+            `sign * beta`, and the bound holds where `sign * z >= 0`; for others of any sign, and it holds on the bounds
+            of the operand.
+        record: if given, receives the form on every nonlinear node's output, for branching scores.
         split: one neuron per form whose phase is taken as known.
     """
     network = problem.network

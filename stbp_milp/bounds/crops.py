@@ -209,26 +209,19 @@ def _(layer: Permute, region: Region, operand_shape: tuple[int, ...], shape: tup
 
 @_reached.register
 def _(layer: Concatenate, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
-    return _along(layer, region, operand_shape, shape)
+    return _along(layer.axis, region, operand_shape, shape)
 
 
 @_reached.register
 def _(layer: Product, region: Region, operand_shape: tuple[int, ...], shape: tuple[int, ...]) -> Region:
-    return _other_channels(region, operand_shape, shape)
+    return _along(0, region, operand_shape, shape)
 
 
-def _other_channels(region: Region, own: tuple[int, ...], other: tuple[int, ...]) -> Region:
-    """The same places in a node with another number of channels."""
+def _along(axis: int, region: Region, own: tuple[int, ...], other: tuple[int, ...]) -> Region:
+    """A region of a node in another of a different length along one axis: whole there, the same along all others."""
     if region.view != own:
         return Region.whole(other)
-    return Region(other, ((0, other[0]), *region.ranges[1:]))
-
-
-def _along(layer: Concatenate, region: Region, own: tuple[int, ...], other: tuple[int, ...]) -> Region:
-    """A region of one side of a concatenation on the other side: whole along the axis, the same along all others."""
-    if region.view != own:
-        return Region.whole(other)
-    return Region(other, tuple((0, n) if i == layer.axis else region.ranges[i] for i, n in enumerate(other)))
+    return Region(other, tuple((0, n) if i == axis else region.ranges[i] for i, n in enumerate(other)))
 
 
 def _inside(start: int, stop: int, size: int) -> Range:
@@ -293,14 +286,14 @@ def _(layer: Permute, own: Region, operand: Region, operand_shape: tuple[int, ..
 
 @_wanted.register
 def _(layer: Concatenate, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
-    return _along(layer, own, own.view, operand_shape)
+    return _along(layer.axis, own, own.view, operand_shape)
 
 
 @_wanted.register
 def _(layer: Product, own: Region, operand: Region, operand_shape: tuple[int, ...]) -> Region:
     if operand.view != operand_shape:
         return Region.whole(operand_shape)
-    return _other_channels(own, (operand_shape[0] // 2, *operand_shape[1:]), operand_shape)
+    return _along(0, own, (operand_shape[0] // 2, *operand_shape[1:]), operand_shape)
 
 
 # --- layers on regions ----------------------------------------------------------------------------------------

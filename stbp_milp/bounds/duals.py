@@ -107,10 +107,10 @@ class Bracket:
         curved = {i: self.problem.relaxation(i, self.bounds[i], duals.slopes.get(i)) for i in self.curved}
         return {**lines, **curved}
 
-    def spread(self, node: int) -> Tensor | float:
-        """Returns how far apart the ends of the ranges of a node's slopes are: the unit of steps along them."""
+    def spread(self, node: int) -> Tensor:
+        """Returns how far apart the ends of a node's ranges are: the unit of steps along its parameters."""
         least, most = self.ranges[node]
-        return most - least if node in self.curved else 1.0
+        return most - least
 
     def project(self, duals: Duals) -> Duals:
         """Projects the duals onto their ranges."""

@@ -193,10 +193,12 @@ def values_with_errors(
         if position in known:
             value, error = known[position]
         elif isinstance(node.layer, Nonlinear):
-            value = apply(node.layer, [values[node.inputs[0]]])
-            error = _after_relu(values, errors, node.inputs[0])
-            if not isinstance(node.layer, ReLU):
-                error = _after_curve(node.layer, values[node.inputs[0]], errors[node.inputs[0]], value)
+            operand = node.inputs[0]
+            value = apply(node.layer, [values[operand]])
+            if isinstance(node.layer, ReLU):
+                error = _after_relu(values, errors, operand)
+            else:
+                error = _after_curve(node.layer, values[operand], errors[operand], value)
         else:
             operands = [values[i] for i in node.inputs]
             value = apply(node.layer, operands)

@@ -41,13 +41,9 @@ def value_range(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tenso
     ends = [function.value(x) for x in (lower, upper)]
     margin = torch.maximum(*(accuracy(function, x, y) for x, y in zip((lower, upper), ends, strict=True)))
     least, most = torch.minimum(*ends) - margin, torch.maximum(*ends) + margin
-    for start, stop, value in function.turns:
+    for start, stop, value in function.minima:
         reached = (lower <= stop) & (upper >= start)
-        low = value <= float(function.value(torch.tensor(start - 1.0, dtype=torch.float64)))
-        if low:
-            least = torch.where(reached, least.clamp(max=value), least)
-        else:
-            most = torch.where(reached, most.clamp(min=value), most)
+        least = torch.where(reached, least.clamp(max=value), least)
     unknown = ~inside | least.isnan() | most.isnan()
     return least.masked_fill(unknown, -torch.inf), most.masked_fill(unknown, torch.inf)
 
@@ -57,10 +53,8 @@ def slope_range(function: Function, lower: Tensor, upper: Tensor) -> tuple[Tenso
     inside, lower, upper = _inside(function, lower, upper)
     ends = [function.derivative(x) for x in (lower, upper)]
     least, most = torch.minimum(*ends), torch.maximum(*ends)
-    for k, place in enumerate(function.breaks):
+    for place, (low, high) in zip(function.breaks, function.slopes_at_breaks, strict=True):
         reached = (lower <= place) & (upper >= place)
-        here = float(function.derivative(torch.tensor(place, dtype=torch.float64)))
-        low, high = function.steepness[k] or (here, here) if function.steepness else (here, here)
         least = torch.where(reached, least.clamp(max=low), least)
         most = torch.where(reached, most.clamp(min=high), most)
     # The derivative's own error: it may cancel, so it is counted relative to the values at hand and to 1.
@@ -160,6 +154,6 @@ def _stationary(function: Function, slope: Tensor, lower: Tensor, upper: Tensor,
             start, stop = torch.where(left, start, middle), torch.where(left, middle, stop)
         middle = (start + stop) / 2
         uncertain = rise(middle).abs() * (stop - start) / 2
-        inner = falls & rises if not function.steepness else torch.ones_like(falls)  # at a kink, either may be wrong
+        inner = torch.ones_like(falls) if function.kinks else falls & rises  # at a kink, either may be wrong
         tried(torch.where(inner, middle, lower), torch.where(inner, uncertain, nothing))
     return best, loss

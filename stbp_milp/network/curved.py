@@ -106,8 +106,8 @@ def softmax(site: Site, x: Value, axis: int) -> Value:
     count = x.shape[axis]
     if count == 1:
         return affine(site, x, 0.0, 1.0)
-    pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
-    if len(pairs) * math.prod(x.shape) // count <= _PAIRS:
+    if (count - 1) * math.prod(x.shape) <= _PAIRS:
+        pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
         difference = torch.zeros(len(pairs), count, dtype=torch.float64)
         total = torch.zeros(count, len(pairs), dtype=torch.float64)
         for row, (i, j) in enumerate(pairs):
@@ -150,11 +150,7 @@ def scaled(site: Site, x: Value, weight: Tensor | None, bias: Tensor | None, axi
     """`weight x + bias`, both along the last axes of the node, or along one axis."""
 
     def fitted(own: Tensor) -> Tensor:
-        return (
-            own.to(torch.float64)
-            if axis is None
-            else own.to(torch.float64).reshape(-1, *[1] * (len(x.shape) - axis - 1))
-        )
+        return own if axis is None else own.reshape(-1, *[1] * (len(x.shape) - axis - 1))
 
     if weight is not None:
         x = multiplied(site, x, fitted(weight))
@@ -168,8 +164,8 @@ def matrix_product(site: Site, first: Value | Tensor, second: Value | Tensor) ->
         return product(site, first, second)
     if min(len(shaping.whole_of(own)) for own in (first, second)) < 2:
         raise site.unsupported("multiplies a vector that depends on the input; reshape it to a matrix")
-    left = _layered(site, first, len(shaping.whole_of(first)))
-    right = _layered(site, second, len(shaping.whole_of(second)) - 2)
+    left = shaping.layered(site, first, len(shaping.whole_of(first)))
+    right = shaping.layered(site, second, len(shaping.whole_of(second)) - 2)
     terms = times(site, left, right)
     return summed(site, terms, [len(terms.whole) - 2], keep=False)
 
@@ -182,11 +178,6 @@ def attention(site: Site, query: Value, key: Value, value: Value, scale: float, 
     if mask is not None:
         scores = added(site, scores, mask, 1.0)
     return matrix_product(site, softmax(site, scores, len(scores.shape) - 1), value)
-
-
-def _layered(site: Site, own: Value | Tensor, axis: int) -> Value | Tensor:
-    """With a new axis of length 1."""
-    return shaping.unsqueezed(site, own, [axis]) if isinstance(own, Value) else own.to(torch.float64).unsqueeze(axis)
 
 
 def _mean(site: Site, x: Value, axes: Sequence[int]) -> Value:

@@ -1,9 +1,9 @@
 """Smooth functions of one number: what a layer `Smooth` may apply elementwise.
 
 Everything that bounds need to know of a function is stated here: its value, its derivative, where its curvature changes
-and where it turns. Between two *breaks* a function is convex or concave, so its derivative is monotone; every rule in
-`bounds.smooth` is derived from that. Functions that are written in terms of these (softmax, norms, gates) are composed
-by the readers (`network.composed`).
+and where its minima lie. Between two *breaks* a function is convex or concave, so its derivative is monotone; every
+rule in `bounds.smooth` is derived from that. Functions that are written in terms of these (softmax, norms, gates) are
+composed by the readers (`network.curved`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,9 +29,9 @@ class Function:
             derivatives or a number between them.
         breaks: where pieces meet, ascending.
         curvature: +1 for a convex and -1 for a concave piece, one more than there are breaks; a line is both.
-        steepness: per break, the least and the largest one-sided derivative; None where the function is smooth.
-        turns: places `(start, stop, value)`: a minimum or maximum lies between start and stop, and `value` is no
-            better than the true one (below a minimum, above a maximum).
+        kinks: the least and the largest one-sided derivative at every break; empty for a function without kinks.
+        minima: `(start, stop, value)`: a minimum lies between start and stop, and `value` is not above it. No function
+            here has an inner maximum.
         domain: the function is defined on the open interval between these.
         by_argument: terms may cancel, so values are accurate relative to the argument, and derivatives relative to 1.
     """
@@ -40,10 +41,18 @@ class Function:
     derivative: Callable[[Tensor], Tensor]
     breaks: tuple[float, ...] = ()
     curvature: tuple[int, ...] = (1,)
-    steepness: tuple[tuple[float, float] | None, ...] = ()
-    turns: tuple[tuple[float, float, float], ...] = ()
+    kinks: tuple[tuple[float, float], ...] = ()
+    minima: tuple[tuple[float, float, float], ...] = ()
     domain: tuple[float, float] = (-math.inf, math.inf)
     by_argument: bool = False
+
+    @cached_property
+    def slopes_at_breaks(self) -> tuple[tuple[float, float], ...]:
+        """The least and the largest one-sided derivative at every break."""
+        if self.kinks:
+            return self.kinks
+        slopes = self.derivative(torch.tensor(self.breaks, dtype=torch.float64)).tolist()
+        return tuple((slope, slope) for slope in slopes)
 
     def __reduce__(self) -> tuple[Callable[[str], Function], tuple[str]]:
         return named, (self.name,)
@@ -127,7 +136,7 @@ _LIST = (
     Function("erf", torch.erf, lambda x: 2 / math.sqrt(math.pi) * torch.exp(-x * x), (0.0,), (1, -1)),
     Function("tanh", torch.tanh, lambda x: 1 / torch.cosh(x.clamp(-350, 350)) ** 2, (0.0,), (1, -1)),
     Function("exp", torch.exp, torch.exp),
-    Function("square", lambda x: x * x, lambda x: 2 * x, turns=((0.0, 0.0, 0.0),)),
+    Function("square", lambda x: x * x, lambda x: 2 * x, minima=((0.0, 0.0, 0.0),)),
     Function("reciprocal", torch.reciprocal, lambda x: -1 / (x * x), domain=_POSITIVE),
     Function("rsqrt", torch.rsqrt, lambda x: -0.5 * torch.rsqrt(x) / x, domain=_POSITIVE),
     Function("sqrt", torch.sqrt, lambda x: 0.5 * torch.rsqrt(x), curvature=(-1,), domain=_POSITIVE),
@@ -140,7 +149,7 @@ _LIST = (
         _silu_slope,
         (-2.3993572805154677, 2.3993572805154677),
         (-1, 1, -1),
-        turns=((-1.2784645427610740, -1.2784645427610735, -0.27846454276108),),
+        minima=((-1.2784645427610740, -1.2784645427610735, -0.27846454276108),),
         by_argument=True,
     ),
     Function(
@@ -149,7 +158,7 @@ _LIST = (
         lambda x: _below(x) + x * _density(x),
         (-_ROOT_2, _ROOT_2),
         (-1, 1, -1),
-        turns=((-0.75179153, -0.75179152, -0.16997120747992),),
+        minima=((-0.75179153, -0.75179152, -0.16997120747992),),
         by_argument=True,
     ),
     Function(
@@ -158,7 +167,7 @@ _LIST = (
         _gelu_tanh_slope,
         (-1.4185040087908284, 1.4185040087908284),
         (-1, 1, -1),
-        turns=((-0.7524615, -0.7524614, -0.17004075057128),),
+        minima=((-0.7524615, -0.7524614, -0.17004075057128),),
         by_argument=True,
     ),
     Function(
@@ -167,7 +176,7 @@ _LIST = (
         _mish_slope,
         (-2.2563763963607931, 1.4905711794854285),
         (-1, 1, -1),
-        turns=((-1.1924313, -1.1924312, -0.30884341301726),),
+        minima=((-1.1924313, -1.1924312, -0.30884341301726),),
         by_argument=True,
     ),
     Function(
@@ -176,8 +185,8 @@ _LIST = (
         _hardswish_slope,
         (-3.0, 3.0),
         (1, 1, 1),
-        steepness=((-0.5, 0.0), (1.0, 1.5)),
-        turns=((-1.5, -1.5, -0.375),),
+        kinks=((-0.5, 0.0), (1.0, 1.5)),
+        minima=((-1.5, -1.5, -0.375),),
         by_argument=True,
     ),
 )

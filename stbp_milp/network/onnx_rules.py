@@ -552,4 +552,4 @@ RULES: dict[str, Callable[[Operator], Value | list[Value]]] = {
     "Upsample": _resize,
 }
 
-SUPPORTED = ", ".join([*RULES, "Constant", "Shape and what is computed from constants alone"])
+SUPPORTED = ", ".join([*sorted(RULES), "Constant", "Shape and what is computed from constants alone"])

@@ -174,6 +174,11 @@ def unsqueezed(site: Site, x: Value, axes: Sequence[int]) -> Value:
     return reshaped_whole(site, x, [1 if axis in chosen else next(lengths) for axis in range(rank)])
 
 
+def layered(site: Site, own: Value | Tensor, axis: int) -> Value | Tensor:
+    """A value or a constant with a new axis of length 1, as the model counts it."""
+    return unsqueezed(site, own, [axis]) if isinstance(own, Value) else own.unsqueeze(axis)
+
+
 def permuted(site: Site, x: Value, order: Sequence[int]) -> Value:
     """`x.permute(order)`, of the model's tensor."""
     wanted = [positive(site, axis, len(x.whole)) for axis in order]

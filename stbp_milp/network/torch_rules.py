@@ -246,12 +246,7 @@ def _stack(call: Call) -> Value:
     operands = _operands(call)
     first = next(own for own in operands if isinstance(own, Value))
     axis = shaping.positive(call.site, call["dim"], len(first.whole) + 1)
-    return assembly.joined(call.site, [_layered(call, own, axis) for own in operands], axis)
-
-
-def _layered(call: Call, own: Value | Tensor, axis: int) -> Value | Tensor:
-    """With a new axis of length 1."""
-    return shaping.unsqueezed(call.site, own, [axis]) if isinstance(own, Value) else own.unsqueeze(axis)
+    return assembly.joined(call.site, [shaping.layered(call.site, own, axis) for own in operands], axis)
 
 
 def _length(call: Call) -> int:
@@ -335,7 +330,7 @@ def _slice_scatter(call: Call) -> Value:
 def _select_scatter(call: Call) -> Value:
     axis = call["dim"]
     place = call["index"] % shaping.whole_of(call.either("self"))[axis]
-    return _scattered(call, _layered(call, call.either("src"), axis), range(place, place + 1))
+    return _scattered(call, shaping.layered(call.site, call.either("src"), axis), range(place, place + 1))
 
 
 def _flip(call: Call) -> Value:
@@ -537,9 +532,9 @@ def _power(call: Call) -> Value:
     return curved.power(call.site, call.value(), float(exponent))
 
 
-def _softmax(call: Call) -> Value:
+def _softmax(composed: Callable[[Site, Value, int], Value], call: Call) -> Value:
     (axis,) = shaping.node_axes(call.site, call.value(), [call["dim"]])
-    return curved.softmax(call.site, call.value(), axis)
+    return composed(call.site, call.value(), axis)
 
 
 def _attention(call: Call) -> Value:
@@ -551,11 +546,6 @@ def _attention(call: Call) -> Value:
         raise call.site.unsupported("has a mask of booleans; give one that is added to the scores, or none")
     scale = query.whole[-1] ** -0.5 if call["scale"] is None else float(call["scale"])
     return curved.attention(call.site, query, key, value, scale, call.optional_constant("attn_mask"))
-
-
-def _log_softmax(call: Call) -> Value:
-    (axis,) = shaping.node_axes(call.site, call.value(), [call["dim"]])
-    return curved.log_softmax(call.site, call.value(), axis)
 
 
 def _layer_norm(call: Call) -> Value:
@@ -584,6 +574,12 @@ def _by_axes(pattern: str, rule: Callable[[int, Call], Result]) -> dict[str, Cal
     """The rule for 1, 2 and 3 axes."""
     return {pattern.format(axes): partial(rule, axes) for axes in (1, 2, 3)}
 
+
+# What ATen calls as `network.functions` does.
+_FUNCTIONS = (
+    *("sigmoid", "tanh", "erf", "exp", "log", "sqrt", "rsqrt", "reciprocal", "square"),
+    *("silu", "mish", "hardswish"),
+)
 
 RULES: dict[str, Callable[[Call], Result]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolution),
@@ -653,21 +649,17 @@ RULES: dict[str, Callable[[Call], Result]] = {
     "relu6": _relu6,
     "hardsigmoid": _hard_sigmoid,
     "abs": _absolute,
-    **{
-        function: partial(_smooth, function)
-        for function in ("sigmoid", "tanh", "erf", "exp", "log", "sqrt", "rsqrt", "reciprocal", "square")
-    },
-    **{function: partial(_smooth, function) for function in ("silu", "mish", "hardswish")},
+    **{function: partial(_smooth, function) for function in _FUNCTIONS},
     "gelu": _gelu,
     "elu": _elu,
     "selu": _selu,
     "celu": _celu,
     "log_sigmoid": _log_sigmoid,
     "log_sigmoid_forward": lambda call: [_log_sigmoid(call), None],
-    **dict.fromkeys(("log_softmax", "_log_softmax"), _log_softmax),
+    **dict.fromkeys(("log_softmax", "_log_softmax"), partial(_softmax, curved.log_softmax)),
     "softplus": _softplus,
     "pow": _power,
-    **dict.fromkeys(("softmax", "_softmax", "_safe_softmax"), _softmax),
+    **dict.fromkeys(("softmax", "_softmax", "_safe_softmax"), partial(_softmax, curved.softmax)),
     "scaled_dot_product_attention": _attention,
     "layer_norm": _layer_norm,
     "native_layer_norm": partial(_first_of_three, _layer_norm),

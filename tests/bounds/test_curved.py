@@ -41,7 +41,7 @@ def intervals(function: Function, seed: int, count: int = 200) -> tuple[Tensor, 
     """Intervals of all widths, of points and around breaks too, inside the domain."""
     generator = torch.Generator().manual_seed(seed)
     centre, width, way = torch.rand(3, count, generator=generator, dtype=torch.float64)
-    places = torch.tensor([0.0, *function.breaks, *(turn[0] for turn in function.turns)], dtype=torch.float64)
+    places = torch.tensor([0.0, *function.breaks, *(least[0] for least in function.minima)], dtype=torch.float64)
     centre = torch.where(way < 0.3, places[(way * 1000).long() % len(places)], 16 * centre - 8)
     reach = 10 ** (8 * width - 7)
     start = max(function.domain[0], -1e3)
@@ -88,8 +88,8 @@ def test_the_derivative_is_one_and_is_monotone_between_breaks(function: Function
 
 
 @each_function
-def test_turns_are_beyond_the_true_extremes(function: Function) -> None:
-    for start, stop, value in function.turns:
+def test_minima_are_not_above_the_true_ones(function: Function) -> None:
+    for start, stop, value in function.minima:
         x = torch.linspace(start - 0.1, stop + 0.1, 100001, dtype=torch.float64)
         least, place = function.value(x).min(0)
         assert value <= float(least) <= value + 1e-9

@@ -82,13 +82,6 @@ def test_verdicts_equal_those_of_a_grid() -> None:
     assert min(words["verified"], words["falsified"]) >= 2
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The numbers of the instances that the command line asks for."""
-    if "number" in metafunc.fixturenames:
-        first, count = (metafunc.config.getoption(name) for name in ("--first", "--instances"))
-        metafunc.parametrize("number", range(first, first + count))
-
-
 @pytest.mark.slow
-def test_verdict_equals_that_of_a_grid(number: int) -> None:
-    assert check(number) != "unknown"
+def test_verdict_equals_that_of_a_grid(instance_number: int) -> None:
+    assert check(instance_number) != "unknown"
